@@ -37,6 +37,7 @@ EXCLUDED = {
     "method": "follows from schedule, masks and score_during, which are; others: tests/methods",
     **dict.fromkeys(("plugin", "init", "teacher", "data", "profiles"), "a file or a folder"),
     **dict.fromkeys(("out", "ray_address"), "a place"),
+    "gradient_blocks": "of models with blocks alone; tests/streaming",
     "stream": "of models in files alone; tests/streaming",
     "base": "of models in files alone; tests/engines/flower/test_held_weights.py",
     "encoding": "how a file is written",

@@ -23,6 +23,7 @@ from fedprune.client.host import Host
 from fedprune.client.trial_answers import try_score
 from fedprune.client.trial_client import TrialClient
 from fedprune.config import with_values
+from fedprune.config.streamed import scores_in_parts
 from fedprune.learning.options import trains
 from fedprune.protocol.choice import asked_at_once
 from fedprune.protocol.messages import Question
@@ -97,10 +98,10 @@ def _summed(host: Host) -> int:
     Of a model that is read in parts, no more than the statistics of its score.
     """
     c, layout = host.config, host.layout
-    if not is_streamed(host.model):
+    if not is_streamed(host.model) and not scores_in_parts(c):
         return layout.parameters
     score = scores_of(c.plugin)[c.score]
-    some = asked_at_once(score, host.model, layout)
+    some = asked_at_once(score, host.model, c, layout)
     shapes = (
         ask.shapes(layout, names or layout.prunable, c.unit, c.probes or 0).values()
         for ask in score.asks

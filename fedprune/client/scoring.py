@@ -63,6 +63,7 @@ def client_probe(
         c.unit,
         c.probes or 0,
         derive(c.seed, "score", question.round),
+        c.gradient_blocks,
         **kept,
     )
 

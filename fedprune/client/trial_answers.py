@@ -44,11 +44,11 @@ def try_score(trial: TrialClient) -> None:
     if c.sparsity == 0.0 or score.most or collected:  # with `most`: a pass for every unit
         return
     evidence = _evidence(trial)
+    names = asked_at_once(score, client.model, c, client.layout)[0]
     for i, ask in enumerate(score.asks):
         given = {} if ask.given is None else ask.given(evidence)
         given = {n: t.float() for n, t in given.items()}
         own = i == len(score.asks) - 1 and not combines_of(c.plugin)[c.combine].pooled
-        names = asked_at_once(score, client.model, client.layout)[0]
         what: dict[str, Any] = {"score": c.score, "ask": i, "given": given, "names": names}
         question = trial.question("score", **what, sparsity=c.sparsity if own else None)
         values = answered_in_trial(trial, question).values
@@ -58,7 +58,7 @@ def try_score(trial: TrialClient) -> None:
         evidence = replace(evidence, sums=sums, given=given)
     if score.step is not None:
         return
-    whole = client.layout.prunable
+    whole = names or client.layout.prunable
     # Of a large model all scores at once, float64, take twice the memory of its weights.
     for some in [[name] for name in whole] if score.apart else [whole]:
         weights, masks = ({n: t[n] for n in some} for t in (evidence.weights, evidence.masks))

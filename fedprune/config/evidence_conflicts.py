@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fedprune.config.sections import AllOptions
+from fedprune.learning.options import trains
 from fedprune.options.conditions import Not, only
 from fedprune.options.refusal import Conflict
 from fedprune.scores.combine import combines_of
@@ -20,6 +21,7 @@ def evidence_conflicts(c: AllOptions, score: Score) -> list[Conflict]:
     """Every possible conflict of how clients' evidence is collected, and whose counts."""
     return [
         *_while_tuning(c, score),
+        *_by_block(c, score),
         *_in_sequence(c, score),
         *_behind_its_own(c, score),
         *_who_is_scored(c, score),
@@ -39,6 +41,22 @@ def _while_tuning(c: AllOptions, score: Score) -> list[Conflict]:
         *only(c, True, "its cost is measured in a pass", score_wire="fp32"),
         *only(c, True, "a compiled model is not watched", compile=False),
     ]
+
+
+def _by_block(c: AllOptions, score: Score) -> list[Conflict]:
+    """Gradients a block at a time: of weights that nobody trains, and summed in a pass."""
+    able = bool(score.asks) and all(ask.by_block for ask in score.asks)
+    reasons = {
+        "nothing is pruned": c.sparsity == 0.0,
+        f"score {c.score} sums no gradients of weights": not able,
+        "clients train all weights (--local-steps 0 or --adapters are without)": trains(c)
+        and c.adapters == "none",
+        "statistics are collected while tuning": c.score_during == "tune",
+        "--dp example holds the gradients of whole examples to a norm": c.dp == "example",
+        "--batched computes clients at once": c.batched > 1,
+    }
+    why = next((reason for reason, holds in reasons.items() if holds), "")
+    return only(c, bool(why), why, gradient_blocks=False)
 
 
 def _in_sequence(c: AllOptions, score: Score) -> list[Conflict]:

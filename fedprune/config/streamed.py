@@ -60,6 +60,11 @@ def is_forward_only(score: Score) -> bool:
     return parts and all(ask.passes == "1 forward" for ask in score.asks)
 
 
+def is_by_block(score: Score) -> bool:
+    """Whether a score is had tensor by tensor, from gradients of a block at a time."""
+    return score.apart and bool(score.asks) and all(ask.by_block for ask in score.asks)
+
+
 def why_unstreamed(c: Any) -> str:
     """Why the model of a configuration cannot be streamed; "" where it can."""
     task = tasks_of(c.plugin)[c.task]
@@ -67,7 +72,10 @@ def why_unstreamed(c: Any) -> str:
         return "its weights come from no file"
     if trains(c):
         return "clients train (--local-steps 0 is without)"
-    if not is_forward_only(scores_of(c.plugin)[c.score]):
+    score = scores_of(c.plugin)[c.score]
+    if is_by_block(score) and not c.gradient_blocks:
+        return f"--score {c.score} has gradients of the whole model without --gradient-blocks"
+    if not is_by_block(score) and not is_forward_only(score):
         return f"--score {c.score} is not had tensor by tensor from forward passes"
     if c.agreement and "agreement" in c.model_fields_set:
         return "votes of whole models are what --agreement is measured by"
@@ -84,6 +92,16 @@ def is_to_stream(c: Any) -> bool:
         return bool(c.stream == "on")
     weights = weights_of(c.model)
     return weights >= STREAMED_FROM or weights * BYTES_A_WEIGHT * _processes(c) > free_memory() // 2
+
+
+def scores_in_parts(c: Any) -> bool:
+    """Whether gradients of some blocks are asked for in a question, and these pruned by them.
+
+    What `--gradient-blocks` does where a tensor's mask depends on no other tensor: a sum of all
+    gradients takes more memory than the model.
+    """
+    alone = c.unit == "n:m" or {c.scope, c.vote_scope or c.scope} <= {"row", "layer"}
+    return bool(c.gradient_blocks and alone and not why_unstreamed(c))
 
 
 def _processes(c: Any) -> int:

@@ -85,7 +85,9 @@ def _steps(model: Model, r: Round) -> list[float | None]:
 def _stages(r: Round) -> list[tuple[str, ...]]:
     if r.config.calibration == "sequential":
         return stages_of(r.layout)
-    return asked_at_once(scores_of(r.config.plugin)[r.config.score], r.plan.model, r.layout)
+    return asked_at_once(
+        scores_of(r.config.plugin)[r.config.score], r.plan.model, r.config, r.layout
+    )
 
 
 def sparsity_of(masks: Masks, layout: Layout) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fedprune.config import RunConfig
+from fedprune.config.streamed import scores_in_parts
 from fedprune.randomness import derive, generator
 from fedprune.scores.inputs import with_shared
 from fedprune.scores.score import Evidence, Score
@@ -68,13 +69,38 @@ def evidence_about(
     )
 
 
-def asked_at_once(score: Score, model: nn.Module | None, layout: Layout) -> list[tuple[str, ...]]:
+QUESTIONS = 8
+"""Questions about gradients, at least, where a question is about some blocks."""
+
+
+def asked_at_once(
+    score: Score, model: nn.Module | None, config: RunConfig, layout: Layout
+) -> list[tuple[str, ...]]:
     """The tensors that clients are asked about in one question; (): all of them.
 
-    Of a model that is read in parts no more of Σ x xᵀ than that of a block.
+    Of a model that is read in parts no more of Σ x xᵀ than that of a block; of gradients a block at
+    a time, blocks with an eighth of the weights or one block.
     """
-    parts = score.step is not None and model is not None and is_streamed(model)
-    return stages_of(layout) if parts else [()]
+    if score.step is not None and model is not None and is_streamed(model):
+        return stages_of(layout)
+    return _few(layout) if scores_in_parts(config) else [()]
+
+
+def _few(layout: Layout) -> list[tuple[str, ...]]:
+    """Stages in model order, joined up to the share of the weights that is asked about at once."""
+    most = sum(layout.shapes[n].numel() for n in layout.prunable) / QUESTIONS
+    parts: list[tuple[str, ...]] = []
+    size = 0
+    for stage in stages_of(layout):
+        own = tuple(n for n in stage if n in set(layout.prunable))
+        more = sum(layout.shapes[n].numel() for n in own)
+        if parts and size + more <= most:
+            parts[-1] += own
+            size += more
+        else:
+            parts.append(own)
+            size = more
+    return parts
 
 
 def chosen(

@@ -26,6 +26,7 @@ from fedprune.selection.budget import sparsest
 from fedprune.selection.ranking import Unreachable
 from fedprune.selection.select import check_reachable
 from fedprune.selection.units import removable
+from fedprune.streaming.blocks import block_paths
 from fedprune.structure.cuts import places
 from fedprune.structure.edits import CUTS, Edits
 from fedprune.structure.flops import flops, positions_of
@@ -169,6 +170,8 @@ def _check_score(config: RunConfig, model: nn.Module, layout: Layout) -> None:
             f"score={config.score!r}: one pass for each of {size:,} weights; allowed: up to "
             f"{score.most:,} of them, larger units (--unit), or --score perturbation"
         )
+    if config.gradient_blocks and not block_paths(model):
+        refuse("gradient_blocks", True, "the model has no list of blocks", "false")
     if score.refuses is not None:
         score.refuses(model, None if task.dummy is None else task.dummy(config))
     for ask in score.asks:  # a statistic that these tensors do not have is refused here

@@ -99,10 +99,14 @@ def _random(evidence: Evidence) -> Tensors:
     return layout.from_origin({name: draws[name] for name in names})
 
 
-ASK_GRADIENT = Statistic(SumOverExamples(gradient, by_batch(gradient)), watch=watched(gradient))
-ASK_TAYLOR = Statistic(SumOverExamples(taylor, by_batch(taylor)), watch=watched(taylor))
+ASK_GRADIENT = Statistic(
+    SumOverExamples(gradient, by_batch(gradient)), watch=watched(gradient), by_block=True
+)
+ASK_TAYLOR = Statistic(
+    SumOverExamples(taylor, by_batch(taylor)), watch=watched(taylor), by_block=True
+)
 _SQUARES = "1 forward, 1 backward, squares of every example"
-ASK_SQUARES = Statistic(by_example(square), passes=_SQUARES, signed=False)
+ASK_SQUARES = Statistic(by_example(square), passes=_SQUARES, signed=False, by_block=True)
 
 SCORES: dict[str, Score] = {
     "taylor": Score(
@@ -123,7 +127,7 @@ SCORES: dict[str, Score] = {
         "|Σ_i -w·g_i + ½w²g_i²|: second-order change, with Σ g² of single examples for curvature",
         "LeCun et al. 1990 (OBD), with the empirical Fisher diagonal and the first order kept",
         _mean_magnitude,
-        (Statistic(by_example(taylor_second), passes=_SQUARES),),
+        (Statistic(by_example(taylor_second), passes=_SQUARES, by_block=True),),
         apart=True,
     ),
     "gradient": Score(
@@ -144,7 +148,11 @@ SCORES: dict[str, Score] = {
         "Σ_b n_b·(mean g of batch b)²: depends on how shards are cut into batches",
         "mean of squared step gradients, as frameworks implement PruneFL",
         _mean,
-        (Statistic(by_batch(mean_square), watch=watched(mean_square), signed=False),),
+        (
+            Statistic(
+                by_batch(mean_square), watch=watched(mean_square), signed=False, by_block=True
+            ),
+        ),
         additive=False,
         apart=True,
     ),
@@ -152,7 +160,7 @@ SCORES: dict[str, Score] = {
         "Σ_k n_k·(mean g of client k)²: squared per client, so federated differs from pooled",
         "Jiang et al. 2022 (PruneFL), arXiv 1909.12326, with one pass instead of local steps",
         _mean,
-        (Statistic(by_client(mean_square), signed=False),),
+        (Statistic(by_client(mean_square), signed=False, by_block=True),),
         additive=False,
         apart=True,
     ),

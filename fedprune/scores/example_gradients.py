@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from fedprune.scores.gradients import Each
+from fedprune.scores.gradients import Each, take_gradients
 from fedprune.scores.score import Probe
 from fedprune.structure.layers import parameters_of
 from fedprune.tasks.task import Loss, Part, batches, examples
@@ -53,12 +53,27 @@ def by_example(each: Each) -> SumOverExamples:
     def collect(probe: Probe) -> Tensors:
         parameters = parameters_of(probe.model, probe.prunable)
         sums = wide_zeros(parameters)
+        if probe.by_block:
+            _one_by_one(each, probe, sums)
+            return sums
         for rows in of_examples(each, probe):
             for name, row in rows.items():
                 sums[name] += row.sum(0)
         return sums
 
     return SumOverExamples(each, collect)
+
+
+def _one_by_one(each: Each, probe: Probe, sums: Tensors) -> None:
+    """Add `each` of every example by itself, whose gradients are there a block at a time."""
+    parameters = parameters_of(probe.model, probe.prunable)
+
+    def took(name: str, g: Tensor, _count: int) -> None:
+        sums[name] += each(wide(parameters[name].detach()), wide(g), 1)
+
+    for batch in probe.batches:
+        for example in batches(batch, 1):
+            take_gradients(probe, parameters, example, took)
 
 
 def of_examples(each: Each, probe: Probe) -> Iterator[Tensors]:

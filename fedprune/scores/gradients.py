@@ -8,16 +8,18 @@ gradient is the same in all but the second of these, where the weights move from
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from fedprune.scores.gradient_blocks import Took, hand_gradients
 from fedprune.scores.score import Probe, Watching
 from fedprune.structure.layers import parameters_of
 from fedprune.structure.layout import Layout
+from fedprune.tasks.task import Part
 from fedprune.tensors.named import Tensors, wide, wide_zeros
 
 Each = Callable[[Tensor, Tensor, int], Tensor]
@@ -65,9 +67,12 @@ class SumOverBatches:
         """The sum, as `fedprune.scores.score.Statistic.collect`."""
         parameters = parameters_of(probe.model, probe.prunable)
         sums = wide_zeros(parameters)
-        for gradients, count in _gradients(probe, parameters):
-            for name, g in gradients.items():
-                sums[name] += self.each(wide(parameters[name].detach()), wide(g), count)
+
+        def took(name: str, g: Tensor, count: int) -> None:
+            sums[name] += self.each(wide(parameters[name].detach()), wide(g), count)
+
+        for batch in probe.batches:
+            take_gradients(probe, parameters, batch, took)
         return _plain(sums)
 
 
@@ -82,11 +87,11 @@ def by_client(each: Each) -> Callable[[Probe], Tensors]:
     def collect(probe: Probe) -> Tensors:
         parameters = parameters_of(probe.model, probe.prunable)
         sums = wide_zeros(parameters)
-        labels = 0
-        for gradients, count in _gradients(probe, parameters):
-            labels += count
-            for name, g in gradients.items():
-                sums[name] += g
+
+        def took(name: str, g: Tensor, _count: int) -> None:
+            sums[name] += g
+
+        labels = sum(take_gradients(probe, parameters, batch, took) for batch in probe.batches)
         return _plain({n: each(wide(parameters[n].detach()), g, labels) for n, g in sums.items()})
 
     return collect
@@ -96,16 +101,21 @@ def _plain(sums: Tensors) -> Tensors:
     return {name: s.detach() for name, s in sums.items()}
 
 
-def _gradients(probe: Probe, parameters: dict[str, nn.Parameter]) -> Iterator[tuple[Tensors, int]]:
-    """The gradient of every batch's summed loss, and the labels it is over.
+def take_gradients(
+    probe: Probe, parameters: Mapping[str, nn.Parameter], batch: Part, took: Took
+) -> int:
+    """Hand on the gradient of a batch's summed loss, weight by weight; the labels it is over.
 
     A tensor that the loss does not reach has none. Nothing is left in the parameters' `grad`.
     """
-    for batch in probe.batches:
-        loss = probe.loss(probe.model, batch)
-        found = torch.autograd.grad(loss.total, list(parameters.values()), allow_unused=True)
-        pairs = zip(parameters, found, strict=True)
-        yield {name: g for name, g in pairs if g is not None}, loss.count
+    if probe.by_block:
+        return hand_gradients(probe.model, parameters, lambda: probe.loss(probe.model, batch), took)
+    loss = probe.loss(probe.model, batch)
+    found = torch.autograd.grad(loss.total, list(parameters.values()), allow_unused=True)
+    for name, g in zip(parameters, found, strict=True):
+        if g is not None:
+            took(name, g, loss.count)
+    return loss.count
 
 
 @dataclass

@@ -37,6 +37,12 @@ class Scoring(Section):
         "training examples that a client draws to be scored on (default: all it has)",
         ge=1,
     )
+    gradient_blocks: bool = option(
+        "pruning",
+        "scores from gradients of a model whose weights are frozen: a block's gradients at a time, "
+        "each block computed twice",
+        False,
+    )
     probes: int | None = option(
         "pruning",
         "random perturbations of a score that takes some (default 64)",

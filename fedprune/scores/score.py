@@ -41,6 +41,7 @@ class Probe:
         unit: the kind of unit that is scored (a name in `fedprune.selection.units.UNITS`).
         probes: how many random perturbations to take, for the scores that take some.
         seed: the same on the server and all clients in this round: for numbers that both draw.
+        by_block: gradients are to be taken a block of the model at a time.
         remembered: what this client kept of a score that remembers, before this round; its own.
         remember: keeps named tensors in place of it. They never leave the client, and count if its
             answer does.
@@ -56,6 +57,7 @@ class Probe:
     unit: str = "weight"
     probes: int = 0
     seed: int = 0
+    by_block: bool = False
     remembered: Tensors = field(default_factory=dict)
     remember: Callable[[Tensors], None] = _forgetful
 
@@ -128,6 +130,7 @@ class Statistic:
         forwards: the same in forward passes over the examples, from how many numbers a summand
             holds, where the words do not say it: see `forwards_of`.
         signed: the sums may be below 0; those that cannot need less noise to hide a client.
+        by_block: `collect` heeds `Probe.by_block`.
     """
 
     collect: Callable[[Probe], Tensors]
@@ -137,6 +140,7 @@ class Statistic:
     passes: str = "1 forward, 1 backward"
     forwards: Callable[[int], float] | None = None
     signed: bool = True
+    by_block: bool = False
 
 
 FORWARDS_OF_A_STEP = 3.0

@@ -129,6 +129,8 @@ score-during=tune normalise=l1 | normalise | none
 score-during=tune score-steps=2 | score-steps | 1
 score-during=tune compile=true | compile | false
 score-during=tune schedule=regrow | schedule | another --schedule
+gradient-blocks=true | gradient-blocks | false
+gradient-blocks=true local-steps=0 score=wanda | gradient-blocks | false
 calibration=sequential scope=layer score=magnitude | calibration | dense
 calibration=sequential scope=layer score-during=tune | calibration | dense
 calibration=sequential scope=global | scope | layer, row, column
