@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from fedprune.adapters.beginning import begun_adapters
+from fedprune.adapters.beginning import begun_adapters, frozen_for
 from fedprune.client.teacher import check_distillation, teacher_in
 from fedprune.config import RunConfig
 from fedprune.config.streamed import why_unstreamed
@@ -100,9 +100,11 @@ def adapted_state(state: State, plan: Plan, model: nn.Module) -> tuple[State, Pl
         why = f"parts of the model of {c.init} were cut out"
         raise ConfigError(f"adapters={c.adapters!r}: {why}; allowed: none, or a run without cuts")
     output = output_of(tasks_of(c.plugin)[c.task], model)
-    adapters = begun_adapters(c, model, output, plan.layout, state.weights, c.seed)
-    fresh = replace(state, model=replace(state.model, adapters=adapters))
-    return fresh, replace(plan, frozen=state.weights)
+    held = plan.base is not None and state.weights is plan.base.weights
+    frozen = state.weights if held else frozen_for(c, model, plan.layout, state.weights)
+    adapters = begun_adapters(c, model, output, plan.layout, frozen, c.seed)
+    begun = replace(state.model, weights=dict(frozen), adapters=adapters)
+    return replace(state, model=begun), replace(plan, frozen=frozen)
 
 
 def teacher_of(config: RunConfig, model: nn.Module) -> bytes:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from fedprune.adapters.coded import in_codes
 from fedprune.adapters.factors import adapter_shapes, first_adapters
 from fedprune.adapters.options import Adapting
 from fedprune.adapters.targets import heads_trained, targets_of
@@ -40,3 +41,11 @@ def begun_adapters(
     whole = tuple(n for n in heads if n.removesuffix(".weight") not in paths)
     rank = 0 if adapting.adapter_mean == "stack" else adapting.rank or 0
     return first_adapters(adapter_shapes(paths, whole, rank, layout), weights, seed)
+
+
+def frozen_for(adapting: Adapting, model: nn.Module, layout: Layout, weights: Tensors) -> Tensors:
+    """Weights as they are frozen beside adapters: in codes where ``--adapter-base`` says so."""
+    if adapting.adapters == "none" or adapting.adapter_base == "float32":
+        return weights
+    paths = targets_of(model, layout, adapting.targets)
+    return in_codes(weights, paths, layout, adapting.adapter_base)

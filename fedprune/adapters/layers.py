@@ -5,17 +5,21 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from fedprune.adapters.coded import codes_of
 from fedprune.adapters.factors import DOWN, paths_in
 from fedprune.scores.score import Shapes
 from fedprune.structure.matrices import kind_of
-from fedprune.tensors.models import CONSTANTS
+from fedprune.tensors.codes import Codes, restored
+from fedprune.tensors.models import CONSTANTS, hollow
 from fedprune.tensors.named import all_true
 
 
@@ -25,21 +29,59 @@ class MaskedLoraLinear(Linear):
     Attributes:
         mask: of the weight, in its shape, True = kept; None: all of it is, and the product is not
             computed but applied factor by factor.
+        codes: what its weight is restored from, in the forward and again in the backward pass;
+            None: it is in memory.
+        bits: of a code.
     """
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, **what: Any) -> None:
         super().__init__(base_layer, adapter_name, **what)
         self.fan_in_fan_out = kind_of(base_layer) != "linear"
         self.mask: Tensor | None = None
+        self.codes: Codes | None = None
+        self.bits = 8
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output; see the class."""
-        if self.mask is None:
-            return super().forward(x, *args, **kwargs)
+        if self.codes is not None:
+            apart = self.mask is None and self.training
+            found = _recomputed(self._plain if apart else self._whole, x)
+            return found + self._beside(x) if apart else found
+        return super().forward(x, *args, **kwargs) if self.mask is None else self._whole(x)
+
+    def _whole(self, x: Tensor) -> Tensor:
+        """The output by the weight that merging makes, which is made for it."""
+        moved = self.get_delta_weight(self.active_adapters[0])
+        return self._by(x, moved if self.mask is None else moved.masked_fill(~self.mask, 0.0))
+
+    def _plain(self, x: Tensor) -> Tensor:
+        """The output by the frozen weight alone."""
+        return self._by(x, None)
+
+    def _by(self, x: Tensor, moved: Tensor | None) -> Tensor:
         base: Any = self.base_layer
-        moved = self.get_delta_weight(self.active_adapters[0]).masked_fill(~self.mask, 0.0)
-        weight = base.weight + moved
+        frozen = base.weight if self.codes is None else self.frozen()
+        weight = frozen if moved is None else frozen + moved
         return nn.functional.linear(x, weight.t() if self.fan_in_fan_out else weight, base.bias)
+
+    def _beside(self, x: Tensor) -> Tensor:
+        """What the factors add, one after the other, as `peft` computes it."""
+        (name,) = self.active_adapters
+        out: Tensor = self.lora_B[name](self.lora_A[name](x)) * self.scaling[name]
+        return out
+
+    def frozen(self) -> Tensor:
+        """The weight that codes stand for, in its shape."""
+        assert self.codes is not None
+        columns = int(self.in_features or 0)
+        rows = restored(self.codes, self.bits, columns)
+        return rows.t() if self.fan_in_fan_out else rows
+
+
+def _recomputed(call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """What it gives; for the backward pass it is computed again, and nothing kept till then."""
+    out: Tensor = checkpoint(call, x, use_reentrant=False, preserve_rng_state=False)
+    return out
 
 
 def lora_copy(model: nn.Module, shapes: Shapes, scale: float) -> nn.Module:
@@ -85,3 +127,24 @@ def put_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         mask = masks.get(f"{path}.weight")
         whole = mask is None or all_true(mask)
         layer.mask = None if whole or mask is None else mask.to(layer.weight.device)
+
+
+def put_codes(model: nn.Module, weights: Mapping[str, Tensor], bits: int) -> None:
+    """Let the layers with factors compute with the codes of these weights, and hold no others.
+
+    Their weights keep shapes and no memory until something is loaded into them.
+
+    Args:
+        model: of `lora_copy`.
+        weights: of `fedprune.adapters.coded.in_codes`, by name; read, not kept.
+        bits: of a code.
+
+    Raises:
+        ValueError: see `fedprune.adapters.coded.codes_of`.
+    """
+    for path, layer in lora_layers(model).items():
+        base: Any = layer.base_layer
+        weight, layer.bits = weights[f"{path}.weight"].to(base.weight.device), bits
+        if layer.codes is None or not torch.equal(layer.frozen(), weight):
+            layer.codes = codes_of(weight.t() if layer.fan_in_fan_out else weight, bits)
+        base.weight.data = hollow(weight)

@@ -60,6 +60,14 @@ class Adapting(Section):
         when=_ON,
         strict=False,
     )
+    adapter_base: Literal["float32", "int8", "int4"] = option(
+        "adapters",
+        "the frozen weights of layers with factors: as they are, or rounded before round one to "
+        "codes of 8 or 4 bits, in groups of 64 inputs, of which clients restore a layer's weight "
+        "while it computes",
+        "float32",
+        when=_ON,
+    )
 
 
 def rank_of(adapting: Any, partition: int, tiers: Sequence[int] = ()) -> int:

@@ -6,9 +6,11 @@ from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
 
-from fedprune.adapters.beginning import begun_adapters
+from fedprune.adapters.beginning import begun_adapters, frozen_for
+from fedprune.adapters.coded import CODE_BITS
 from fedprune.adapters.factors import (
     adapter_layout,
     effective,
@@ -23,18 +25,20 @@ from fedprune.protocol.messages import Question
 from fedprune.scores.score import Shapes
 from fedprune.tasks.task import output_of
 from fedprune.tensors.lazy import shapes_of
-from fedprune.tensors.models import load_into
-from fedprune.tensors.named import Masks, Tensors
+from fedprune.tensors.models import hollow, load_into, state_of
+from fedprune.tensors.named import Masks, Tensors, masked
 
 
 def with_adapters(question: Question, client: ClientContext) -> tuple[Question, ClientContext]:
     """The same about a model without adapters.
 
     To train, it is about the adapters: they are the weights, of the model whose frozen weights are
-    those of the question. Else it is about the merged weights.
+    those of the question; to measure too where these are held in codes. Else it is about the merged
+    weights.
     """
     q, scale = question, adapter_scale(client.config)
-    if not KINDS[q.kind].changes:
+    bits = CODE_BITS.get(client.config.adapter_base)
+    if not (KINDS[q.kind].changes or (bits and q.kind == "evaluate")):
         weights = effective(q.weights, q.adapters, q.masks, client.layout, scale)
         return replace(q, weights=weights, adapters={}), client
     shapes, frozen, trained = shapes_of(q.adapters), q.weights, q.adapters
@@ -43,14 +47,32 @@ def with_adapters(question: Question, client: ClientContext) -> tuple[Question, 
         frozen = effective(frozen, q.adapters, q.masks, client.layout, scale)
         where = (client.config.seed, q.round, client.partition)
         trained = first_adapters(shapes, q.adapters, *where)
-    load_into(client.model, frozen)
     model, called = _apart(client, shapes, scale)
     from fedprune.adapters.layers import put_masks  # peft takes seconds: only who trains adapters
 
+    if bits:
+        _held_in_codes(client.model, model, frozen, bits)
+    else:
+        load_into(client.model, frozen)
     put_masks(model, q.masks)
     layout = adapter_layout(shapes)
     client = replace(client, model=model, tuned=called, layout=layout)
     return replace(q, weights=trained, masks={}, adapters={}, fresh=0), client
+
+
+def _held_in_codes(own: nn.Module, apart: nn.Module, frozen: Tensors, bits: int) -> None:
+    """Let two models that share weights have these: in codes where the layers have factors."""
+    from fedprune.adapters.layers import lora_layers, put_codes
+
+    put_codes(apart, frozen, bits)
+    weights = {f"{path}.weight": own.get_submodule(path) for path in lora_layers(apart)}
+    for module in weights.values():
+        layer: Any = module
+        layer.weight.data = hollow(layer.weight)
+    with torch.no_grad():
+        for name, t in state_of(own).items():
+            if name not in weights:
+                t.copy_(frozen[name])
 
 
 _APART: WeakKeyDictionary[nn.Module, tuple[object, nn.Module, nn.Module]] = WeakKeyDictionary()
@@ -71,9 +93,10 @@ def _apart(client: ClientContext, shapes: Shapes, scale: float) -> tuple[nn.Modu
 def trial_adapters(
     client: ClientContext, weights: Tensors, masks: Masks
 ) -> tuple[dict[str, Any], Masks]:
-    """What a question to train says of adapters in a trial, and the masks that make it compute all.
+    """What a question to train says in a trial of adapters and of the weights beside them.
 
-    Nothing, and the masks as they are, where there are none.
+    With the masks that make it compute all. Nothing, and the masks as they are, where there are
+    none.
     """
     c = client.config
     output = output_of(client.task, client.model)
@@ -84,4 +107,5 @@ def trial_adapters(
     for mask in cut.values():
         mask.view(-1)[0] = False
     fresh = (c.rank or 0) if c.adapter_mean == "stack" else 0
-    return {"adapters": adapters, "fresh": fresh}, cut
+    frozen = masked(frozen_for(c, client.model, client.layout, weights), cut)
+    return {"weights": frozen, "adapters": adapters, "fresh": fresh}, cut

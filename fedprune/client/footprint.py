@@ -35,7 +35,7 @@ from fedprune.streaming.blocks import is_streamed
 from fedprune.tasks.later import rows_counted
 from fedprune.tasks.task import Shard, examples
 from fedprune.tensors.models import state_of
-from fedprune.tensors.named import copied, full_masks, masked, on_cpu
+from fedprune.tensors.named import copied, full_masks, on_cpu
 
 SUMS = 3
 """Copies of a sum in float64 that a worker has at once: its own, encoded, and with Ray."""
@@ -138,8 +138,8 @@ def _seconds(host: Host, partition: int, steps: int) -> float:
     weights = copied(state_of(client.model))
     masks = full_masks(weights, host.layout.prunable)
     beside, masks = trial_adapters(client, weights, masks)
-    weights = masked(weights, masks) if beside else weights
-    question = Question("tune", 1, weights, masks, lr=host.config.lr, **beside)
+    about = {"weights": weights, "masks": masks, "lr": host.config.lr, **beside}
+    question = Question("tune", 1, **about)
     now = _clock(host)
     began = now()
     answer(question, client)

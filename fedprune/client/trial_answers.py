@@ -24,7 +24,6 @@ from fedprune.scores.score import Evidence
 from fedprune.tasks.declared import Declared
 from fedprune.tensors.lazy import shapes_of
 from fedprune.tensors.models import load_into
-from fedprune.tensors.named import masked
 
 
 def try_measuring(trial: TrialClient) -> None:
@@ -97,7 +96,7 @@ def try_tuning(trial: TrialClient) -> None:
     question = trial.question("tune", lr=c.lr, **what)
     beside, masks = trial_adapters(client, trial.weights, question.masks)
     if beside:
-        question = replace(question, weights=masked(trial.weights, masks), masks=masks, **beside)
+        question = replace(question, masks=masks, **beside)
     if distils(c):
         question = replace(question, teacher=b"its own", distil=1.0)
         own = copy.deepcopy(client.model).eval()

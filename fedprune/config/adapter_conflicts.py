@@ -32,6 +32,17 @@ def adapter_conflicts(c: AllOptions, score: Score) -> list[Conflict]:
         *only(c, on, whole, shrink=("never", "end"), reduce=(), vocabulary="full"),
         *only(c, on, mean, blend="none", moving="none"),
         *_of_ranks(c),
+        *_of_codes(c, on),
+    ]
+
+
+def _of_codes(c: AllOptions, on: bool) -> list[Conflict]:
+    """What does not go with frozen weights in codes."""
+    coded = on and c.adapter_base != "float32"
+    sums = f"what is added to frozen weights of {c.adapter_base} has no codes"
+    return [
+        *only(c, coded, sums, adapter_mean=("factors", "products")),
+        *only(c, coded, "codes are of the weights to their last digit", wire="fp32"),
     ]
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedprune.export.codes import Codes, code_grid, coded, grouped_codes, packed, restored
 from fedprune.redundancy.calibration import LayerSums
 from fedprune.scores.inputs import factored
+from fedprune.tensors.codes import Codes, code_grid, coded, grouped_codes, packed, restored
 
 _DAMPENING = 0.01
 """Part of the mean of the Hessian's diagonal that is added to it (sect. 4, step 3)."""

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.export.calibrated import awq, gptq
-from fedprune.export.codes import Codes, grouped_codes, restored
 from fedprune.export.offered import ROUNDING
 from fedprune.redundancy.calibration import LayerSums
 from fedprune.structure.layer_kinds import TABLES, is_plain_layer
 from fedprune.structure.layers import bypassed
 from fedprune.structure.matrices import matrix_of
+from fedprune.tensors.codes import Codes, grouped_codes, restored
 
 _BITS = {"int8": 8, "int4": 4}
 

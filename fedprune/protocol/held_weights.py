@@ -15,8 +15,10 @@ from weakref import WeakValueDictionary
 import torch
 from torch import nn
 
+from fedprune.adapters.beginning import frozen_for
 from fedprune.config import RunConfig
 from fedprune.config.streamed import why_unstreamed
+from fedprune.protocol.models import layout_for
 from fedprune.streaming.blocks import tensors_over
 from fedprune.streaming.files import MappedFolder, tensors_in
 from fedprune.structure.experts import named_as_modules
@@ -42,7 +44,7 @@ class BaseModel:
     @property
     def is_lazy(self) -> bool:
         """Whether the weights are read from their files when they are asked for."""
-        return isinstance(self.weights, LazyTensors)
+        return isinstance(_origin(self.weights), MappedFolder)
 
     def like(self, weights: Mapping[str, torch.Tensor], masks: Masks) -> tuple[str, ...]:
         """Names of the tensors that are those of the base model under the masks, bit for bit."""
@@ -104,11 +106,14 @@ def base_of(config: RunConfig, model: nn.Module) -> BaseModel | None:
     state = state_of(model)
     if isinstance(state, LazyTensors):
         return BaseModel(_digest_of_files(state), state)
+    if config.adapters != "none" and config.adapter_base != "float32":
+        state = frozen_for(config, model, layout_for(config, model), state)
     name = digest(state)
     found = _HERE.get(name)
     if found is None:
+        coded = state if isinstance(state, LazyTensors) else None
         found = _HERE[name] = BaseModel(
-            name, _in_files(config, model, name) or laid_out_copies(state)
+            name, coded or _in_files(config, model, name) or laid_out_copies(state)
         )
     return found
 

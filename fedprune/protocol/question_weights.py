@@ -71,11 +71,14 @@ def _held(came: Received) -> Tensors:
     like = [n for n in came.layout.shapes if n not in unlike]
     if base.is_lazy:
         return masked(some_of(base.weights, like), came.masks)
-    if kind_in(came.head, "kind") in _READ_ONCE:
+    if kind_in(came.head, "kind") in _READ_ONCE or "adapters" in came.head:
         masks = came.masks  # and not what came, which is let go of when it has been read
-        return LazyTensors({n: base.weights[n] for n in like}, lambda n: base.under(n, masks), base)
+        return LazyTensors(some_of(base.weights, like), lambda n: base.under(n, masks), base)
     return {n: base.under(n, came.masks) for n in like}
 
 
 _READ_ONCE = ("score", "evaluate")
-"""Questions whose weights go into the resident model, a tensor after the other, and no further."""
+"""Questions whose weights go into the resident model, a tensor after the other, and no further.
+
+So do those of all questions with adapters, beside which they are frozen.
+"""

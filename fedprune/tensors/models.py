@@ -174,6 +174,9 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     if state.keys() != tensors.keys():
         odd = sorted(state.keys() ^ tensors.keys())
         raise ValueError(f"tensors do not fit the model: {odd[:3]} are on one side only")
+    for t in state.values():
+        if _is_hollow(t):
+            t.data = torch.empty(t.shape, dtype=t.dtype, device=t.device)
     with torch.no_grad():
         if isinstance(tensors, LazyTensors):
             for name, value in tensors.items():
@@ -181,6 +184,18 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         elif state:
             # One call for all of them: of a small model the calls take longer than the copies.
             torch._foreach_copy_([state[name] for name in tensors], list(tensors.values()))
+
+
+def hollow(tensor: Tensor) -> Tensor:
+    """What stands for a tensor that is not needed: zeros of its shape in the memory of one.
+
+    Writing to it raises a RuntimeError; `load_into` gives it memory again.
+    """
+    return torch.zeros((), dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
+
+
+def _is_hollow(tensor: Tensor) -> bool:
+    return tensor.numel() > 1 and not any(tensor.stride())
 
 
 def retyped(model: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 import fedprune
 from fedprune import federate
+from fedprune.adapters.coded import CODE_BITS, codes_of, in_codes
 from fedprune.adapters.factors import (
     DOWN,
     UP,
@@ -20,6 +21,7 @@ from fedprune.adapters.factors import (
     check_adapters,
     effective,
     first_adapters,
+    paths_in,
 )
 from fedprune.adapters.layers import lora_copy, put_masks
 from fedprune.adapters.products import mean_of_products, of_rank, stacked
@@ -28,6 +30,7 @@ from fedprune.config import configure
 from fedprune.export.adapter_folder import write_adapter
 from fedprune.protocol.models import dense_model
 from fedprune.structure.layout import layout_of
+from fedprune.tensors.codes import restored
 from fedprune.tensors.lazy import shapes_of
 from fedprune.tensors.models import load_into, state_of
 from fedprune.tensors.named import Tensors, copied, masked
@@ -177,6 +180,50 @@ def test_the_result_is_the_merged_model_as_sparse_as_its_mask(run):
     wanted = sum(int(m.sum()) for m in model.masks.values())
     assert sum(int((state[n] != 0).sum()) for n in model.masks) == wanted
     assert 2 * wanted == sum(m.numel() for m in model.masks.values())
+
+
+@pytest.mark.parametrize("kind", CODE_BITS)
+def test_a_base_in_codes_gives_the_bits_of_rounded_weights_in_float32(kind, run):
+    config, held = configure({**LM, "adapter_base": kind}), run[0].state.model
+    model = dense_model(config)
+    start = copied(state_of(model))
+    paths = paths_in(held.adapters)
+    rounded = dict(in_codes(start, paths, layout_of(model, output=("lm_head",)), kind))
+    largest = {
+        p: start[f"{p}.weight"].abs().max() / (2 ** (CODE_BITS[kind] - 1) - 1) for p in paths
+    }
+    for path, step in largest.items():
+        off = (rounded[f"{path}.weight"] - start[f"{path}.weight"]).abs().max()
+        assert 0 < off <= 0.51 * step
+    found, wanted = federate(config), federate(configure(LM), weights=rounded)
+    after = found.state.model.weights
+    assert all(torch.equal(w, after[n]) for n, w in wanted.state.model.weights.items())
+    for a, b in zip(found.rows, wanted.rows, strict=True):
+        assert (a["loss"], a["mask_digest"]) == (b["loss"], b["mask_digest"])
+    assert found.rows[-1]["zeros"] == run[0].rows[-1]["zeros"]
+    assert found.rows[0]["bytes_down"] < 1.1 * run[0].rows[0]["bytes_down"]  # the base is held
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("shape", [(5, 64), (3, 130), (4, 33), (2, 1)])
+def test_codes_stay_codes_whatever_is_removed_and_hold_a_byte_or_half_of_one(bits, shape):
+    gen = torch.Generator().manual_seed(bits)
+    weights = {"q.weight": torch.randn(shape, generator=gen) * 10.0 ** torch.randint(-20, 20, (1,))}
+    layout = layout_of(nn.ModuleDict({"q": nn.Linear(shape[1], shape[0])}))
+    kind = {8: "int8", 4: "int4"}[bits]
+    once = in_codes(weights, ("q",), layout, kind)
+    twice = in_codes(once, ("q",), layout, kind)["q.weight"]
+    assert torch.equal(twice, once["q.weight"])
+    for share in (0.5, 0.9, 1.0):
+        left = twice.masked_fill(torch.rand(shape, generator=gen) < share, 0.0)
+        codes = codes_of(left, bits)
+        assert torch.equal(restored(codes, bits, shape[1]), left)
+        assert codes.packed.numel() * 8 >= shape[0] * shape[1] * bits
+        if shape[1] == 64:
+            assert codes.packed.numel() * 8 == shape[0] * shape[1] * bits
+    if shape[1] > 1:
+        with pytest.raises(ValueError, match=r"^weights: not of "):
+            codes_of(torch.randn(shape, generator=gen), bits)
 
 
 RANKS = (1, 3, 2)

@@ -192,6 +192,8 @@ adapters=lora ranks=1,2 rank=3 | rank | 2, or leave it out
 adapters=lora ranks=1,2 adapter-mean=factors | adapter-mean | products, stack
 adapters=lora ranks=1,2 secure=secagg | secure | none
 adapters=lora ranks=1,2 dp=client dp-noise=1 model=mlp | dp | none, example
+adapters=lora adapter-base=int8 adapter-mean=stack | adapter-mean | factors, products
+adapters=lora adapter-base=int4 wire=bf16 | wire | fp32
 adapters=lora adapter-mean=stack robust=median | robust | none
 adapters=lora adapter-mean=stack server-optimizer=adam | server-optimizer | sgd
 adapters=lora adapter-mean=stack error-feedback=true uplink=int8 | error-feedback | false

@@ -11,9 +11,9 @@ import fedprune
 from fedprune.commands.main import main
 from fedprune.engines.inline import inline_port
 from fedprune.export.calibrated import awq, gptq
-from fedprune.export.codes import restored
 from fedprune.redundancy.calibration import CALIBRATIONS, LayerSums
 from fedprune.tasks.task import Part
+from fedprune.tensors.codes import restored
 from fedprune.tensors.models import state_of
 from tests.runs import house_of, tiny
 
