@@ -185,6 +185,7 @@ METHOD = Method(
     own=_own,
     scores=False,
     apart=True,
+    planned=True,
     parts=lambda options: options.tiers,
     conflicts=_conflicts,
     sets={"schedule": "one-shot", "score": "magnitude", "warmup": 0},

@@ -92,6 +92,7 @@ class Method:
         parts: densities of the parts of the model that clients have, by its options; None: they
             have the whole.
         untrained: it goes with a run in which nobody trains.
+        planned: what it does in a round follows from how many rounds there are in all.
     """
 
     summary: str
@@ -112,6 +113,7 @@ class Method:
     usual: Mapping[str, Any] = field(default_factory=dict)
     parts: Callable[[Any], tuple[float, ...]] | None = None
     untrained: bool = False
+    planned: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,10 @@ from fedprune.config.options import CENTRAL, LOCAL
 from fedprune.config.rates import learning_rate, prunes_in
 from fedprune.config.schema import flat
 from fedprune.config.toml_text import all_keys
+from fedprune.methods.catalog import method_of
 from fedprune.methods.distil import factor
 from fedprune.options.refusal import ConfigError
 from fedprune.records.bound import began_in, rounds_added
-
-_METHODS = ("dispfl",)
-"""Those that look at how many rounds there are, beside the learning rate."""
 
 
 def longer(before: RunConfig, rounds: Any, *, anyway: bool = False) -> RunConfig:
@@ -70,8 +68,9 @@ def _otherwise(before: RunConfig, after: RunConfig) -> str:
         return "distil-schedule linear would fall more slowly (constant does not)"
     if not measures_in(after, before.rounds):
         return f"round {before.rounds} was measured as the last one, and would not be"
-    name = after.method
-    return f"method {name} looks at how many rounds there are" if name in _METHODS else ""
+    if method_of(after).planned:
+        return f"method {after.method} looks at how many rounds there are"
+    return ""
 
 
 def _taught(config: RunConfig) -> range:
