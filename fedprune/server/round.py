@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fedprune.config import RunConfig
+from fedprune.config.kinds import KINDS
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.messages import Question
 from fedprune.protocol.port import Ask
@@ -72,7 +73,7 @@ class Round:
     def question(self, model: Model, kind: str, **what: Any) -> Question:
         """A question of this round about a model."""
         weights = model.weights
-        if model.adapters:
+        if model.adapters and KINDS[kind].weights:
             weights = masked(self.plan.frozen, model.masks)
             what = {"adapters": model.adapters, **what}
         return Question(kind, self.number, weights, model.masks, edits=model.edits, **what)

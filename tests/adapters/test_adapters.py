@@ -36,6 +36,7 @@ from fedprune.tensors.models import load_into, state_of
 from fedprune.tensors.named import Tensors, copied, masked
 from tests.cutting import masks_of, some
 from tests.families import FACTS, Family, family, forward
+from tests.runs import tiny
 
 SCALE = 0.7
 
@@ -180,6 +181,15 @@ def test_the_result_is_the_merged_model_as_sparse_as_its_mask(run):
     wanted = sum(int(m.sum()) for m in model.masks.values())
     assert sum(int((state[n] != 0).sum()) for n in model.masks) == wanted
     assert 2 * wanted == sum(m.numel() for m in model.masks.values())
+
+
+def test_the_count_of_labels_is_about_no_adapters():
+    """Every client failed it, so that the run lacked what the commonest label reaches."""
+    keys = {"model": "mlp", "rounds": 1, "warmup": 0, "end": 1, "adapters": "lora", "rank": 1}
+    secure = {"secure": "secagg", "noise_source": "seeded"}
+    plain, summed = (federate(tiny(**keys, **more)).summary["naive"] for more in ({}, secure))
+    assert plain
+    assert summed == plain
 
 
 @pytest.mark.parametrize("kind", CODE_BITS)
