@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -37,6 +38,8 @@ from fedprune.tasks.metrics import naive_of
 from fedprune.tasks.task import Part, output_of
 from fedprune.tensors.models import load_into
 from fedprune.tensors.named import count_kept
+
+log = logging.getLogger("fedprune")
 
 
 def opening_of(
@@ -133,6 +136,10 @@ def without_model(state: State, plan: Plan, port: Port) -> tuple[State, dict[str
         return state, {}
     asked, aggregate = described(state, Round(0, plan), port)
     if aggregate.total is None:
+        why = aggregate.failures[0].reason if aggregate.failures else "nobody answered"
+        log.warning(
+            "without what the commonest label reaches: no client counted its labels: %s", why
+        )
         return state, {}
     test, train = aggregate.total.split(aggregate.total.numel() // 2)
     # A client that cannot answer now is asked again in every round, and counted there.

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fedprune import NoRoundCompleted, RunConfig, federate
+from fedprune.client.answers import ANSWERS
 from fedprune.client.host import Host, build_host
 from fedprune.engines.inline import inline_port
 from fedprune.methods.acting import begun, done
@@ -287,3 +288,13 @@ def test_a_pruning_that_came_to_nothing_stays_due_where_the_same_round_reduces()
     assert [s.pending for s in states] == [False, True, False, False]
     assert [s.prunings for s in states] == [0, 0, 1, 1]
     assert rows[2]["sparsity"] > rows[1]["sparsity"]
+
+
+def test_where_no_client_counts_its_labels_the_run_says_what_it_lacks(monkeypatch, caplog):
+    def unable(*_: Any) -> None:
+        raise ValueError("no labels here")
+
+    monkeypatch.setitem(ANSWERS, "describe", unable)
+    result = federate(tiny(**BASE))
+    assert result.summary["naive"] == {}
+    assert "no client counted its labels: ValueError: no labels here" in caplog.text
