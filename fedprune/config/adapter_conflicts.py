@@ -32,13 +32,13 @@ def adapter_conflicts(c: AllOptions, score: Score) -> list[Conflict]:
         *only(c, on, whole, shrink=("never", "end"), reduce=(), vocabulary="full"),
         *only(c, on, mean, blend="none", moving="none"),
         *_of_ranks(c),
-        *_of_codes(c, on),
+        *_of_codes(c),
     ]
 
 
-def _of_codes(c: AllOptions, on: bool) -> list[Conflict]:
+def _of_codes(c: AllOptions) -> list[Conflict]:
     """What does not go with frozen weights in codes."""
-    coded = on and c.adapter_base != "float32"
+    coded = c.adapters != "none" and c.adapter_base != "float32"
     sums = f"what is added to frozen weights of {c.adapter_base} has no codes"
     return [
         *only(c, coded, sums, adapter_mean=("factors", "products")),
