@@ -40,7 +40,6 @@ EXCLUDED = {
     "gradient_blocks": "of models with blocks alone; tests/streaming",
     "stream": "of models in files alone; tests/streaming",
     "base": "of models in files alone; tests/engines/flower/test_held_weights.py",
-    "patience": "a run may end before its plan does; tests/records/test_longer.py",
     "encoding": "how a file is written",
     "budget": "of simulated devices; tests/server/test_simulated_fleet.py",
     **dict.fromkeys(

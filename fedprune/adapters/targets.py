@@ -99,7 +99,8 @@ def _vocabulary(model: nn.Module) -> set[int]:
     """How many tokens the model reads; of a model that does not say, the rows of its tables."""
     reads: Any = getattr(model, "get_input_embeddings", None)
     if reads is not None:
-        return {len(reads().weight)}
+        table = reads()  # of an image model it is what makes patches
+        return {len(table.weight)} if isinstance(table, nn.Embedding) else set()
     return {m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)}
 
 

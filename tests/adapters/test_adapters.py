@@ -192,6 +192,12 @@ def test_the_count_of_labels_is_about_no_adapters():
     assert summed == plain
 
 
+def test_an_image_model_of_transformers_takes_adapters_and_trains_its_head():
+    result = federate(tiny(model="vit", rounds=1, warmup=0, end=1, adapters="lora", rank=1))
+    assert result.rows[0]["failures"] == []
+    assert "classifier.weight" in result.state.model.adapters
+
+
 @pytest.mark.parametrize("kind", CODE_BITS)
 def test_a_base_in_codes_gives_the_bits_of_rounded_weights_in_float32(kind, run):
     config, held = configure({**LM, "adapter_base": kind}), run[0].state.model
