@@ -65,7 +65,10 @@ def parents() -> dict[int, int]:
 
 
 def workers_of(run: int) -> list[int]:
-    """Ray's client workers among the descendants of a process."""
+    """Ray's client workers among the descendants of a process.
+
+    Ray rewrites a worker's title at each call, so that one look may miss one that works.
+    """
     parent = parents()
 
     def descends(pid: int) -> bool:
@@ -92,13 +95,13 @@ def test_the_run_goes_on_to_the_same_bits(tmp_path, stopped):
     out = tmp_path / "run"
     run = started(out, **CONFIG)
     stopped.append(run)
-    deadline = time.monotonic() + 900
-    while rounds_in(out) < 2:
+    before, deadline = set[int](), time.monotonic() + 900
+    while rounds_in(out) < 2 or len(before) < 2:
         assert time.monotonic() < deadline
         assert run.poll() is None
+        before |= set(workers_of(run.pid))
         time.sleep(0.05)
-    before = workers_of(run.pid)
-    os.kill(before[0], signal.SIGKILL)
+    os.kill(min(before), signal.SIGKILL)
     printed, _ = run.communicate(timeout=900)
     assert run.returncode == 0, printed
     summary = json.loads((out / "summary.json").read_text())
