@@ -12,8 +12,13 @@ from fedprune import SCORES, TASKS, RunConfig
 from fedprune.commands.main import COMMANDS
 from fedprune.commands.main import parser as commands
 from fedprune.commands.run_options import run_parser
+from fedprune.methods.catalog import METHODS
 from fedprune.options.conditions import in_words
 from fedprune.options.section import declared
+from fedprune.scores.combine import COMBINES
+from fedprune.selection.schedules import SCHEDULES
+from fedprune.selection.scopes import SCOPES
+from fedprune.selection.units import UNITS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -36,6 +41,15 @@ def test_options_and_flower_s_keys_are_what_the_declarations_say():
     written = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
     assert written == made.page(), "run: python docs/options.py"
     assert project == made.with_flower_keys(project), "run: python docs/options.py"
+
+
+def test_the_readme_counts_what_there_is():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    tables = {"scores": SCORES, "ways": COMBINES, "units": UNITS, "scopes": SCOPES}
+    tables |= {"schedules": SCHEDULES, "methods": METHODS}
+    assert {t: re.findall(rf"(\d+) {t}\b", text) for t in tables} == {
+        name: [str(len(table))] for name, table in tables.items()
+    }
 
 
 @pytest.mark.parametrize("key", RunConfig.model_fields)
