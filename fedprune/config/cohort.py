@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
@@ -62,6 +62,17 @@ def drawn(config: AllOptions, there: Sequence[int], round_: int) -> list[int]:
 def asked_in(config: AllOptions) -> int:
     """How many clients are asked in a round, of whom as many count as are in a cohort."""
     return min(config.clients, math.ceil(round(config.cohort * config.over_select, 9)))
+
+
+def first_counting(config: AllOptions, kinds: Collection[str]) -> int | None:
+    """How many answers to questions of these kinds count, put side by side: the first; None: all.
+
+    Only those of a cohort can be too many. Bonawitz et al. 2019, arXiv 1902.01046, section 2: more
+    are asked than are needed, and whoever answers after enough others counts for nothing.
+    """
+    cohort = [kind for kind in kinds if KINDS[kind].asks == "cohort"]
+    everyone = config.score_cohort == "all" and "score" in cohort
+    return None if config.over_select == 1.0 or everyone or not cohort else config.cohort
 
 
 def newcomers_of(config: AllOptions) -> frozenset[int]:

@@ -224,6 +224,8 @@ def _simulated(c: AllOptions) -> list[Conflict]:
     return [
         ("over-select", more and c.cohort >= c.clients, few, "1, or a smaller --cohort"),
         *only(c, more, "more than a cohort are drawn", sampling="fixed", selector="uniform"),
+        *only(c, more, "who counts is not drawn, but faster", dp="none"),
+        *only(c, more, "a secure sum is over all that were asked", secure="none"),
         *only(c, simulated, real, engine=Not("flower")),
         *only(c, simulated, hidden, dp="none"),
         *only(c, simulated, hidden, secure="none"),

@@ -102,7 +102,7 @@ class Federation(Section):
         "clients asked in a round, in cohorts: of more than one the first cohort of answers counts "
         "(with --profiles by the simulated clock)",
         1.0,
-        when={"profiles": Not("")},
+        when=({"engine": "flower"}, {"profiles": Not("")}),
         ge=1,
         le=10,
     )

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from fedprune.config import RunConfig
+from fedprune.config.cohort import first_counting
 from fedprune.config.kinds import KINDS
 from fedprune.config.profiles import DeviceClass, dealt_profiles, profiles_in
 from fedprune.protocol.aggregate import Aggregate, PhaseCost, summed
@@ -160,15 +161,10 @@ def _lost(ask: Ask, there: _There, labels: Mapping[int, int]) -> dict[int, Failu
 def _without_spare(
     asks: Sequence[Ask], drawn: Sequence[_Drawn], there: _There, labels: Mapping[int, int]
 ) -> list[_Drawn]:
-    """The same, with the slowest of an exchange as spare, where more answer than are in a cohort.
-
-    Bonawitz et al. 2019, arXiv 1902.01046, section 2: more are asked than are needed, and whoever
-    answers after enough others counts for nothing.
-    """
-    c = there.plan.config
+    """The same, with the slowest of an exchange as spare, where more answer than count."""
+    most = first_counting(there.plan.config, [ask.question.kind for ask in asks])
     cohort = [i for i, ask in enumerate(asks) if KINDS[ask.question.kind].asks == "cohort"]
-    everyone = c.score_cohort == "all" and any(asks[i].question.kind == "score" for i in cohort)
-    if c.over_select == 1.0 or everyone:
+    if most is None:
         return list(drawn)
     answers = sorted(
         (_expected(p, asks[i], there, labels), p, i)
@@ -176,7 +172,7 @@ def _without_spare(
         for p in asks[i].partitions
         if p not in drawn[i].lost
     )
-    spare = answers[c.cohort :]
+    spare = answers[most:]
     return [
         replace(out, spare=sorted(p for _, p, i in spare if i == n)) for n, out in enumerate(drawn)
     ]
@@ -200,14 +196,18 @@ def _costly(
         min(cost.seconds, _expected(p, ask, there, labels)) * there.plan.fleet[p].watts
         for p in out.spare
     )
-    who = ", ".join(map(str, out.spare))
-    notice = f"{ask.question.kind}: enough others were faster than client {who}"
     return replace(
         total,
         cost=replace(cost, joules=cost.joules + spent),
         bytes_down=total.bytes_down + round(cost.down * len(out.spare)),
-        notices=(*total.notices, notice),
+        notices=total.notices + spare_told(ask.question.kind, out.spare),
     )
+
+
+def spare_told(kind: str, spare: Collection[int]) -> tuple[str, ...]:
+    """What a round's row says of clients that were asked and not needed."""
+    who = ", ".join(map(str, sorted(spare)))
+    return (f"{kind}: enough others were faster than client {who}",) if spare else ()
 
 
 def _cost(

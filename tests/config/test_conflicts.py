@@ -58,6 +58,8 @@ scope=patterns layers=*=0.3 score-steps=2 | score-steps | 1
 threshold=0.1 baselines=random | baselines | dense, local-only, centralised
 profiles=f over-select=1.5 sampling=poisson | sampling | fixed
 profiles=f over-select=1.5 selector=labels | selector | uniform
+engine=flower over-select=1.5 secure=secagg | secure | none
+engine=flower over-select=1.5 PANEL | dp | none
 profiles=f over-select=1.5 clients=4 cohort=4 | over-select | 1, or a smaller --cohort
 secure=secagg base=held | secure | none, or --base auto
 robust=median baselines=local-only | robust | none

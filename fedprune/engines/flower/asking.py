@@ -10,6 +10,8 @@ from typing import Any, Generic, TypeVar
 
 from fedprune.client.serving import Tick
 from fedprune.codec.wire import Packet
+from fedprune.config.cohort import first_counting
+from fedprune.config.kinds import KINDS
 from fedprune.engines.flower.exchange import (
     MISSING,
     POLL,
@@ -88,14 +90,28 @@ def _exchanged(
 ) -> None:
     if not mail:
         return
-    fleet = askings[0].fleet
+    fleet, wanted = askings[0].fleet, _wanted(askings)
     waiting = askings[0].waiting(mail)
-    for (i, k), reply in exchange(fleet.grid, mail, waiting, POLL[fleet.simulated()]):
+    for (i, k), reply in exchange(fleet.grid, mail, waiting, POLL[fleet.simulated()], wanted):
         fleet.heard(mail[i, k].node, reply, askings[i].request.phase)
         came = askings[i].hear(k, mail[i, k].packet, reply, again=again)
         if tick and came:
             tick(came)
     fleet.took(askings[0].request.phase, waiting.took)
+
+
+def _wanted(askings: Sequence[Asking[Any]]) -> Callable[[OutgoingKey], bool]:
+    """Whether a reply would still count, by what was asked, where more are asked than count."""
+    fleet, phases = askings[0].fleet, [asking.request.phase for asking in askings]
+    many = fleet.config.engine == "flower" and fleet.config.secure == "none"
+    most = first_counting(fleet.config, phases) if many else None
+    limited = [most is not None and KINDS[phase].asks == "cohort" for phase in phases]
+
+    def wanted(key: OutgoingKey) -> bool:
+        those = [asking.came for asking, its in zip(askings, limited, strict=True) if its]
+        return not limited[key[0]] or sum(those) < (most or 0)
+
+    return wanted
 
 
 @dataclass
@@ -113,6 +129,9 @@ class Asking(Generic[_Said]):
         outcomes: what was said and not taken yet, a reply that does not count, or why there is
             none; by that place.
         down: bytes that were sent, as the request weighs them.
+        came: partitions that have replied.
+        unused: bytes of replies that came after enough others.
+        spare: partitions of those.
         began: when it was first put, by the grid's clock.
     """
 
@@ -122,6 +141,9 @@ class Asking(Generic[_Said]):
     take: Callable[[list[int], _Said | tuple[Failure, ...]], None]
     outcomes: dict[int, _Said | Refused | Lost] = field(default_factory=dict)
     down: int = 0
+    came: int = 0
+    unused: int = 0
+    spare: list[int] = field(default_factory=list)
     began: float = field(init=False)
     _turns: deque[int] = field(init=False)
     _taken: set[int] = field(default_factory=set)
@@ -150,11 +172,23 @@ class Asking(Generic[_Said]):
         group = self.assignments[k][1]
         if not isinstance(reply, Lost) or reply.sent:
             self.down += self.request.weight(sent, group, again)
+        if isinstance(reply, Lost) and reply.spare:
+            self._not_needed(k, reply)
+            return 0
         self.outcomes[k] = outcome = self._understood(reply, group)
         came = 0 if isinstance(outcome, Refused | Lost) else len(group)
+        self.came += came
         del outcome
         self.go_on()
         return came
+
+    def _not_needed(self, k: int, reply: Lost) -> None:
+        """Note that enough others were faster; who has failed before has failed all the same."""
+        self.unused += reply.came
+        if self.outcomes.get(k, MISSING) is MISSING:
+            self.outcomes[k] = reply
+            self.spare.extend(self.assignments[k][1])
+        self.go_on()
 
     def go_on(self, *, over: bool = False) -> None:
         """Let those be taken whose turn it is.
@@ -201,7 +235,7 @@ class Asking(Generic[_Said]):
 
     def _worth_asking(self, k: int) -> bool:
         outcome = self.outcomes.get(k)
-        vain = isinstance(outcome, Lost) and (outcome.alone or outcome.late)
+        vain = isinstance(outcome, Lost) and (outcome.alone or outcome.late or outcome.spare)
         return self.unanswered(k) and not vain
 
     def late(self, k: int) -> bool:
@@ -218,5 +252,6 @@ class Asking(Generic[_Said]):
             return outcome
         name = outcome.field if isinstance(outcome, Refused) else ""
         reason = str(outcome) if isinstance(outcome, Refused) else outcome.reason
-        group = self.assignments[k][1]
+        spare = isinstance(outcome, Lost) and outcome.spare
+        group = [] if spare else self.assignments[k][1]
         return tuple(Failure(p, self.request.phase, name, reason) for p in group)

@@ -38,6 +38,8 @@ class Lost:
         left: the node is no longer there, so that asking again is of no use.
         late: nothing came in the time that there was.
         alone: it had been asked with nobody else at work beside it, so that once more is of no use.
+        spare: enough others were faster, so that it is no failure.
+        came: bytes of a reply that came all the same.
     """
 
     reason: str
@@ -45,6 +47,8 @@ class Lost:
     left: bool = False
     late: bool = False
     alone: bool = False
+    spare: bool = False
+    came: int = 0
 
 
 WORKER_LOST, WORKER_KILLED = 301, 302
@@ -131,7 +135,11 @@ def clock_of(grid: Grid) -> float:
 
 
 def exchange(
-    grid: Grid, mail: Mapping[OutgoingKey, Outgoing], timeout: float | Waiting, poll: float
+    grid: Grid,
+    mail: Mapping[OutgoingKey, Outgoing],
+    timeout: float | Waiting,
+    poll: float,
+    wanted: Callable[[OutgoingKey], bool] = lambda _: True,
 ) -> Iterator[tuple[OutgoingKey, Incoming]]:
     """Send every packet and yield what comes back, in order of arrival.
 
@@ -140,23 +148,19 @@ def exchange(
         mail: what is sent, under which keys.
         timeout: seconds to wait from now on, or what decides; what has not come then is lost.
         poll: seconds between looks for replies.
+        wanted: whether a reply would still count; where not, it is lost and not waited for.
 
     Yields:
         Every key once, with its reply.
     """
     pending = Pending(grid)
-    for key, each in mail.items():
-        if not pending.send(key, each):
-            yield key, Lost("could not be reached", sent=False)
+    yield from _not_sent(pending, mail, wanted)
     # A grid with a clock of its own waits for replies itself.
     pause = 0.0 if hasattr(grid, "clock") else poll
     called, over = clock_of(grid), ""
     waiting = timeout if isinstance(timeout, Waiting) else Waiting(called, timeout)
     while pending.awaited and not over:
-        for key, reply in pending.replies():
-            if isinstance(reply, Packet):
-                waiting.took.append(clock_of(grid) - waiting.began)
-            yield key, reply
+        yield from _come(pending, waiting, wanted)
         if pending.awaited and clock_of(grid) > called + ROLL_CALL:
             called = clock_of(grid)
             yield from _left(pending, mail)
@@ -167,6 +171,35 @@ def exchange(
         grid.forget(list(pending.awaited))
     for key in list(pending.awaited.values()):
         yield key, Lost(over, late=True)
+
+
+def _not_sent(
+    pending: Pending, mail: Mapping[OutgoingKey, Outgoing], wanted: Callable[[OutgoingKey], bool]
+) -> Iterator[tuple[OutgoingKey, Incoming]]:
+    """Send every packet; those that are not sent, with the reason."""
+    for key, each in mail.items():
+        if not wanted(key):
+            yield key, _spare(sent=False)
+        elif not pending.send(key, each):
+            yield key, Lost("could not be reached", sent=False)
+
+
+def _come(
+    pending: Pending, waiting: Waiting, wanted: Callable[[OutgoingKey], bool]
+) -> Iterator[tuple[OutgoingKey, Incoming]]:
+    """What has come since the last look, and those of which nothing is wanted any more."""
+    for key, reply in pending.replies():
+        if isinstance(reply, Packet):
+            waiting.took.append(clock_of(pending.grid) - waiting.began)
+        yield key, reply if wanted(key) else _spare(reply)
+    for key in [k for k in pending.awaited.values() if not wanted(k)]:
+        pending.forget(key)
+        yield key, _spare()
+
+
+def _spare(reply: Incoming | None = None, *, sent: bool = True) -> Lost:
+    came = reply.size() if isinstance(reply, Packet) else 0
+    return Lost("enough others were faster", sent=sent, spare=True, came=came)
 
 
 def _left(

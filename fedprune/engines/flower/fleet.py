@@ -96,11 +96,18 @@ class Fleet:
         for in vain is not waited for again until there are enough.
 
         Raises:
-            ConfigError: a worker of a simulation cannot serve, so could none; or none has come.
+            ConfigError: a worker of a simulation cannot serve, so could none; none has come; or
+                who is faster would count, of workers.
         """
         self._look()
         if self.gathering:
             self._wait()
+        if self.config.engine == "flower" and self.config.over_select > 1 and self.simulated():
+            what = "nodes are workers of a simulation, of which none is faster than another"
+            allowed = "1, devices with data of their own, or --profiles in simulations/run.py"
+            raise ConfigError(
+                f"over-select={self.config.over_select:g}: {what}; allowed: {allowed}"
+            )
         self._began, self.gathering = True, False
         return dict(sorted(self._labels().items()))
 

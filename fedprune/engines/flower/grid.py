@@ -29,6 +29,7 @@ from fedprune.protocol.models import layout_at
 from fedprune.protocol.parts import PartitionPart, with_part
 from fedprune.protocol.port import Ask, Exchange, Port
 from fedprune.protocol.replies import folded_of, parts_in
+from fedprune.server.fleet import spare_told
 
 
 def grid_port(
@@ -105,12 +106,19 @@ def _open_sums(fleet: Fleet, tick: Tick | None, memory: ClientMemory) -> Put:
         for total, asking in both:
             _ask_apart(total.asked, asking, tick)
             asking.go_on(over=True)
-        return [replace(total.sum.whole(), bytes_down=asking.down) for total, asking in both]
+        return [_counted(total.sum.whole(), asking) for total, asking in both]
 
     def put(asks: Sequence[Ask]) -> list[Aggregate]:
         return [aggregate for part in _parts(asks) for aggregate in some(part)]
 
     return put
+
+
+def _counted(total: Aggregate, asking: Asking[Outcome]) -> Aggregate:
+    """A sum with the bytes of all that was sent for it, and with who was not waited for."""
+    said = spare_told(asking.request.phase, asking.spare)
+    up, notices = total.bytes_up + asking.unused, total.notices + said
+    return replace(total, bytes_down=asking.down, bytes_up=up, notices=notices)
 
 
 def _parts(asks: Sequence[Ask]) -> Iterator[list[Ask]]:
