@@ -27,8 +27,9 @@ from torch import Tensor
 
 from fedprune.codec.bounded import most_weights, numbers_in, unzipped
 from fedprune.runtime.json_text import MOST_TENSORS
-from fedprune.streaming.packed import PackedMasks, packed_bits
-from fedprune.tensors.lazy import shapes_of
+from fedprune.streaming.packed import PackedMasks
+from fedprune.tensors.holding import bytes_of_bits, packed_bits
+from fedprune.tensors.lazy import bare_of, holding_of, shapes_of
 from fedprune.tensors.named import Masks
 
 MASK_MAGIC = b"FPMK"
@@ -106,21 +107,23 @@ def mask_digest(masks: Mapping[str, Tensor]) -> str:
     Raises:
         ValueError: a tensor is not boolean.
     """
-    sha, shapes = hashlib.sha256(), shapes_of(masks)
+    sha, bare, held = hashlib.sha256(), bare_of(masks), holding_of(masks)
     for name in sorted(masks):
-        sha.update(_signature(name, shapes[name]))
-        if isinstance(masks, PackedMasks):
-            sha.update(masks.packed(name))
-        else:
-            sha.update(np.packbits(_flat(name, masks[name])).tobytes())
+        _check_boolean(name, bare[name])
+        sha.update(_signature(name, bare[name].shape))
+        sha.update(bytes_of_bits(held.bits(name), bare[name].numel()))
     return sha.hexdigest()
 
 
 def _flat(name: str, mask: Tensor) -> _Bools:
-    if mask.dtype != torch.bool:
-        raise ValueError(f"mask of {name!r} must be boolean, got {mask.dtype}")
+    _check_boolean(name, mask)
     flat: _Bools = mask.detach().cpu().reshape(-1).numpy()
     return flat
+
+
+def _check_boolean(name: str, mask: Tensor) -> None:
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask of {name!r} must be boolean, got {mask.dtype}")
 
 
 def _checksum(body: bytes) -> bytes:

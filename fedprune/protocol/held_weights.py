@@ -24,7 +24,7 @@ from fedprune.streaming.files import MappedFolder, tensors_in
 from fedprune.structure.experts import named_as_modules
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.pretrained import from_files, place_of
-from fedprune.tensors.lazy import LazyTensors
+from fedprune.tensors.lazy import holding_of, in_memory
 from fedprune.tensors.models import state_of
 from fedprune.tensors.named import Masks, Tensors, all_true, digest, laid_out_copies, masked
 
@@ -44,12 +44,13 @@ class BaseModel:
     @property
     def is_lazy(self) -> bool:
         """Whether the weights are read from their files when they are asked for."""
-        return isinstance(_origin(self.weights), MappedFolder)
+        return isinstance(holding_of(self.weights).origin, MappedFolder)
 
     def like(self, weights: Mapping[str, torch.Tensor], masks: Masks) -> tuple[str, ...]:
         """Names of the tensors that are those of the base model under the masks, bit for bit."""
-        if isinstance(weights, LazyTensors) and weights.origin is _origin(self.weights):
-            return tuple(sorted(weights.keys() - weights.changed))
+        held, origin = holding_of(weights), holding_of(self.weights).origin
+        if origin is not None and held.origin is origin:
+            return tuple(sorted(weights.keys() - held.changed))
         return tuple(
             sorted(
                 name
@@ -68,11 +69,6 @@ class BaseModel:
 def read_by(base: BaseModel | None) -> Tensors | None:
     """The weights of a base model that are read from files; None where they are not."""
     return base.weights if base is not None and base.is_lazy else None
-
-
-def _origin(weights: Tensors) -> object:
-    """What lazy tensors are read from; nothing that others are, where they are in memory."""
-    return weights.origin if isinstance(weights, LazyTensors) else object()
 
 
 BASE = "base"
@@ -104,14 +100,14 @@ def base_of(config: RunConfig, model: nn.Module) -> BaseModel | None:
     if not has_base(config):
         return None
     state = state_of(model)
-    if isinstance(state, LazyTensors):
+    if not in_memory(state):
         return BaseModel(_digest_of_files(state), state)
     if config.adapters != "none" and config.adapter_base != "float32":
         state = frozen_for(config, model, layout_for(config, model), state)
     name = digest(state)
     found = _HERE.get(name)
     if found is None:
-        coded = state if isinstance(state, LazyTensors) else None
+        coded = None if in_memory(state) else state
         found = _HERE[name] = BaseModel(
             name, coded or _in_files(config, model, name) or laid_out_copies(state)
         )
@@ -135,8 +131,8 @@ def _in_files(config: RunConfig, model: nn.Module, name: str) -> Tensors | None:
     return lazy if same else None
 
 
-def _digest_of_files(state: LazyTensors) -> str:
-    files = state.origin
+def _digest_of_files(state: Tensors) -> str:
+    files = holding_of(state).origin
     assert isinstance(files, MappedFolder)  # where a model's tensors are read from
     files.digest = files.digest or digest(state)
     return files.digest

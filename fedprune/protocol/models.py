@@ -36,7 +36,7 @@ from fedprune.structure.tables import embedding_path
 from fedprune.tasks.building import built
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.task import output_of
-from fedprune.tensors.lazy import LazyTensors
+from fedprune.tensors.lazy import in_memory
 from fedprune.tensors.models import frozen_of, state_of
 from fedprune.tensors.named import Masks, Tensors, full_masks
 
@@ -207,11 +207,11 @@ def _check_noise(config: RunConfig, model: nn.Module) -> None:
 def _check_selection(config: RunConfig, model: nn.Module, layout: Layout) -> None:
     """Refuse patterns, units and floors that this model's tensors do not fit, by trying them."""
     state = state_of(model)
-    if isinstance(state, LazyTensors):  # their shapes are what matters, and there is one of each
+    if in_memory(state):
+        weights = {name: state[name].cpu() for name in layout.prunable}
+    else:  # their shapes are what matters, and there is one of each
         of_shape = {layout.shapes[n]: n for n in reversed(layout.prunable)}
         weights = {n: torch.zeros(1).expand(s) for s, n in of_shape.items()}
-    else:
-        weights = {name: state[name].cpu() for name in layout.prunable}
     try:
         _tried(config, layout, weights)
     except Unreachable as error:

@@ -27,7 +27,7 @@ from fedprune.runtime.files import (
 )
 from fedprune.server.state import Model, State
 from fedprune.streaming.packed import PackedMasks
-from fedprune.tensors.lazy import LazyTensors
+from fedprune.tensors.lazy import holding_of, in_memory, joined_to, shapes_of, some_of
 from fedprune.tensors.named import Tensors
 
 
@@ -42,8 +42,8 @@ def save_state(state: State, path: Path, beside: Iterable[Path] = ()) -> None:
     tensors: Tensors = {}
     rest: dict[str, Any] = {}
     memories, model = state.memories, state.model
-    if isinstance(model.weights, LazyTensors) and isinstance(model.masks, PackedMasks):
-        rest["held"] = _about_held(model.weights, model.masks, tensors)
+    if not in_memory(model.weights):
+        rest["held"] = _about_held(model, tensors)
         state = replace(state, model=Model({}, {}, model.edits))
     rest |= {
         "state": taken_apart(replace(state, memories={}), State, tensors),
@@ -59,15 +59,18 @@ def save_state(state: State, path: Path, beside: Iterable[Path] = ()) -> None:
 _MASK, _CHANGED = "/held/mask/", "/held/changed/"
 
 
-def _about_held(weights: LazyTensors, masks: PackedMasks, tensors: Tensors) -> dict[str, Any]:
+def _about_held(model: Model, tensors: Tensors) -> dict[str, Any]:
     """What is said of weights that are read from files: their digest, and beside it what differs.
 
     Masks are eight flags a byte, and none where everything is kept.
     """
-    tensors |= {f"{_CHANGED}{n}": weights[n] for n in weights.changed}
-    bits = {n: b for n, b in masks.bits.items() if b is not None}
-    tensors |= {f"{_MASK}{n}": torch.from_numpy(b) for n, b in bits.items()}
-    return {"digest": getattr(weights.origin, "digest", ""), "masks": list(masks)}
+    held, masks = holding_of(model.weights), holding_of(model.masks)
+    tensors |= {f"{_CHANGED}{n}": model.weights[n] for n in held.changed}
+    for name in model.masks:
+        bits = masks.bits(name)
+        if bits is not None:
+            tensors[f"{_MASK}{name}"] = torch.from_numpy(bits)
+    return {"digest": getattr(held.origin, "digest", ""), "masks": list(model.masks)}
 
 
 def _with_held(
@@ -78,14 +81,14 @@ def _with_held(
     Raises:
         ValueError: these are others.
     """
-    if not isinstance(held, LazyTensors) or getattr(held.origin, "digest", "") != said["digest"]:
+    origin = holding_of(held).origin
+    if in_memory(held) or getattr(origin, "digest", "") != said["digest"]:
         raise ValueError("it is about a model of other files, or one that was streamed")
-    bits = {n: tensors.get(f"{_MASK}{n}") for n in said["masks"]}
-    masks = PackedMasks(
-        held.some(bits).shapes, {n: None if b is None else b.numpy() for n, b in bits.items()}
-    )
+    flags = {n: tensors.get(f"{_MASK}{n}") for n in said["masks"]}
+    bits = {n: None if f is None else f.numpy() for n, f in flags.items()}
+    masks = PackedMasks(shapes_of(some_of(held, bits)), bits)
     changed = {n.removeprefix(_CHANGED): t for n, t in tensors.items() if n.startswith(_CHANGED)}
-    return replace(state, model=Model(held.joined(changed), masks, state.edits).under(masks))
+    return replace(state, model=Model(joined_to(held, changed), masks, state.edits).under(masks))
 
 
 def load_state(

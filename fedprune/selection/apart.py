@@ -13,9 +13,8 @@ from fedprune.selection.scopes import SCOPES, counter, total_of
 from fedprune.selection.select import check_count, left_of_tensor, plain_layout
 from fedprune.selection.unit_numbers import Shape
 from fedprune.selection.units import unit_kind
-from fedprune.streaming.packed import PackedMasks
 from fedprune.structure.layout import Layout
-from fedprune.tensors.lazy import joined_to, shapes_of
+from fedprune.tensors.lazy import joined_to, shapes_of, some_of
 from fedprune.tensors.named import Masks
 
 
@@ -73,7 +72,7 @@ def select_apart(
         total = total_of(ground, scope)
         check_count(counted, total, floor, exact=True)
         counts = counter(ground, scope)([Limits(x.size, x.must, x.most) for x in counted], total)
-    masks: Masks = alive.some(()) if isinstance(alive, PackedMasks) else {}
+    masks: Masks = some_of(alive, ())
     for name, count in zip(shapes, counts, strict=True):
         one = {name: score_of(name)}
         (layer,) = ranking_layers(one, {name: alive[name]}, {name: magnitude[name]}, floor, part)

@@ -12,7 +12,7 @@ from fedprune.protocol.failures import Failure
 from fedprune.streaming.packed import masks_for
 from fedprune.structure.edits import Edits
 from fedprune.structure.layout import Layout
-from fedprune.tensors.lazy import LazyTensors
+from fedprune.tensors.lazy import in_memory
 from fedprune.tensors.models import state_of
 from fedprune.tensors.named import Masks, Tensors, laid_out_copies, masked
 
@@ -205,7 +205,7 @@ def first_state(model: nn.Module, layout: Layout, weights: Tensors | None = None
 
 def _kept(model: nn.Module) -> Tensors:
     state = state_of(model)
-    return state if isinstance(state, LazyTensors) else laid_out_copies(state)
+    return laid_out_copies(state) if in_memory(state) else state
 
 
 def untested(state: State, rounds: int) -> State:

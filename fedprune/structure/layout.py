@@ -14,7 +14,6 @@ from fedprune.structure.groups import Structure, structure_of
 from fedprune.structure.layer_kinds import is_layer
 from fedprune.structure.matrices import as_matrix, from_matrix, kind_of
 from fedprune.structure.prunable import prunable_of, staying
-from fedprune.tensors.lazy import LazyTensors
 from fedprune.tensors.models import NOTES, frozen_of, state_of
 from fedprune.tensors.named import Tensors
 
@@ -87,7 +86,7 @@ class Layout:
         Those that are gone altogether come along if all prunable tensors that are left do.
         """
         if self.origin is None:
-            return tensors if isinstance(tensors, LazyTensors) else dict(tensors)
+            return tensors.copy()
         whole = set(self.prunable) <= tensors.keys()
         gone = self.origin.layout.prunable if whole else ()
         return self.origin.places.expand(tensors, gone=gone)
@@ -95,7 +94,7 @@ class Layout:
     def from_origin(self, tensors: Tensors) -> Tensors:
         """What is left of tensors in the shapes of the model before it was cut."""
         if self.origin is None:
-            return tensors if isinstance(tensors, LazyTensors) else dict(tensors)
+            return tensors.copy()
         return self.origin.places.restrict(tensors)
 
 

@@ -1,23 +1,26 @@
-"""Named tensors that are made when one is asked for: of models too large to be in memory."""
+"""Named tensors that are made when one is asked for: of models too large to be in memory.
+
+The functions below ask of any named tensors what `fedprune.tensors.holding.Holding` says.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from fedprune.tensors.holding import Bits, Holding, InMemory, count_true, packed_bits
+
 
 class LazyTensors(dict[str, Tensor]):
-    """Named tensors that are made whenever one is asked for, and kept by nobody.
+    """Named tensors that are made on the CPU whenever one is asked for, and kept by nobody.
 
     What the dictionary itself holds are tensors on PyTorch's meta device: shapes and types.
-
-    Attributes:
-        origin: what the values are of, but for those `changed` and those that masks removed.
-        changed: names.
     """
+
+    in_memory: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -54,25 +57,33 @@ class LazyTensors(dict[str, Tensor]):
         """Tensors, one made after the other."""
         return (self[name] for name in self)
 
+    def copy(self) -> dict[str, Tensor]:
+        """The same, held the same way."""
+        return self.some(self)
+
     @property
     def shapes(self) -> dict[str, torch.Size]:
-        """Shapes, without making anything."""
+        """Name to shape, without making anything."""
         return {name: t.shape for name, t in super().items()}
+
+    @property
+    def bare(self) -> Mapping[str, Tensor]:
+        """Shapes and types, without making anything."""
+        return dict(zip(self, super().values(), strict=True))
+
+    @property
+    def kept(self) -> int:
+        """Of masks: how many flags are True."""
+        return sum(map(count_true, self.values()))
+
+    def bits(self, name: str) -> Bits | None:
+        """Of masks: the flags of one; None: all are True."""
+        return packed_bits(self[name])
 
     def some(self, names: Iterable[str]) -> LazyTensors:
         """Those of these names."""
         held = {name: super(LazyTensors, self).__getitem__(name) for name in names}
         return LazyTensors(held, self._make, self.origin, self.changed)
-
-    def under(self, masks: Mapping[str, Tensor]) -> LazyTensors:
-        """The same, exactly 0.0 where a mask is False."""
-
-        def made(name: str) -> Tensor:
-            t = self[name]
-            mask = masks.get(name)
-            return t if mask is None or bool(mask.all()) else t.masked_fill(~mask, 0.0)
-
-        return LazyTensors(self, made, self.origin, self.changed)
 
     def joined(self, others: Mapping[str, Tensor]) -> LazyTensors:
         """The same with others in place of those of their names, or beside them."""
@@ -81,30 +92,48 @@ class LazyTensors(dict[str, Tensor]):
             return others[name] if name in others else self[name]
 
         changed = self.changed | frozenset(others)
-        return LazyTensors({**bare_of(self), **bare_of(others)}, made, self.origin, changed)
+        return LazyTensors({**self.bare, **bare_of(others)}, made, self.origin, changed)
+
+    def under(self, masks: Mapping[str, Tensor]) -> LazyTensors:
+        """The same, 0.0 where a mask is False."""
+
+        def made(name: str) -> Tensor:
+            t = self[name]
+            mask = masks.get(name)
+            return t if mask is None or bool(mask.all()) else t.masked_fill(~mask, 0.0)
+
+        return LazyTensors(self, made, self.origin, self.changed)
+
+    def on_cpu(self) -> LazyTensors:
+        """The same: they are made there."""
+        return self
+
+
+def holding_of(tensors: Mapping[str, Tensor]) -> Holding:
+    """What can be asked of named tensors, however they are held."""
+    return tensors if isinstance(tensors, LazyTensors) else InMemory(tensors)
+
+
+def in_memory(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the tensors are all there, and not made when they are asked for."""
+    return holding_of(tensors).in_memory
 
 
 def bare_of(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Named tensors that say shapes and types, without making any."""
-    if not isinstance(tensors, LazyTensors):
-        return tensors
-    return dict(zip(tensors, dict.values(tensors), strict=True))
+    return holding_of(tensors).bare
 
 
 def some_of(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
     """Those of these names."""
-    if isinstance(tensors, LazyTensors):
-        return tensors.some(names)
-    return {name: tensors[name] for name in names}
+    return holding_of(tensors).some(names)
 
 
-def joined_to(tensors: dict[str, Tensor], others: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def joined_to(tensors: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors with others in place of those of their names, or beside them."""
-    return tensors.joined(others) if isinstance(tensors, LazyTensors) else {**tensors, **others}
+    return holding_of(tensors).joined(others)
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     """Name to shape, in the same order."""
-    if isinstance(tensors, LazyTensors):
-        return tensors.shapes
-    return {name: t.shape for name, t in tensors.items()}
+    return holding_of(tensors).shapes

@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from fedprune.tensors.lazy import LazyTensors
+from fedprune.tensors.lazy import in_memory
 from fedprune.tensors.named import Tensors
 
 NOTES = "notes_of_loading"
@@ -178,12 +178,12 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         if _is_hollow(t):
             t.data = torch.empty(t.shape, dtype=t.dtype, device=t.device)
     with torch.no_grad():
-        if isinstance(tensors, LazyTensors):
-            for name, value in tensors.items():
-                state[name].copy_(value)
-        elif state:
+        if state and in_memory(tensors):
             # One call for all of them: of a small model the calls take longer than the copies.
             torch._foreach_copy_([state[name] for name in tensors], list(tensors.values()))
+        else:
+            for name, value in tensors.items():
+                state[name].copy_(value)
 
 
 def hollow(tensor: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fedprune.tensors.lazy import LazyTensors, shapes_of
+from fedprune.tensors.holding import count_true
+from fedprune.tensors.lazy import holding_of, shapes_of
 
 Tensors = dict[str, Tensor]
 Masks = dict[str, Tensor]
@@ -24,9 +25,7 @@ def copied(tensors: Mapping[str, Tensor]) -> Tensors:
 
 def on_cpu(tensors: Mapping[str, Tensor]) -> Tensors:
     """The same tensors on the CPU; those that are there already are not copied."""
-    if isinstance(tensors, LazyTensors):
-        return tensors
-    return {name: t.detach().to("cpu") for name, t in tensors.items()}
+    return holding_of(tensors).on_cpu()
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -43,12 +42,7 @@ def wide_zeros(tensors: Mapping[str, Tensor]) -> Tensors:
 
 def masked(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensors:
     """Copies with exactly 0.0 where a mask is False, whatever stood there (NaN too)."""
-    if isinstance(tensors, LazyTensors):
-        return tensors.under(masks)
-    return {
-        name: t.masked_fill(~masks[name], 0.0) if name in masks else t.clone()
-        for name, t in tensors.items()
-    }
+    return holding_of(tensors).under(masks)
 
 
 def gathered(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
@@ -137,7 +131,7 @@ def scattered(
 
 
 def _size(name: str, shapes: Mapping[str, torch.Size], masks: Mapping[str, Tensor]) -> int:
-    return _true(masks[name]) if name in masks else shapes[name].numel()
+    return count_true(masks[name]) if name in masks else shapes[name].numel()
 
 
 def full_masks(tensors: Mapping[str, Tensor], names: Iterable[str]) -> Masks:
@@ -147,9 +141,7 @@ def full_masks(tensors: Mapping[str, Tensor], names: Iterable[str]) -> Masks:
 
 def count_kept(masks: Mapping[str, Tensor]) -> int:
     """How many weights the masks keep."""
-    if hasattr(masks, "kept"):  # those that are kept packed know
-        return int(masks.kept)
-    return sum(map(_true, masks.values()))
+    return holding_of(masks).kept
 
 
 def all_true(mask: Tensor) -> bool:
@@ -159,19 +151,12 @@ def all_true(mask: Tensor) -> bool:
 
 def cuts(masks: Mapping[str, Tensor]) -> bool:
     """Whether any of the masks removes something."""
-    if hasattr(masks, "kept"):
-        return bool(masks.kept < sum(s.numel() for s in shapes_of(masks).values()))
-    return not all(map(all_true, masks.values()))
+    return count_kept(masks) < count(masks)
 
 
 def kept_in(tensor: Tensor, mask: Tensor | None) -> int:
     """How many of a tensor's values a mask keeps; all, without one."""
-    return tensor.numel() if mask is None else _true(mask)
-
-
-def _true(mask: Tensor) -> int:
-    # NumPy counts bools many times faster than torch, whose sum makes an int64 of each first.
-    return int(np.count_nonzero(mask.cpu().numpy()))
+    return tensor.numel() if mask is None else count_true(mask)
 
 
 def count(tensors: Mapping[str, Tensor]) -> int:

@@ -15,7 +15,8 @@ from fedprune.options.refusal import ConfigError
 from fedprune.runtime.sums import SUMMARY_NAME
 from fedprune.streaming.blocks import is_streamed, send_through, through
 from fedprune.streaming.lockstep import Lockstep
-from fedprune.streaming.packed import PackedMasks, packed_bits
+from fedprune.streaming.packed import PackedMasks
+from fedprune.tensors.holding import packed_bits
 from fedprune.tensors.lazy import LazyTensors
 from fedprune.tensors.named import digest, full_masks
 from tests.streaming.saved import saved_model, untrained
