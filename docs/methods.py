@@ -25,7 +25,7 @@ from fedprune.methods.catalog import METHODS
 from fedprune.protocol.models import dense_model, layout_for
 from fedprune.scores.catalog import SCORES
 from fedprune.scores.combine import COMBINES, NORMALISE_SUMMARIES
-from fedprune.scores.score import Score
+from fedprune.scores.score import ByTensor, Score
 from fedprune.selection.ladder import ADAPTIVE
 from fedprune.selection.pools import POOLS
 from fedprune.selection.schedules import SCHEDULES
@@ -122,7 +122,8 @@ def _unit(score: Score) -> str:
 
 
 def _where(score: Score) -> str:
-    return _link(score.finalise)
+    formula = score.finalise
+    return _link(formula.formula if isinstance(formula, ByTensor) else formula)
 
 
 def _link(function: Callable[..., Any]) -> str:

@@ -315,7 +315,11 @@ class Own:
     weight: float = 0.5
 
 
-SCORES = {"mine": replace(ours["magnitude"], summary="mine"), "taylor": ours["gradient"]}
+SCORES = {
+    "mine": replace(ours["magnitude"], summary="mine"),
+    "taylor": ours["gradient"],
+    "whole": replace(ours["magnitude"], finalise=lambda evidence: evidence.weights),
+}
 DEFAULTS = {"rounds": 6, "warmup": 3, "lr": Own().weight}
 TASKS = {"new-digits": replace(theirs["digits"], defaults=DEFAULTS)}
 """
@@ -327,7 +331,9 @@ def test_a_plugin_adds_scores_and_tasks(tmp_path):
     config = configure({"plugin": plugin, "task": "new-digits", "score": "mine"})
     assert (config.rounds, config.warmup, config.lr) == (6, 3, 0.5)
     assert config.cohort == 10, "what the task leaves out has a default too"
-    assert list(scores_of(plugin)) == [*SCORES, "mine"]
+    assert list(scores_of(plugin)) == [*SCORES, "mine", "whole"]
+    assert scores_of(plugin)["mine"].apart, "the same function, tensor by tensor"
+    assert not scores_of(plugin)["whole"].apart, "of another function nobody said so"
     assert scores_of(plugin)["taylor"] is SCORES["gradient"], "a built-in one is replaced"
     assert list(tasks_of(plugin)) == [*TASKS, "new-digits"]
     assert "mine" not in scores_of("")

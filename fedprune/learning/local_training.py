@@ -197,7 +197,7 @@ def tune(
                 done = own(step)
             sums, counts = sums + done.loss, counts + done.labels
             apart += done.divergence
-            if watcher is not None:
+            if watcher is not None and watcher.after_backward is not None:
                 watcher.after_backward(sum(task.labels(batch) for batch in step))
             _correct(named, correction or {})
             _shape_gradients(named, removed, terms, config)

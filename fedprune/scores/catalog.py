@@ -9,8 +9,6 @@ while tuning) says so in its name or by `Score.additive`.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -46,12 +44,7 @@ from fedprune.scores.inputs import (
 )
 from fedprune.scores.perturbation import ASK_PERTURBATION as ASK_PERTURBATION
 from fedprune.scores.perturbation import perturbation, standard_error
-from fedprune.scores.score import (
-    Evidence,
-    Probe,
-    Score,
-    Statistic,
-)
+from fedprune.scores.score import ByTensor, Evidence, Probe, Score, Statistic
 from fedprune.scores.sparsegpt import obs, step
 from fedprune.scores.synflow import refuse_inhomogeneous, synflow
 from fedprune.tensors.named import Tensors
@@ -112,72 +105,63 @@ SCORES: dict[str, Score] = {
     "taylor": Score(
         "|Σ w·g|: first-order change of the pooled loss if the weight went",
         "Molchanov et al. 2017, arXiv 1611.06440, eq. 7, on single weights, clients summed first",
-        _mean_magnitude,
+        ByTensor(_mean_magnitude),
         (ASK_TAYLOR,),
-        apart=True,
     ),
     "taylor_signed": Score(
         "-Σ w·g: the same with its sign; a weight whose removal lowers the loss goes first",
         "Mozer and Smolensky 1989 (skeletonization), on single weights",
-        _negative_mean,
+        ByTensor(_negative_mean),
         (ASK_TAYLOR,),
-        apart=True,
     ),
     "taylor_second": Score(
         "|Σ_i -w·g_i + ½w²g_i²|: second-order change, with Σ g² of single examples for curvature",
         "LeCun et al. 1990 (OBD), with the empirical Fisher diagonal and the first order kept",
-        _mean_magnitude,
+        ByTensor(_mean_magnitude),
         (Statistic(by_example(taylor_second), passes=_SQUARES, by_block=True),),
-        apart=True,
     ),
     "gradient": Score(
         "|Σ g|: size of the pooled gradient",
         "the quantity regrown by Evci et al. 2020 (RigL), arXiv 1911.11134, here to keep",
-        _mean_magnitude,
+        ByTensor(_mean_magnitude),
         (ASK_GRADIENT,),
-        apart=True,
     ),
     "second_moment_per_example": Score(
         "Σ_i g_i² over single examples: the diagonal of the empirical Fisher matrix",
         "Liu et al. 2021 (group Fisher), arXiv 2108.00708, eq. 5, on single weights",
-        _mean,
+        ByTensor(_mean),
         (ASK_SQUARES,),
-        apart=True,
     ),
     "second_moment_per_batch": Score(
         "Σ_b n_b·(mean g of batch b)²: depends on how shards are cut into batches",
         "mean of squared step gradients, as frameworks implement PruneFL",
-        _mean,
+        ByTensor(_mean),
         (
             Statistic(
                 by_batch(mean_square), watch=watched(mean_square), signed=False, by_block=True
             ),
         ),
         additive=False,
-        apart=True,
     ),
     "second_moment_per_client": Score(
         "Σ_k n_k·(mean g of client k)²: squared per client, so federated differs from pooled",
         "Jiang et al. 2022 (PruneFL), arXiv 1909.12326, with one pass instead of local steps",
-        _mean,
+        ByTensor(_mean),
         (Statistic(by_client(mean_square), signed=False, by_block=True),),
         additive=False,
-        apart=True,
     ),
     "fisher": Score(
         "½w²·Σ_i g_i²/N: second-order change at a minimum, where the first order is 0",
         "Theis et al. 2018, arXiv 1801.05787, on single weights",
-        _fisher,
+        ByTensor(_fisher),
         (ASK_SQUARES,),
-        apart=True,
     ),
     "snip": Score(
         "|Σ w·g| at initialisation: only before any training",
         "Lee et al. 2019, arXiv 1810.02340, pooled over clients instead of one batch",
-        _mean_magnitude,
+        ByTensor(_mean_magnitude),
         (ASK_TAYLOR,),
         at_start=True,
-        apart=True,
     ),
     "grasp": Score(
         "w·(H·mean g): what |g|² loses if the weight went; only before any training, two questions",
@@ -228,23 +212,20 @@ SCORES: dict[str, Score] = {
     "wanda": Score(
         "|w|·sqrt(mean x²) of its input: one number an input channel is sent",
         "Sun et al. 2023, arXiv 2306.11695, eq. 1, with the clients' Σ x² added up",
-        wanda,
+        ByTensor(wanda),
         (inputs_ask(squares),),
-        apart=True,
     ),
     "wanda_by_row": Score(
         "rank of Wanda's score in its output row, over the row's weights: rows compete alike",
         "Sun et al. 2023, arXiv 2306.11695, sect. 3, with --scope layer in place of rows",
-        wanda_by_row,
+        ByTensor(wanda_by_row),
         (inputs_ask(squares),),
-        apart=True,
     ),
     "ria": Score(
         "(|w|/its column's Σ|w| + |w|/its row's)·(mean x²)^¼: relative importance, Wanda's sums",
         "Zhang et al. 2024 (Plug-and-Play, ICLR), eq. 3 and 4, with the clients' Σ x² added up",
-        ria,
+        ByTensor(ria),
         (inputs_ask(squares),),
-        apart=True,
     ),
     "sparsegpt": Score(
         "w²/[H⁻¹]_jj, H = Σ x·xᵀ; removed column by column, the rest of the row makes up for it",
@@ -265,25 +246,22 @@ SCORES: dict[str, Score] = {
     "movement": Score(
         "-Σ_t w_t·g_t while tuning: keeps what moves away from 0; starts again every round",
         "Sanh et al. 2020, arXiv 2005.07683, without the straight-through mask",
-        _negative_mean,
+        ByTensor(_negative_mean),
         (ASK_TAYLOR,),
         additive=False,
         tuning=True,
-        apart=True,
     ),
     "activation": Score(
         "mean |x| of its input channel",
         "Molchanov et al. 2017, arXiv 1611.06440, sect. 2.2 (activation), of inputs",
-        by_input,
+        ByTensor(by_input),
         (inputs_ask(absolutes),),
-        apart=True,
     ),
     "activity": Score(
         "part of the rows in which its input is not 0: 1 - dead fraction",
         "Hu et al. 2016 (APoZ), arXiv 1607.03250, eq. 1, of inputs",
-        by_input,
+        ByTensor(by_input),
         (inputs_ask(nonzeros),),
-        apart=True,
     ),
     "block_influence": Score(
         "mean over tokens of 1 - cos(x_in, x_out) of its block",
@@ -295,9 +273,8 @@ SCORES: dict[str, Score] = {
     "magnitude": Score(
         "|w| of the global model: asks no client",
         "Han et al. 2015, arXiv 1506.02626",
-        _magnitude,
+        ByTensor(_magnitude),
         rescored=False,
-        apart=True,
     ),
     "random": Score(
         "uniform noise, new each round: asks no client", "the control", _random, rescored=False
@@ -306,13 +283,5 @@ SCORES: dict[str, Score] = {
 
 
 def scores_of(plugin: str) -> dict[str, Score]:
-    """Every score by name; a plug-in's come last and may replace a built-in one.
-
-    Of a built-in score with another `finalise`, nobody said that it works tensor by tensor.
-    """
-    known = {score.finalise for score in SCORES.values()}
-    own = {
-        name: score if score.finalise in known else replace(score, apart=False)
-        for name, score in table_in(plugin, "SCORES", Score).items()
-    }
-    return {**SCORES, **own}
+    """Every score by name; a plug-in's come last and may replace a built-in one."""
+    return {**SCORES, **table_in(plugin, "SCORES", Score)}

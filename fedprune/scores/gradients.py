@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.scores.gradient_blocks import Took, hand_gradients
-from fedprune.scores.score import Probe, Watching
+from fedprune.scores.score import Probe, Watcher, Watching
 from fedprune.structure.layers import parameters_of
 from fedprune.structure.layout import Layout
 from fedprune.tasks.task import Part
@@ -118,33 +118,19 @@ def take_gradients(
     return loss.count
 
 
-@dataclass
-class GradientWatcher:
-    """Adds `each` up over the steps that somebody else takes.
-
-    Attributes:
-        sums: the statistic so far.
-        parameters: what is watched.
-        each: one step's part.
-    """
-
-    sums: Tensors
-    parameters: dict[str, nn.Parameter]
-    each: Each
-
-    def after_backward(self, count: int) -> None:
-        """Adds a step whose gradients of the *mean* loss over `count` labels are in `grad`."""
-        for name, p in self.parameters.items():
-            if p.grad is not None:
-                self.sums[name] += self.each(p.detach(), p.grad * count, count)
-
-
 def watched(each: Each) -> Watching:
     """The sums of `each` over steps, at the weights of each step."""
 
     @contextmanager
-    def watch(model: nn.Module, _layout: Layout, names: Sequence[str]) -> Iterator[GradientWatcher]:
+    def watch(model: nn.Module, _layout: Layout, names: Sequence[str]) -> Iterator[Watcher]:
         parameters = parameters_of(model, names)
-        yield GradientWatcher(wide_zeros(parameters), parameters, each)
+        sums = wide_zeros(parameters)
+
+        def add(count: int) -> None:
+            for name, p in parameters.items():
+                if p.grad is not None:
+                    sums[name] += each(p.detach(), p.grad * count, count)
+
+        yield Watcher(sums, add)
 
     return watch

@@ -23,6 +23,7 @@ from fedprune.scores.score import (
     Probe,
     Shapes,
     Statistic,
+    Watcher,
 )
 from fedprune.streaming.blocks import send_through
 from fedprune.structure.groups import input_of
@@ -110,7 +111,7 @@ class SumOverInputs:
 
     def watch(
         self, model: nn.Module, layout: Layout, names: Sequence[str]
-    ) -> AbstractContextManager[InputWatcher]:
+    ) -> AbstractContextManager[Watcher]:
         """The same sums while somebody else runs batches."""
         shapes = self.shapes(layout, names, "", 0)
         return _watched(model, input_of(layout, names), shapes, self.each)
@@ -138,24 +139,10 @@ def add_rows(sums: Tensors, name: str, rows: Tensor, each: _Each) -> None:
     sums[rows_of(name)] += flat.shape[0]
 
 
-@dataclass
-class InputWatcher:
-    """Adds up what goes into layers.
-
-    Attributes:
-        sums: the statistics so far, float64.
-    """
-
-    sums: Tensors
-
-    def after_backward(self, count: int) -> None:
-        """Nothing: inputs are seen on the way forward."""
-
-
 @contextmanager
 def _watched(
     model: nn.Module, sources: Mapping[str, str], shapes: Shapes, each: _Each
-) -> Iterator[InputWatcher]:
+) -> Iterator[Watcher]:
     layers = layers_of(model, list(sources))
     alike = [name for name, source in sources.items() if name != source]
     marks = dict.fromkeys((*alike, *(sources[name] for name in alike)), 0.0)
@@ -176,7 +163,7 @@ def _watched(
         add_rows(sums, name, input_rows(layer, x.detach().to(wide)), each)
 
     with watching(layers, seen):
-        yield InputWatcher(sums)
+        yield Watcher(sums)
     for name in alike:
         if marks[name] != marks[sources[name]] and math.isfinite(marks[name]):
             raise ValueError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -96,13 +96,18 @@ class Evidence:
     given: Tensors = field(default_factory=dict)
 
 
-class Watcher(Protocol):
-    """Adds a statistic up while somebody else runs batches through the model."""
+@dataclass(frozen=True)
+class Watcher:
+    """Adds a statistic up while somebody else runs batches through the model.
+
+    Attributes:
+        sums: the statistic so far.
+        after_backward: called with the number of labels of a step when the parameters hold the
+            gradient of the *mean* loss over them; None: nothing is taken from gradients.
+    """
 
     sums: Tensors
-
-    def after_backward(self, count: int) -> None:
-        """Called when the parameters hold the gradient of a batch's *mean* loss over `count`."""
+    after_backward: Callable[[int], None] | None = None
 
 
 Watching = Callable[[nn.Module, Layout, Sequence[str]], AbstractContextManager[Watcher]]
@@ -160,6 +165,21 @@ def forwards_of(statistic: Statistic, numbers: int) -> float:
     return 1.0 if statistic.passes == "1 forward" else FORWARDS_OF_A_STEP
 
 
+@dataclass(frozen=True)
+class ByTensor:
+    """A `Score.finalise` that scores a tensor alike, whichever others are in the evidence.
+
+    A model that is not in memory is scored a tensor at a time by such a function only. What it
+    wraps is not checked for this.
+    """
+
+    formula: Callable[[Evidence], Tensors]
+
+    def __call__(self, evidence: Evidence) -> Tensors:
+        """The score of every weight asked about."""
+        return self.formula(evidence)
+
+
 Solve = Callable[[Evidence, Mapping[str, float], tuple[int, int] | None], tuple[Masks, Tensors]]
 """From evidence, the sparsity of each tensor and N:M (or None) to masks and new weights."""
 
@@ -184,7 +204,6 @@ class Score:
         most: with unit weight, refuses models with more prunable weights than this; 0: no limit.
         refuses: raises a ValueError for a model that the score is not for, before anything starts.
         remembers: each client keeps something of its own for the next time (`Probe.remember`).
-        apart: `finalise` gives a tensor the same score whichever other tensors it is asked about.
         makes_up: what layers' biases make up for when masks remove weights: from the evidence and
             the new masks to what is added to them, (out,) by the weight's name.
     """
@@ -203,8 +222,12 @@ class Score:
     most: int = 0
     refuses: Callable[[nn.Module, Part | None], None] | None = None
     remembers: bool = False
-    apart: bool = False
     makes_up: Callable[[Evidence, Masks], Tensors] | None = None
+
+    @property
+    def apart(self) -> bool:
+        """Whether tensors can be scored one by one: `finalise` says so by being a `ByTensor`."""
+        return isinstance(self.finalise, ByTensor)
 
 
 if not TYPE_CHECKING:
