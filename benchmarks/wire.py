@@ -21,7 +21,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "server")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "engines" / "flower")]
 
 from flower import Flower
 

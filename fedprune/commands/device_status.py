@@ -66,7 +66,8 @@ def _outcome(folder: Path, summary: dict[str, Any], void: int) -> str:
     if summary.get("reached"):
         return f"ended as asked, sparsity {summary['sparsity']:.4f}"
     if summary:
-        why = f"{counted(void, 'round')} void" if void else summary.get("short_why") or "it failed"
+        void_why = f"{counted(void, 'round')} void" if void else "it failed"
+        why = summary.get("short_why") or void_why
         return f"ended before it was pruned as asked: {why}"
     last = max(path.stat().st_mtime for path in folder.iterdir())
     return f"under way, or interrupted: its files are {max(0.0, time.time() - last):.0f} s old"

@@ -15,6 +15,7 @@ from fedprune.config.options import CENTRAL, LOCAL
 from fedprune.methods.acting import done
 from fedprune.methods.global_mask import cost_of
 from fedprune.methods.measuring import own_sparsity
+from fedprune.options.refusal import counted
 from fedprune.protocol.client_privacy import hides
 from fedprune.records.staying import (
     nearly_empty,
@@ -198,7 +199,7 @@ def _sizes(config: RunConfig, layout: Layout, end: State, about: About) -> Summa
         "sparsity_asked": config.sparsity,
         "reached": not end.pending if plan is None else done(end, plan),
         "short": _short(config, (prunable - kept) / prunable, end, plan),
-        "short_why": _why_short(config),
+        "short_why": _why_short(config, end),
         **_flops(end.masks, plan),
         "sparsity_of_all": (parameters - now.parameters + zeros) / parameters,
         "parameters": parameters,
@@ -231,8 +232,10 @@ def _short(config: RunConfig, sparsity: float, end: State, plan: Plan | None) ->
     return missed if missed > LEAST_MISSED else 0.0
 
 
-def _why_short(config: RunConfig) -> str:
+def _why_short(config: RunConfig, end: State) -> str:
     """Why a run may come short of what was asked for."""
+    if end.pending and (void := end.round - end.completed):
+        return f"{void} of {counted(end.round, 'round')} void, in which nothing changes"
     if config.target_bytes or config.target_flops:
         return "no mask that these scores give costs so little"
     if config.unit == "n:m" and config.unit_shape is not None:

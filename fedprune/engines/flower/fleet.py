@@ -78,6 +78,8 @@ class Fleet:
     _news: list[Failure] = field(default_factory=list)
     _notices: list[str] = field(default_factory=list)
     _took: dict[str, list[float]] = field(default_factory=dict)
+    _asked: dict[int, int] = field(default_factory=dict)
+    _names: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._pending = Pending(self.grid)
@@ -137,7 +139,7 @@ class Fleet:
 
     def _look(self) -> None:
         """Greet who has come, hear who has answered, forget who has left."""
-        there = set(patiently(self.grid.get_node_ids))
+        there = self._there()
         for i in self._greeted.keys() - there:
             del self._greeted[i]
             self._pending.forget((0, i))
@@ -241,11 +243,28 @@ class Fleet:
             self._notices.append(text)
             log.warning("%s", text)
 
+    def with_node(self, failure: Failure) -> Failure:
+        """A device's failure with the node that was asked, where Flower knows more than its number.
+
+        What was said to a greeting has it already.
+        """
+        node = None if self.simulated() else self._asked.get(failure.partition)
+        if failure.phase == "hello" or node not in self._names:
+            return failure
+        return replace(failure, reason=f"{failure.reason} ({self._name(node)})")
+
+    def _there(self) -> set[int]:
+        """Who is there now; what Flower knows of them is kept, for who has left."""
+        if not hasattr(self.grid, "get_nodes"):
+            return set(patiently(self.grid.get_node_ids))
+        nodes = patiently(lambda: list(self.grid.get_nodes()))
+        about = {n.node_id: [plain(text) for text in (n.name, n.location) if text] for n in nodes}
+        self._names |= {i: " at ".join(told) for i, told in about.items() if told}
+        return set(about)
+
     def _name(self, i: int) -> str:
         """A node by Flower's number of it, and by name and address where Flower knows them."""
-        nodes = self.grid.get_nodes() if hasattr(self.grid, "get_nodes") else ()
-        about = [(n.name, n.location) for n in nodes if n.node_id == i]
-        said = " at ".join(plain(text) for each in about for text in each if text)
+        said = self._names.get(i)
         return f"node {i} ({said})" if said else f"node {i}"
 
     def news(self) -> tuple[tuple[Failure, ...], tuple[str, ...]]:
@@ -284,7 +303,9 @@ class Fleet:
         if self.late:
             self._look()
         if not self.simulated():
-            return _by_device(sorted(partitions), self._holders())
+            holders = self._holders()
+            self._asked |= holders
+            return _by_device(sorted(partitions), holders)
         workers: list[int | None] = [*sorted(self._greeted)] or [None]
         hosts = grouped(partitions, self.config)
         return [(workers[host % len(workers)], group) for host, group in hosts.items()]

@@ -55,13 +55,13 @@ def grid_port(
     put = _one_by_one(sealed_sums(fleet, tick)) if secure else _open_sums(fleet, tick, held)
 
     def with_news(ask: Ask, aggregate: Aggregate) -> Aggregate:
-        question = ask.question
+        question, failures = ask.question, tuple(map(fleet.with_node, aggregate.failures))
         if question.kind == "evaluate":
             fleet.gathering = question.round < config.rounds
         # What comes before the first round has no row to be in: the news wait for one.
         failed, said = fleet.news() if KINDS[question.kind].weights else ((), ())
         told = aggregate.notices + said
-        return replace(aggregate, failures=aggregate.failures + failed, notices=told)
+        return replace(aggregate, failures=failures + failed, notices=told)
 
     def exchange(asks: Sequence[Ask]) -> list[Aggregate]:
         return [with_news(*each) for each in zip(asks, put(asks), strict=True)]

@@ -49,7 +49,7 @@ class Flower:
         self.started.append(process)
         return process
 
-    def superlink(self) -> str:
+    def superlink(self, *more: str) -> str:
         """Start a SuperLink for devices and give back its address, once it answers."""
         port = free_port()
         self.start(
@@ -58,6 +58,7 @@ class Flower:
             "--insecure",
             "--disable-runtime-dependency-installation",
             *("--host", "127.0.0.1", "--port", str(port)),
+            *more,
         )
         address = f"127.0.0.1:{port}"
         wait_until(lambda: answers(f"http://{address}/health"), 60, "the SuperLink")

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ RUN |= {
     "model": "mlp",
 }
 PRIVATE: dict[str, Any] = {"dp": "client", "sparsity": 0.0, "dp_noise": 3.0, "epsilon": 8.0}
+NAMED = " (node 77 (attic at 192.0.2.7))"
 SECURE: dict[str, Any] = {"secure": "secagg", "secure_minimum": 2, "sparsity": 0.0}
 
 
@@ -42,6 +44,9 @@ def run(devices: Any, folder: Path, options: dict[str, Any], run_id: int = 1, **
     keys = {key.replace("_", "-"): value for key, value in floors.items()}
     grid.contexts[77] = context(77, **{"partition-id": 2, "data": str(folder)}, **keys)
     grid.contexts[77].run_id = run_id
+    named = {i: SimpleNamespace(node_id=i, name="", location="") for i in grid.contexts}
+    named[77] = SimpleNamespace(node_id=77, name="attic", location="192.0.2.7")
+    grid.get_nodes = lambda: list(named.values())  # type: ignore[attr-defined]
     config = tiny(**RUN | options)
     return federate(config, grid_port(grid, config))
 
@@ -88,10 +93,10 @@ def test_a_run_goes_on_without_who_refuses_it(
         result = run(devices, folder, options, **floors)
     (first, *rest), (floor,) = said(result), floors
     assert first[0].startswith(f"{floor.replace('_', '-')}=")
-    assert first[0].endswith(" (node 77)")
+    assert first[0].endswith(NAMED)
     assert not any(rest)
     assert {row["answered"] for row in result.rows} == {2}
-    assert f"this node cannot take part: {first[0].removesuffix(' (node 77)')}" in caplog.text
+    assert f"this node cannot take part: {first[0].removesuffix(NAMED)}" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -123,6 +128,7 @@ def test_the_ledger_outlives_a_run(devices: Any, folder: Path):
     }
     sent = said(run(devices, folder, {}, run_id=3, max_bytes=60_000))
     assert sent[-1][0].startswith("max-bytes=60000: ")
+    assert sent[-1][0].endswith(NAMED), "not only by its partition, which works"
 
 
 def test_budgets_of_runs_add_up(devices: Any, folder: Path):
@@ -159,3 +165,8 @@ def test_a_ledger_that_was_cut_ends_the_answers(devices: Any, folder: Path):
 def test_a_value_that_is_no_floor_is_one_line(key: str, value: Any):
     with pytest.raises(Refusal, match=rf"^{key}=.*: no floor of a device; allowed: [^\n]*$"):
         floors_of({key: value})
+
+
+def test_a_run_whose_last_round_is_void_says_so(devices: Any, folder: Path):
+    result = run(devices, folder, {"min_clients": 3}, max_bytes=75_000)
+    assert result.summary["short_why"] == "1 of 2 rounds void, in which nothing changes"
