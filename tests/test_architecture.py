@@ -107,7 +107,7 @@ ORDER = [
         "run",
     ),
     *("attacks", "engines.flower", "engines.ray", "engines.choosing", "engines.sampled", "library"),
-    *("study", "commands"),
+    *("study", "starter", "commands"),
 ]
 """The packages of the core, each of which may import those before it, and itself."""
 

@@ -229,7 +229,22 @@ def _compare(parser: ArgumentParser) -> None:
     )
 
 
+def _new(parser: ArgumentParser) -> None:
+    """The arguments of the command."""
+    parser.add_argument("folder", metavar="DIR", help="where it goes; the app has its name")
+
+
 COMMANDS: dict[str, Command] = {
+    "new": Command(
+        "Writes a Flower app to edit: your model, data and training, pruned under `flwr run`.",
+        """\
+  fedprune new my-app && cd my-app
+  python -m my_app.simulate        # in one process
+  flwr run . --stream              # the same on Flower
+""",
+        _new,
+        _of("new"),
+    ),
     "analyse": Command(
         "Redundancy of a model: spectra, duplicates, dead units, and paths that could be one.",
         """\

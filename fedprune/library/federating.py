@@ -18,6 +18,7 @@ from fedprune.config import RunConfig
 from fedprune.engines.inline import inline_port
 from fedprune.engines.ray.engine import ray_grid
 from fedprune.engines.ray.starting import require_ray
+from fedprune.learning.local_training import Train, tune
 from fedprune.options.refusal import ConfigError
 from fedprune.protocol.port import Port
 from fedprune.report.result import Result
@@ -39,6 +40,7 @@ def federate(
     watch: Watch | None = None,
     weights: Mapping[str, Tensor] | None = None,
     progress: bool | None = None,
+    train: Train | None = None,
     **options: Any,
 ) -> Result:
     """Run federated pruning to its end.
@@ -56,6 +58,8 @@ def federate(
         watch: who looks on.
         weights: the state to begin with instead of the task's seeded initialisation.
         progress: whether to print a line for each round, and a bar; None: in a notebook.
+        train: how a client trains, in this process; it takes and returns what
+            `fedprune.learning.local_training.tune` does (the default).
         options: of `fedprune.RunConfig`, where `what` is no configuration.
 
     What it changes in this process (threads, global generators, settings of libraries) is as it
@@ -78,6 +82,11 @@ def federate(
     }
     with nullcontext() if task is None else known_as_own(task):
         config = _configured(what, options)
+        if train is not None and (port is not None or config.engine == "ray"):
+            raise ConfigError(
+                "train: a function of this program, for clients in this process; allowed: "
+                "engine='inline' and no port"
+            )
         screen = Screen() if (_in_notebook() if progress is None else progress) else None
         look = watch or Watch()
         if screen is not None:
@@ -86,8 +95,10 @@ def federate(
             if config.engine == "ray" and port is None:
                 done = _on_ray(config, {**going, "watch": look}, screen, own=task is not None)
             else:
-                if port is None and screen is not None:
-                    port = inline_port(build_host(config), screen.tick, in_run(place))
+                if port is None and (screen is not None or train is not None):
+                    host = build_host(config, train=train or tune)
+                    tick = None if screen is None else screen.tick
+                    port = inline_port(host, tick, in_run(place))
                 done = run_federated(config, port, watch=look, **going)
         finally:
             if screen is not None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from fedprune.options.plugins import table_in
@@ -84,3 +84,8 @@ def known_as_own(task: Task) -> Iterator[None]:
         del TASKS[OWN]
         if before is not None:
             TASKS[OWN] = before
+
+
+def known_if_own(task: Task | None) -> Callable[[], AbstractContextManager[None]]:
+    """Blocks within which a task is known as `OWN`; None: blocks that change nothing."""
+    return nullcontext if task is None else lambda: known_as_own(task)

@@ -56,12 +56,16 @@ from fedprune.protocol.replies import parts_packet, sum_packet
 from fedprune.secagg.client_stages import seeds_from, serve_call
 from fedprune.secagg.device_memory import served_once
 from fedprune.secagg.messages import StageReply, call_of, reply_packet
+from fedprune.tasks.catalog import known_if_own
+from fedprune.tasks.task import Task
 
 log = logging.getLogger("fedprune")
 
 
 def client_app(
-    train: Train = tune, simulated: Callable[[str, Train], Host] | None = None
+    train: Train = tune,
+    simulated: Callable[[str, Train], Host] | None = None,
+    task: Task | None = None,
 ) -> ClientApp:
     """A ClientApp that answers everything this project's server asks.
 
@@ -70,26 +74,31 @@ def client_app(
             `fedprune.learning.local_training.tune` does.
         simulated: what makes, of a configuration's text, the host of a worker of a simulation,
             which answers messages one after the other; by default it reads all data itself.
+        task: what is learned, where `server_app` was given this one, too.
     """
     app = ClientApp()
+    own = known_if_own(task)
     host_of = functools.partial(host_of_node, train=train, simulated=simulated or simulated_host)
 
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:
-        return _reply(message, _announced(packet_in(message), context, host_of))
+        with own():
+            return _reply(message, _announced(packet_in(message), context, host_of))
 
     @app.train("score")
     @app.train("tune")
     @app.evaluate()
     def answer_all(message: Message, context: Context) -> Message:
-        return _reply(message, _said(packet_in(message), context, host_of))
+        with own():
+            return _reply(message, _said(packet_in(message), context, host_of))
 
     @app.query("keys")
     @app.query("shares")
     @app.query("confirm")
     @app.query("unmask")
     def secure_stage(message: Message, context: Context) -> Message:
-        return _reply(message, _said_in_stage(packet_in(message), context, host_of))
+        with own():
+            return _reply(message, _said_in_stage(packet_in(message), context, host_of))
 
     return app
 

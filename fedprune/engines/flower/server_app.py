@@ -21,6 +21,8 @@ from fedprune.records.folder import check_resumable, fresh_folder
 from fedprune.records.resumed import resumed_config
 from fedprune.report.screen import Screen
 from fedprune.run import NoRoundCompleted
+from fedprune.tasks.catalog import OWN, known_if_own
+from fedprune.tasks.task import Task
 
 
 class RunFailed(Exception):
@@ -35,24 +37,27 @@ def _one_line(record: logging.LogRecord) -> bool:
     return True
 
 
-def server_app(keys: Mapping[str, Any] | None = None) -> ServerApp:
+def server_app(keys: Mapping[str, Any] | None = None, task: Task | None = None) -> ServerApp:
     """A ServerApp that runs what the run config says.
 
     Args:
         keys: of a configuration, by the names of the command line, for where the run config says
             nothing.
+        task: what is learned; the client app is given the same one.
     """
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        run_app(grid, context, keys or {})
+        run_app(grid, context, keys or {}, task)
 
     return app
 
 
-def run_app(grid: Grid, context: Context, keys: Mapping[str, Any]) -> None:
-    """Run what the run config says, and what `keys` say where it says nothing.
+def run_app(
+    grid: Grid, context: Context, keys: Mapping[str, Any], task: Task | None = None
+) -> None:
+    """Run what the run config says, and what `keys` say where it says nothing, on a task.
 
     Results go to ``out`` or to ``runs/<task>-<time>``. A relative path is relative to the folder
     in which the SuperLink was started: this process is its child, and the user's own folder is
@@ -62,6 +67,11 @@ def run_app(grid: Grid, context: Context, keys: Mapping[str, Any]) -> None:
         RunFailed: the configuration is refused, or no round was completed.
     """
     logging.getLogger("flwr").addFilter(_one_line)
+    with known_if_own(task)():
+        _run_app(grid, context, keys if task is None else {**keys, "task": OWN})
+
+
+def _run_app(grid: Grid, context: Context, keys: Mapping[str, Any]) -> None:
     try:
         config, folder, going, left_out = _asked_for(context.run_config, keys)
     except (ConfigError, FileNotFoundError, ImportError, ValueError) as error:
