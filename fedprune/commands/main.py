@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import sys
 from typing import NoReturn
 
@@ -68,6 +69,10 @@ def run(arguments: list[str], program: str) -> int:
 
 def script() -> None:
     """Run the command line of this process, and end it with its code."""
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what could come next
+        from fedprune.commands.completion import complete
+
+        complete()
     if sys.argv[1:2] == [_RUN]:
         run_script(sys.argv[2:], f"{PROGRAM} {_RUN}")
     else:

@@ -61,7 +61,7 @@ Federated pruning of a model of yours, on Flower.
 | `{package}/server_app.py` | method, score, sparsity and all other options |
 
 ```bash
-python -m {package}.simulate     # in one process, in seconds; results go to runs/
+python -m {package}.simulate runs/first     # in one process, in seconds; runs/first/report.html
 ```
 
 On Flower, in simulation:

@@ -1,8 +1,12 @@
-"""The same run in this process, without Flower: quick, and a debugger stops in your training."""
+"""The same run in this process, without Flower: quick, and a debugger stops in your training.
+
+``python -m fedprune.starter.simulate runs/first`` keeps everything in that folder; without a name
+nothing is kept.
+"""
 
 from __future__ import annotations
 
-from datetime import datetime
+import sys
 
 from fedprune.library.federating import federate
 from fedprune.starter.client_app import train
@@ -10,6 +14,5 @@ from fedprune.starter.server_app import KEYS
 from fedprune.starter.task import TASK
 
 if __name__ == "__main__":
-    folder = f"runs/{datetime.now():%Y%m%d-%H%M%S}"
-    result = federate(TASK, train=train, folder=folder, progress=True, **KEYS)
-    print(f"{result.summary!r:.80}...\n{folder}/report.html")
+    folder = sys.argv[1] if sys.argv[1:] else None
+    print(federate(TASK, train=train, folder=folder, progress=True, **KEYS).summary)
