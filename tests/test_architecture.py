@@ -243,7 +243,7 @@ MEANT_ALIKE = {
     **dict.fromkeys(
         ("SUMMARY", "EXAMPLES", "options", "run", "main", "script"), "fedprune.commands."
     ),
-    "app": "fedprune.engines.flower.",  # as Flower wants them called
+    "app": ("fedprune.engines.flower.", "fedprune.starter."),  # as Flower wants them called
     "log": "fedprune.",  # a module's logger
 }
 """What several modules of a package define under one name: parts of one kind, looked up there."""

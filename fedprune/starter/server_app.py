@@ -7,7 +7,7 @@ from typing import Any
 from fedprune.engines.flower.server_app import server_app
 from fedprune.starter.task import TASK
 
-KEYS: dict[str, Any] = {
+OPTIONS: dict[str, Any] = {
     "method": "global",
     "score": "taylor",
     "sparsity": 0.8,
@@ -20,4 +20,4 @@ KEYS: dict[str, Any] = {
 """Options of fedprune, for where ``flwr run . --run-config`` says nothing. All of them:
 ``fedprune run --help-all``; their values: ``fedprune run --list``."""
 
-app = server_app(KEYS, TASK)
+app = server_app(OPTIONS, TASK)

@@ -10,9 +10,9 @@ import sys
 
 from fedprune.library.federating import federate
 from fedprune.starter.client_app import train
-from fedprune.starter.server_app import KEYS
+from fedprune.starter.server_app import OPTIONS
 from fedprune.starter.task import TASK
 
 if __name__ == "__main__":
     folder = sys.argv[1] if sys.argv[1:] else None
-    print(federate(TASK, train=train, folder=folder, progress=True, **KEYS).summary)
+    print(federate(TASK, train=train, folder=folder, progress=True, **OPTIONS).summary)

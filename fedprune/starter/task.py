@@ -13,7 +13,7 @@ from fedprune.tasks.losses import classification_loss
 from fedprune.tasks.task import Shard, Task
 
 
-def model(config: Any) -> nn.Module:
+def network(config: Any) -> nn.Module:
     """The dense model, from ``images`` (B, 1, 8, 8) to (B, 10). YOUR MODEL goes here."""
     del config
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
@@ -25,19 +25,18 @@ def shards(config: Any) -> list[Shard]:
 
     found = load_digits()
     order = torch.randperm(len(found.target), generator=torch.Generator().manual_seed(config.seed))
-    return [
-        cut(found.images[rows], found.target[rows]) for rows in order.tensor_split(config.clients)
-    ]
+    dealt = order.tensor_split(config.clients)
+    return [in_three(found.images[rows], found.target[rows]) for rows in dealt]
 
 
 def local(folder: Path, config: Any) -> Shard:
     """The data of a real device, from the folder that its node config names (``data``)."""
     del config
     found = np.load(folder / "data.npz")
-    return cut(found["images"], found["labels"])
+    return in_three(found["images"], found["labels"])
 
 
-def cut(images: Any, labels: Any) -> Shard:
+def in_three(images: Any, labels: Any) -> Shard:
     """Images (N, 8, 8) of 0 to 16 and their labels (N,): a fifth each to validate and to test."""
     rows: dict[str, Tensor] = {
         "images": torch.as_tensor(images, dtype=torch.float32).unsqueeze(1) / 16,
@@ -52,7 +51,7 @@ TASK = Task(
     summary="handwritten digits, 8 by 8",
     metric="accuracy",
     unit="examples",
-    model=model,
+    model=network,
     loss=classification_loss,
     shards=shards,
     local=local,

@@ -27,7 +27,7 @@ SMALL = {"clients": 4, "rounds": 3, "warmup": 1, "local_steps": 2}
 
 @pytest.fixture(scope="module")
 def right() -> str:
-    done = federate(TASK, train=client_app.train, **{**server_app.KEYS, **SMALL})
+    done = federate(TASK, train=client_app.train, **{**server_app.OPTIONS, **SMALL})
     assert TASKS.get("own") is None
     return str(done.summary["weights_digest"])
 
@@ -43,7 +43,7 @@ def test_both_apps_give_the_bits_of_one_process(right, workers, tmp_path, monkey
 
 
 def test_its_training_is_that_of_the_library_where_both_do_the_same():
-    options = {**server_app.KEYS, **SMALL, "clip": 0}
+    options = {**server_app.OPTIONS, **SMALL, "clip": 0}
     ours, own = (federate(TASK, train=train, **options) for train in (None, client_app.train))
     for name, weight in ours.state.weights.items():
         torch.testing.assert_close(own.state.weights[name], weight)
@@ -51,7 +51,7 @@ def test_its_training_is_that_of_the_library_where_both_do_the_same():
 
 def test_what_its_training_does_not_do_is_refused_before_round_one():
     with pytest.raises(ConfigError, match="an option asks for correction"):
-        federate(TASK, train=client_app.train, **{**server_app.KEYS, "scaffold": True})
+        federate(TASK, train=client_app.train, **{**server_app.OPTIONS, "scaffold": True})
 
 
 @pytest.mark.parametrize("beside", [{"engine": "ray"}, {"port": True}])
