@@ -5,6 +5,8 @@ What a session fixture gives back is shared: tests read it and do not write to i
 
 import gc
 import os
+import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,6 +32,10 @@ torch.set_num_threads(1)
 # How long an example takes says nothing on a machine that others use too.
 settings.register_profile("fedprune", deadline=None)
 settings.load_profile("fedprune")
+
+# Processes that tests start would each spend a second on compiling what was compiled before.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # What is imported and collected stays: it is made, and left, without a look at what can go.
 gc.disable()
@@ -69,7 +75,17 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Without slow tests, hypothesis tries 30 examples where a test does not say how many."""
+    """All that is temporary lies in one folder, which goes with the session.
+
+    The folders of tests that failed are kept, three sessions long, where pytest keeps them.
+    Without slow tests, hypothesis tries 30 examples where a test does not say how many.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker is told by the process that started it
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+        # A short name: a socket of Ray's is somewhere below, and may have 107 characters.
+        place = tempfile.TemporaryDirectory(prefix="fp-tests-", ignore_cleanup_errors=True)
+        config.add_cleanup(place.cleanup)
+        os.environ["TMPDIR"], tempfile.tempdir = place.name, place.name
     if config.option.markexpr == "not slow":
         settings.register_profile("quick", deadline=None, max_examples=30)
         settings.load_profile("quick")

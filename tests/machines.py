@@ -1,6 +1,6 @@
 """Several machines on one, for tests and benchmarks: Ray nodes that can be unplugged.
 
-A node is a mount and pid namespace, which needs root: it has its own /tmp/ray, nothing in the
+A node is a mount and pid namespace, which needs root: it has its own folder of Ray, nothing in the
 folders that are hidden from it, and when its first process is killed, all of it is gone at once.
 The head has no processors, so all work is on nodes, one processor each unless more are asked for.
 """
@@ -22,10 +22,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedprune.engines.ray.starting import note_path
+
 RAY = Path(sys.executable).with_name("ray")
 NAMESPACES = ["unshare", "-m", "-p", "-f", "--mount-proc", "--kill-child"]
 PLUG = "plug"
-NOTE = Path("/tmp/ray/ray_current_cluster")
 
 
 def impossible() -> str:
@@ -59,7 +60,7 @@ class Machines:
 
     def join(self, hide: Sequence[Path] = (), **environment: str) -> None:
         """Start one more node, without what is in some folders; it is there in some seconds."""
-        mounts = [f"mount -t tmpfs none {shlex.quote(str(d))}" for d in (NOTE.parent, *hide)]
+        mounts = [f"mount -t tmpfs none {shlex.quote(str(d))}" for d in (note_path().parent, *hide)]
         start = ["start", f"--address={self.address}", f"--num-cpus={self.cpus}"]
         start += ["--resources", json.dumps({f"{PLUG}{self.joined}": 1})]
         script = " && ".join([*mounts, f"exec {shlex.join(_ray(*start))}"])
@@ -101,7 +102,8 @@ def machines(nodes: int, hide: Sequence[Path] = (), cpus: int = 1) -> Iterator[M
     """Within the block a head and so many nodes, which may still be on their way."""
     import ray
 
-    NOTE.parent.mkdir(exist_ok=True)
+    note = note_path()
+    note.parent.mkdir(exist_ok=True)
     with socket.socket() as free:
         free.bind(("", 0))
         port = free.getsockname()[1]
@@ -121,8 +123,8 @@ def machines(nodes: int, hide: Sequence[Path] = (), cpus: int = 1) -> Iterator[M
                     process.wait(15)
                 except subprocess.TimeoutExpired:
                     process.kill()
-            if NOTE.is_file() and NOTE.read_text().strip() == found.address:
-                NOTE.unlink()
+            if note.is_file() and note.read_text().strip() == found.address:
+                note.unlink()
 
 
 def _wait_for(head: subprocess.Popen[bytes], port: int) -> None:

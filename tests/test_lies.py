@@ -212,7 +212,7 @@ def test_an_answer_has_no_head_of_megabytes():
 
 def test_noise_on_examples_makes_no_lie_of_inputs():
     """Numbers of rows and squares with noise may be below 0, and need not fit each other."""
-    keys = {"task": "digits", "model": "mlp", "clients": 4, "cohort": 4, "rounds": 2, "warmup": 0}
+    keys = {"task": "digits", "model": "mlp", "clients": 4, "cohort": 2, "rounds": 1, "warmup": 0}
     keys |= {"engine": "inline", "local_steps": 1, "dp": "example", "score": "wanda"}
     for noise in (20.0, 50.0, 100.0):
         result = federate(configure({**keys, "dp_noise": noise}))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedprune import federate
+from fedprune import Result, federate
 from fedprune.client.host import build_host
 from fedprune.config import configure
 from fedprune.engines.flower.grid import grid_port
@@ -67,14 +67,19 @@ def test_what_is_remembered_is_what_counted(asked, nodes):
     assert 0 < counts[1] < max(counts.values()) <= 4
 
 
+@pytest.fixture(scope="module")
+def whole() -> Result:
+    return federate(configure({**KEYS, "score": "moving"}))
+
+
 @pytest.mark.parametrize("after", [1, 3])
-def test_a_killed_run_remembers_what_an_unbroken_one_does(after, tmp_path):
-    config = configure({**KEYS, "score": "moving"})
-    whole = federate(config)
+def test_a_killed_run_remembers_what_an_unbroken_one_does(after, whole, tmp_path):
     with pytest.raises(Killed):
-        federate(config, folder=tmp_path, watch=killed_after(after))
-    resumed = federate(config, folder=tmp_path, resume=True)
-    assert resumed.rows == whole.rows
+        federate(whole.config, folder=tmp_path, watch=killed_after(after))
+    assert federate(whole.config, folder=tmp_path, resume=True).rows == whole.rows
+
+
+def test_what_is_remembered_makes_a_difference(whole):
     forgetful = federate(configure({**KEYS, "score": "taylor"}))
     assert forgetful.summary["weights_digest"] != whole.summary["weights_digest"]
 

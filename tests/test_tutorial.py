@@ -24,6 +24,7 @@ def typed(line: str) -> int:
     return int(run(words[1:]))
 
 
+@pytest.mark.slow
 def test_every_block_of_the_tutorial_runs(tmp_path, monkeypatch, capsys):
     pytest.importorskip("gguf")
     pytest.importorskip("peft")

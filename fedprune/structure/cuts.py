@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fedprune.structure.channels.groups import TRACED, roles_of
 from fedprune.structure.edits import Edit, Edits
 from fedprune.structure.groups import Group
 from fedprune.structure.layout import Layout, as_rows
@@ -147,7 +148,17 @@ def places(base: nn.Module, edits: Iterable[Edit]) -> Places:
     """
     edits = ordered(edits)
     shapes = {name: t.shape for name, t in state_of(base).items()}
-    small = state_of(reshaped(_copied(base, lambda t: torch.empty_like(t, device="meta")), edits))
+    # Of channels alone, which nothing cuts before them, one look at the base tells all copies.
+    channels = {edit.kind for edit in edits} == {"channel"}
+    roles = roles_of(base) if channels else None
+
+    def cut_as(stand_in: Callable[[Tensor], Tensor]) -> Tensors:
+        copy = _copied(base, stand_in)
+        if roles is not None:
+            setattr(copy, TRACED, roles)
+        return state_of(reshaped(copy, edits))
+
+    small = cut_as(lambda t: torch.empty_like(t, device="meta"))
     strange = sorted(small.keys() - shapes.keys())
     if strange:
         raise ValueError(f"{strange[0]!r}: no such tensor in the dense model; allowed: cuts")
@@ -155,7 +166,7 @@ def places(base: nn.Module, edits: Iterable[Edit]) -> Places:
     touched = {id(t): len(t.shape) for t in _tensors(base, cut)}
     axes: dict[str, list[Tensor | None]] = {name: [] for name in cut}
     for axis in range(max(touched.values(), default=0)):
-        counted = state_of(reshaped(_copied(base, _counter(touched, axis)), edits))
+        counted = cut_as(_counter(touched, axis))
         for name in cut & {n for n in cut if len(shapes[n]) > axis}:
             axes[name].append(_line(name, counted[name], axis, shapes[name][axis]))
     return Places(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fedprune.structure.caching import attentions_of, renumber
 from fedprune.structure.channels.cut import cut_channels
+from fedprune.structure.channels.groups import TRACED
 from fedprune.structure.edits import Edit, Edits
 from fedprune.structure.experts import cut_experts, tidy_mixtures
 from fedprune.structure.families.catalog import FAMILIES, SUBLAYERS
@@ -44,9 +45,11 @@ def reshaped(model: nn.Module, edits: Iterable[Edit]) -> nn.Module:
             ascending numbers of its units, or two edits of one kind for one path.
     """
     todo = ordered(edits)
-    before = attentions_of(model)
+    before, found = attentions_of(model), hasattr(model, TRACED)
     for edit in todo:
         EDITS[edit.kind](model, edit)
+    if not found and hasattr(model, TRACED):
+        delattr(model, TRACED)  # whoever changes the model from here on has it traced anew
     if todo:
         renumber(model, before)
         for family in FAMILIES.values():

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 import fedprune
@@ -77,6 +76,8 @@ def test_merging_keeps_the_mask_exactly_and_says_what_the_layers_with_factors_sa
 
 @pytest.mark.parametrize("name", ["gpt2", "llama-gqa"])
 def test_without_a_mask_it_is_what_peft_computes(name):
+    from peft import LoraConfig, get_peft_model
+
     its = family(name)
     adapters, _ = made(its)
     ours = lora_copy(its.model, shapes_of(adapters), 2.0).eval()
@@ -198,6 +199,7 @@ def test_an_image_model_of_transformers_takes_adapters_and_trains_its_head():
     assert "classifier.weight" in result.state.model.adapters
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", CODE_BITS)
 def test_a_base_in_codes_gives_the_bits_of_rounded_weights_in_float32(kind, run):
     config, held = configure({**LM, "adapter_base": kind}), run[0].state.model
@@ -301,6 +303,8 @@ def test_the_mean_of_factors_is_another_product_than_the_mean_of_products():
 
 @pytest.mark.parametrize("name", ["llama-gqa", "gpt2", "bert", "t5"])
 def test_peft_reads_the_folder_and_says_the_same_where_whole_units_are_gone(name, tmp_path):
+    from peft import PeftModel
+
     its = family(name)
     adapters, _ = made(its)
     masks = masks_of(its.layout, some(its.layout, "head", "neuron"))

@@ -21,6 +21,7 @@ def test_a_larger_batch_takes_more_in_a_fresh_process(run_folder):
     assert large - small > images * 4, "the first layer's output has many channels"
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_says_why():
     with pytest.raises(ValueError, match=r"memory: .*nothing is there"):
         peak_of({**ABOUT, "path": "nowhere"})

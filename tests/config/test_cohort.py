@@ -40,7 +40,7 @@ def test_who_is_absent_misses_its_turn_and_moves_nobody_elses():
 
 
 def noise(**keys):
-    base = {**MLP, "clients": 20, "cohort": 6, "rounds": 12, "dp": "client", "epsilon": 6.0}
+    base = {**MLP, "clients": 20, "cohort": 6, "rounds": 6, "dp": "client", "epsilon": 6.0}
     config = RunConfig(**base, dp_noise=1.0, metrics="exact", allow_uncovered=True, **keys)
     return noise_of_budget(config)
 

@@ -261,7 +261,7 @@ CHANNELS = {"unit": "channel", "sparsity": 0.5}
 CUT: dict[str, dict[str, Any]] = {
     "sparsegpt": {"score": "sparsegpt", "sparsity": 0.996, "schedule": "cubic"},
     "random": {**CHANNELS, "score": "random"},
-    "perturbation": {**CHANNELS, "score": "perturbation", "probes": 4},
+    "perturbation": {**CHANNELS, "score": "perturbation", "probes": 2},
     "outputs": {**CHANNELS, "score": "magnitude", "reconstruct": "outputs"},
 }
 

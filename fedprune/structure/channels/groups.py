@@ -30,7 +30,7 @@ STRUCTURES = {
 """How the channels of a plain network are found."""
 
 TRACED = "traced_roles"
-"""Attribute of a model whose channels were found in another way than by `torch.fx`: its roles."""
+"""Attribute of a model whose channels need not be traced: its roles, found before or otherwise."""
 
 
 @dataclass(frozen=True)

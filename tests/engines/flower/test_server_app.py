@@ -60,7 +60,7 @@ def test_a_run_on_devices(devices, quick, tmp_path, monkeypatch, capsys):
     assert sum(p.numel() for p in model.parameters()) == 13754
 
 
-@pytest.mark.parametrize("uplink", ["fp32", "int8"])
+@pytest.mark.parametrize("uplink", ["int8", pytest.param("fp32", marks=pytest.mark.slow)])
 def test_a_run_whose_server_is_gone_goes_on_to_the_bits_of_one_that_was_not(
     devices, quick, tmp_path, uplink
 ):
