@@ -29,7 +29,7 @@ from fedprune.scores.score import ByTensor, Score
 from fedprune.selection.ladder import ADAPTIVE
 from fedprune.selection.pools import POOLS
 from fedprune.selection.schedules import SCHEDULES
-from fedprune.selection.select import SCOPES
+from fedprune.selection.scopes import SCOPES
 from fedprune.selection.units import UNITS
 from fedprune.structure.layout import Layout
 

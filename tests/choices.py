@@ -12,7 +12,7 @@ from torch import nn
 from fedprune import RunConfig, opening
 from fedprune.config import configure
 from fedprune.config.rules import names_of
-from fedprune.learning.local_training import prepared
+from fedprune.learning.preparation import prepared
 from fedprune.protocol.models import dense_model
 from fedprune.structure.families.catalog import SMALL_MODELS
 from fedprune.tasks.catalog import tasks_of

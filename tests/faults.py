@@ -151,7 +151,7 @@ FAULTS: dict[str, Fault] = {
         "fedprune.config.rates.learning_rate", lambda f, c, r: f(c, r + 1), "int8"
     ),
     "one local step too few": Fault(
-        "fedprune.learning.local_training.step_batches",
+        "fedprune.learning.steps.step_batches",
         lambda f, *args, **more: iter(list(f(*args, **more))[:-1]),
         "int8",
     ),

@@ -12,7 +12,7 @@ from fedprune.learning.optimizers import OPTIMIZERS
 from fedprune.scores.catalog import SCORES, scores_of
 from fedprune.scores.combine import COMBINES, NORMALISE
 from fedprune.selection.schedules import SCHEDULES
-from fedprune.selection.select import SCOPES
+from fedprune.selection.scopes import SCOPES
 from fedprune.selection.units import UNITS
 from fedprune.tasks.catalog import tasks_of
 from tests.runs import tiny

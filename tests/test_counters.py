@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fedprune import Shard
 from fedprune.client.host import Host
 from fedprune.engines.inline import inline_port
-from fedprune.learning.local_training import step_batches
+from fedprune.learning.steps import step_batches
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.messages import Question
 from fedprune.structure.layout import layout_of

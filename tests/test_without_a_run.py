@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from fedprune.learning.local_training import step_batches, tune
+from fedprune.learning.local_training import tune
 from fedprune.learning.options import Tuning
+from fedprune.learning.steps import step_batches
 from fedprune.randomness import generator
 from fedprune.scores.catalog import SCORES
 from fedprune.scores.score import Evidence, Probe

@@ -15,7 +15,8 @@ from torch import nn
 
 from fedprune.attacks.membership import Flags, confidences
 from fedprune.config import RunConfig, with_values
-from fedprune.learning.local_training import step_batches, tune
+from fedprune.learning.local_training import tune
+from fedprune.learning.steps import step_batches
 from fedprune.privacy.noise import Floats
 from fedprune.protocol.models import dense_model, layout_for
 from fedprune.randomness import generator, seeded

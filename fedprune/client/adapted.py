@@ -11,16 +11,11 @@ from torch import nn
 
 from fedprune.adapters.beginning import begun_adapters, frozen_for
 from fedprune.adapters.coded import CODE_BITS
-from fedprune.adapters.factors import (
-    adapter_layout,
-    effective,
-    first_adapters,
-    trained_shapes,
-)
+from fedprune.adapters.factors import adapter_layout, effective, first_adapters, trained_shapes
 from fedprune.adapters.options import adapter_scale
 from fedprune.client.context import ClientContext
 from fedprune.config.kinds import KINDS
-from fedprune.learning.local_training import prepared
+from fedprune.learning.preparation import prepared
 from fedprune.protocol.messages import Question
 from fedprune.scores.score import Shapes
 from fedprune.tasks.task import output_of

@@ -32,15 +32,9 @@ from fedprune.client.tokens import token_counts
 from fedprune.config.kinds import KINDS
 from fedprune.learning.averaging import flat_change
 from fedprune.learning.candidates import blended, without
-from fedprune.learning.local_training import (
-    Backward,
-    Done,
-    Tuned,
-    can_be_alone,
-    step_batches,
-    steps_taken,
-)
+from fedprune.learning.local_training import Backward, Done, Tuned
 from fedprune.learning.manners import in_turns, manner_of, one_manner
+from fedprune.learning.steps import can_be_alone, step_batches, steps_taken
 from fedprune.learning.variates import correction
 from fedprune.options.refusal import Refused
 from fedprune.protocol.forms import fitting, form_of, samples

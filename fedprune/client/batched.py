@@ -21,8 +21,8 @@ from fedprune.client.scoring import answer_score, sums_together
 from fedprune.client.teacher import distillation_of
 from fedprune.config import with_values
 from fedprune.learning.batched import tune_together
-from fedprune.learning.local_training import step_rows
 from fedprune.learning.stacks import Lesson, Trainee
+from fedprune.learning.steps import step_rows
 from fedprune.protocol.messages import Answer, Question
 from fedprune.randomness import derive
 from fedprune.tasks.task import examples

@@ -18,7 +18,8 @@ from torch import nn
 from fedprune.client.rehearsal import try_out
 from fedprune.client.tokens import read_with
 from fedprune.config import RunConfig
-from fedprune.learning.local_training import Train, prepared, tune
+from fedprune.learning.local_training import Train, tune
+from fedprune.learning.preparation import prepared
 from fedprune.options.refusal import ConfigError
 from fedprune.protocol.client_privacy import hides
 from fedprune.protocol.held_weights import BaseModel, base_of, read_by

@@ -16,7 +16,8 @@ from fedprune.client.tokens import read_with
 from fedprune.commands.subject import Subject
 from fedprune.config import RunConfig, with_values
 from fedprune.config.rates import learning_rate
-from fedprune.learning.local_training import step_batches, tune
+from fedprune.learning.local_training import tune
+from fedprune.learning.steps import step_batches
 from fedprune.privacy.noise import Floats
 from fedprune.protocol.models import shaped
 from fedprune.randomness import generator, seeded

@@ -8,11 +8,10 @@ state lets Adam move a pruned weight by several learning rates.)
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +19,10 @@ from torch import Tensor, nn
 from fedprune.learning.distillation import Distillation, Taught, taught
 from fedprune.learning.manners import Manner
 from fedprune.learning.objectives import Term, add_gradients, objective_terms, shrinkages_of
-from fedprune.learning.optimizers import Parameters, forget_steps, fresh_optimizer, stepping
+from fedprune.learning.optimizers import forget_steps, fresh_optimizer, stepping
 from fedprune.structure.attention import eager
-from fedprune.tasks.task import Part, Task, examples
-from fedprune.tensors.models import found_in, into_training, learning
+from fedprune.tasks.task import Part, Task
+from fedprune.tensors.models import into_training, learning
 from fedprune.tensors.named import Tensors, all_true
 
 if TYPE_CHECKING:
@@ -65,82 +64,27 @@ Backward = Callable[[list[Part]], Done]
 """Leaves the gradients of a step's batches in the parameters' `grad`."""
 
 
-def step_batches(
-    part: Part, config: Tuning, gen: torch.Generator, *, alone: bool = True
-) -> Iterator[list[Part]]:
-    """The steps of a round, each a list of at most `accumulate` batches."""
-    for several in step_rows(examples(part), config, gen, alone=alone):
-        yield [{name: t[chosen] for name, t in part.items()} for chosen in several]
+@dataclass(frozen=True)
+class Extras:
+    """What options ask of training beside the plain way.
 
-
-def step_rows(
-    size: int, config: Tuning, gen: torch.Generator, *, alone: bool = True
-) -> Iterator[list[Tensor]]:
-    """Which of so many examples are in the batches of each step, as their places.
-
-    `local_epochs` shuffled passes, or `local_steps` steps of such; none over no examples. Where a
-    row cannot be `alone` in a batch, a last one that is left over joins the batch before it.
+    Attributes:
+        watch: collects statistics on the way.
+        called: what is called in the model's place, with the same parameters (compiled).
+        units: the units of a group lasso, see `fedprune.learning.objectives.unit_norms`.
+        distillation: a teacher to learn from beside the labels.
+        backward: takes the gradients of a step in another way.
+        correction: what is added to every step's gradients, see `fedprune.learning.variates`.
+        manner: what is done around every step's gradients, and around the step.
     """
-    passes = 0
-    steps = 0
-    while size and (passes < config.local_epochs or steps < config.local_steps):
-        order = torch.randperm(size, generator=gen)
-        rows = list(order.split(config.batch_size))
-        if not alone and len(rows) > 1 and len(rows[-1]) == 1:
-            rows[-2:] = [order[-config.batch_size - 1 :]]
-        for start in range(0, len(rows), config.accumulate):
-            if config.local_steps and steps == config.local_steps:
-                return
-            yield rows[start : start + config.accumulate]
-            steps += 1
-        passes += 1
 
-
-def steps_taken(local_steps: int, part: float) -> int:
-    """How many steps a client takes that takes a part of its steps: whole ones, one at least."""
-    return max(1, math.floor(local_steps * part + 1e-9))
-
-
-def examples_trained_on(size: int, config: Tuning) -> int:
-    """How many examples a client with so many trains on in a round, one each time it is in a batch.
-
-    Where a row that cannot be alone joins another batch, up to one more for each pass.
-    """
-    if config.local_epochs or not size:
-        return config.local_epochs * size
-    of_step = config.batch_size * config.accumulate
-    passes, rest = divmod(config.local_steps, math.ceil(size / of_step))
-    return passes * size + min(size, rest * of_step)
-
-
-def can_be_alone(model: nn.Module) -> bool:
-    """Whether the model trains on a batch of one row: BatchNorm1d has no variance of one value."""
-    return not (isinstance(model, nn.BatchNorm1d) or found_in(model).has(nn.BatchNorm1d))
-
-
-def prepared(model: nn.Module, config: Tuning) -> nn.Module:
-    """What is called while tuning: the model, or a compiled view of the same parameters.
-
-    Raises:
-        ValueError: the model cannot recompute its activations.
-    """
-    if config.checkpointing:
-        if not getattr(model, "supports_gradient_checkpointing", False):
-            raise ValueError(
-                f"checkpointing=True: {type(model).__name__} keeps its activations; "
-                "allowed: false, or a model of transformers"
-            )
-        _recompute(cast(Any, model))
-    return cast(nn.Module, torch.compile(model)) if config.compile else model
-
-
-def _recompute(model: Any) -> None:
-    how = {"use_reentrant": False}
-    # The name that transformers 5.23 warns about in favour of the first one.
-    if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable(how)
-    else:
-        model.gradient_checkpointing_enable(how)
+    watch: AbstractContextManager[Watcher] | None = None
+    called: nn.Module | None = None
+    units: Mapping[str, Tensor] = field(default_factory=dict)
+    distillation: Distillation | None = None
+    backward: Backward | None = None
+    correction: Mapping[str, Tensor] = field(default_factory=dict)
+    manner: Manner = _PLAINLY
 
 
 def tune(
@@ -150,14 +94,7 @@ def tune(
     task: Task,
     lr: float,
     config: Tuning,
-    *,
-    watch: AbstractContextManager[Watcher] | None = None,
-    called: nn.Module | None = None,
-    units: Mapping[str, Tensor] | None = None,
-    distillation: Distillation | None = None,
-    backward: Backward | None = None,
-    correction: Mapping[str, Tensor] | None = None,
-    manner: Manner = _PLAINLY,
+    **more: Any,
 ) -> Tuned:
     """Train the model in place on mean losses of steps; its removed weights stay 0.0.
 
@@ -168,63 +105,62 @@ def tune(
         task: sums over a batch, and the labels in it.
         lr: this round's learning rate.
         config: optimizer, momentum, weight decay, clip, further terms, precision.
-        watch: collects statistics on the way.
-        called: what is called in the model's place, with the same parameters (compiled).
-        units: the units of a group lasso, see `fedprune.learning.objectives.unit_norms`.
-        distillation: a teacher to learn from beside the labels.
-        backward: takes the gradients of a step in another way.
-        correction: what is added to every step's gradients, see `fedprune.learning.variates`.
-        manner: what is done around every step's gradients, and around the step.
+        more: the attributes of `Extras`.
     """
-    named = learning(model)
-    parameters = list(named.values())
-    removed = [
-        (p, ~masks[name])
-        for name, p in named.items()
-        if name in masks and not all_true(masks[name])
-    ]
-    terms = objective_terms(config, named, tuple(masks), units or {})
-    shrinkages = shrinkages_of(config, tuple(masks), units or {})
-    step_once = stepping(fresh_optimizer(model, parameters, lr, config))
-    device = parameters[0].device.type if parameters else "cpu"
-    own = backward or _of_mean_loss(model, called, task, distillation, config, device)
+    extras, named = Extras(**more), learning(model)
+    own = extras.backward or _of_mean_loss(model, task, config, extras)
+    move = _moving(model, masks, lr, config, extras)
     sums, counts, apart = 0.0, 0, 0.0
     into_training(model)
-    with watch or nullcontext() as watcher, _attention_of(model, distillation):
+    with extras.watch or nullcontext() as watcher, _attention_of(model, extras.distillation):
         for step in steps:
-            _clear(parameters)
-            with manner.gradients():
+            _clear(named)
+            with extras.manner.gradients():
                 done = own(step)
             sums, counts = sums + done.loss, counts + done.labels
             apart += done.divergence
             if watcher is not None and watcher.after_backward is not None:
                 watcher.after_backward(sum(task.labels(batch) for batch in step))
-            _correct(named, correction or {})
-            _shape_gradients(named, removed, terms, config)
-            with manner.step():
-                step_once()
-            for shrink in shrinkages:
-                shrink(named, lr)
-    _clear(parameters)
+            move()
+    _clear(named)
     forget_steps(model)
     statistics = None if watcher is None else watcher.sums
-    return Tuned(sums, counts, statistics, None if distillation is None else apart)
+    return Tuned(sums, counts, statistics, None if extras.distillation is None else apart)
 
 
-def _clear(parameters: Parameters) -> None:
-    for p in parameters:
+def _moving(
+    model: nn.Module, masks: Mapping[str, Tensor], lr: float, config: Tuning, extras: Extras
+) -> Callable[[], None]:
+    """What moves the weights by their gradients, whose optimizer remembers nothing yet."""
+    named = learning(model)
+    removed = [
+        (p, ~masks[name])
+        for name, p in named.items()
+        if name in masks and not all_true(masks[name])
+    ]
+    terms = objective_terms(config, named, tuple(masks), extras.units)
+    shrinkages = shrinkages_of(config, tuple(masks), extras.units)
+    step_once = stepping(fresh_optimizer(model, list(named.values()), lr, config))
+
+    def move() -> None:
+        _correct(named, extras.correction)
+        _shape_gradients(named, removed, terms, config)
+        with extras.manner.step():
+            step_once()
+        for shrink in shrinkages:
+            shrink(named, lr)
+
+    return move
+
+
+def _clear(named: Mapping[str, nn.Parameter]) -> None:
+    for p in named.values():
         p.grad = None
 
 
-def _of_mean_loss(
-    model: nn.Module,
-    called: nn.Module | None,
-    task: Task,
-    distillation: Distillation | None,
-    config: Tuning,
-    device: str,
-) -> Backward:
+def _of_mean_loss(model: nn.Module, task: Task, config: Tuning, extras: Extras) -> Backward:
     """The gradients of the mean loss over a step's labels."""
+    device = next((p.device.type for p in learning(model).values()), "cpu")
     slopes: dict[int, Tensor] = {}
 
     def backward(step: list[Part]) -> Done:
@@ -232,7 +168,7 @@ def _of_mean_loss(
         loss, count, apart = 0.0, 0, 0.0
         for batch in step:
             with precision_of(config, device):
-                result = _learnt(model, called, batch, task, distillation)
+                result = _learnt(model, batch, task, extras)
             if labels not in slopes:
                 slopes[labels] = torch.ones_like(result.total) / labels
             # The slope of the mean, handed over: to divide would be one more node of the graph.
@@ -253,16 +189,10 @@ def _gradients(total: Tensor, slope: Tensor) -> None:
     )
 
 
-def _learnt(
-    model: nn.Module,
-    called: nn.Module | None,
-    batch: Part,
-    task: Task,
-    distillation: Distillation | None,
-) -> Taught:
-    if distillation is not None:
-        return taught(distillation, model, batch, called)
-    own = task.loss(model if called is None else called, batch)
+def _learnt(model: nn.Module, batch: Part, task: Task, extras: Extras) -> Taught:
+    if extras.distillation is not None:
+        return taught(extras.distillation, model, batch, extras.called)
+    own = task.loss(model if extras.called is None else extras.called, batch)
     return Taught(own, own.total, 0.0)
 
 

@@ -15,7 +15,9 @@ from fedprune.scores.inputs import with_shared
 from fedprune.scores.score import Evidence, Score
 from fedprune.selection.apart import apart, select_apart
 from fedprune.selection.ranking import Unreachable
-from fedprune.selection.select import above, select
+from fedprune.selection.rules import Rules
+from fedprune.selection.select import select_by
+from fedprune.selection.threshold import above
 from fedprune.streaming.blocks import is_streamed
 from fedprune.structure.groups import stages_of
 from fedprune.structure.layout import Layout
@@ -126,8 +128,8 @@ def chosen(
         return above(scores, threshold, alive=alive, magnitude=weights, floor=floor)
 
     def at(share: float) -> Masks:
-        more = _how(wanted, config, layout) | {"pool": config.pool or "mean"}
-        return select(scores, share, alive=alive, magnitude=weights, **more)
+        rules = rules_of(wanted, config)
+        return select_by(rules, scores, share, alive=alive, magnitude=weights, layout=layout)
 
     return _reached(at, wanted, config, layout, alive)
 
@@ -143,8 +145,8 @@ def chosen_apart(
     """The same, one tensor's scores at a time, where `chooses_apart` allows for it."""
 
     def at(share: float) -> Masks:
-        how = _how(wanted, config, layout)
-        return select_apart(score_of, share, alive=alive, magnitude=weights, **how)
+        rules = rules_of(wanted, config)
+        return select_apart(rules, score_of, share, alive=alive, magnitude=weights, layout=layout)
 
     return _reached(at, wanted, config, layout, alive)
 
@@ -177,19 +179,19 @@ def chosen_by(
     return chosen_apart(score_of, wanted, config, layout, alive, weights)
 
 
-def _how(wanted: Wanted, config: RunConfig, layout: Layout) -> dict[str, Any]:
-    c = config
-    return {
-        "scope": wanted.scope,
-        "floor": c.floor,
-        "unit": c.unit,
-        "unit_shape": c.unit_shape,
-        "layout": layout,
-        "min_density": c.min_density,
-        "max_density": c.max_density,
-        "densities": c.layers or None,
-        "progress": wanted.progress,
-    }
+def rules_of(wanted: Wanted, config: RunConfig) -> Rules:
+    """What masks are chosen by."""
+    return Rules(
+        scope=wanted.scope,
+        floor=config.floor,
+        unit=config.unit,
+        unit_shape=config.unit_shape,
+        pool=config.pool or "mean",
+        min_density=config.min_density,
+        max_density=config.max_density,
+        densities=config.layers,
+        progress=wanted.progress,
+    )
 
 
 def _reached(

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fedprune.adapters.targets import check_adaptable
 from fedprune.config import RunConfig, to_toml, with_values
 from fedprune.options.refusal import refuse
-from fedprune.protocol.choice import Wanted, chosen
+from fedprune.protocol.choice import Wanted, chosen, rules_of
 from fedprune.protocol.origin import coded_size, with_channels
 from fedprune.randomness import seeded
 from fedprune.redundancy.reconstruction import RECONSTRUCTIONS
@@ -229,15 +229,7 @@ def _tried(config: RunConfig, layout: Layout, weights: Tensors) -> None:
     """
     c = config
     if c.unit == "weight":
-        check_reachable(
-            weights,
-            c.sparsity or 0.0,
-            scope=c.scope,
-            floor=c.floor,
-            min_density=c.min_density,
-            max_density=c.max_density,
-            densities=c.layers or None,
-        )
+        check_reachable(weights, c.sparsity or 0.0, rules_of(Wanted(c.sparsity, c.scope), c))
         return
     alive = full_masks(weights, weights)
     scores = {name: w.abs() for name, w in weights.items()}

@@ -16,8 +16,8 @@ from fedprune.client.host import build_host
 from fedprune.config import RunConfig, with_values
 from fedprune.config.options import CENTRAL
 from fedprune.engines.inline import inline_port
-from fedprune.learning.local_training import examples_trained_on, steps_taken
 from fedprune.learning.options import trains
+from fedprune.learning.steps import examples_trained_on, steps_taken
 from fedprune.options.refusal import ConfigError
 from fedprune.protocol.port import Port
 from fedprune.records.arms import PRUNED

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedprune.config import with_values
-from fedprune.learning.local_training import examples_trained_on, steps_taken
+from fedprune.learning.steps import examples_trained_on, steps_taken
 from fedprune.protocol.messages import Question
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.score import FORWARDS_OF_A_STEP, Statistic, forwards_of

@@ -14,8 +14,10 @@ from fedprune.client.host import Host, build_host
 from fedprune.config.rates import learning_rate
 from fedprune.engines.inline import inline_port
 from fedprune.learning.averaging import averaged
-from fedprune.learning.local_training import prepared, step_batches, tune
+from fedprune.learning.local_training import tune
 from fedprune.learning.optimizers import OPTIMIZERS
+from fedprune.learning.preparation import prepared
+from fedprune.learning.steps import step_batches
 from fedprune.protocol.messages import Question
 from fedprune.protocol.models import dense_model
 from fedprune.tasks.losses import classification_loss

@@ -8,7 +8,7 @@ import torch
 
 from fedprune import TASKS, ConfigError, federate
 from fedprune.engines.inline import inline_port
-from fedprune.learning.local_training import examples_trained_on, step_rows
+from fedprune.learning.steps import examples_trained_on, step_rows
 from fedprune.protocol.messages import Question
 from fedprune.records.gap import by_construction, gap_closure
 from fedprune.report.gap import BY_CONSTRUCTION, gap_words

@@ -10,14 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedprune.selection.apart import apart, select_apart
+from fedprune.selection.rules import Rules
 from fedprune.selection.schedules import SCHEDULES, Steps, sparsity_at
-from fedprune.selection.select import (
-    SCOPES,
-    above,
-    plain_layout,
-    removed_count,
-    select,
-)
+from fedprune.selection.scopes import SCOPES
+from fedprune.selection.select import plain_layout, removed_count, select, select_by
+from fedprune.selection.threshold import above
 
 INF = math.inf
 # Few different values, so that most drawn weights are tied with others.
@@ -172,12 +169,13 @@ def test_one_tensor_at_a_time_is_the_same_where_they_do_not_compete(scope, spars
     gen = torch.Generator().manual_seed(seed)
     magnitude = {n: torch.randn(s.shape, generator=gen) for n, s in scores.items()}
     alive = {n: torch.rand(s.shape, generator=gen) < 0.9 for n, s in scores.items()}
-    how: dict[str, Any] = {"scope": scope, "alive": alive, "magnitude": magnitude, "floor": 2}
-    how |= {"densities": {"b": 0.9, "*": 1 - sparsity}} if scope == "patterns" else {}
+    densities = {"b": 0.9, "*": 1 - sparsity} if scope == "patterns" else {}
+    rules = Rules(scope=scope, floor=2, densities=densities)
     found = []
-    for pruned in (select, lambda s, *a, **k: select_apart(s.__getitem__, *a, **k)):
+    how: dict[str, Any] = {"alive": alive, "magnitude": magnitude}
+    for pruned, scored in ((select_by, scores), (select_apart, scores.__getitem__)):
         try:
-            found.append(bits(pruned(scores, sparsity, **how)))
+            found.append(bits(pruned(rules, scored, sparsity, **how)))
         except ValueError as error:
             found.append({"error": str(error)})
     assert found[0] == found[1]

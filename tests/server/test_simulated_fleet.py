@@ -11,8 +11,8 @@ from fedprune import ConfigError, RunConfig, federate
 from fedprune.config import configure
 from fedprune.config.profiles import DeviceClass, dealt_profiles
 from fedprune.engines.inline import inline_port
-from fedprune.learning.local_training import step_rows
 from fedprune.learning.regime import PLAIN_REGIME
+from fedprune.learning.steps import step_rows
 from fedprune.opening import opening_of
 from fedprune.protocol.messages import Question
 from fedprune.server.fitting import bytes_needed
