@@ -3,11 +3,14 @@
 import importlib.util
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+import fedprune
 from fedprune import SCORES, TASKS, RunConfig
 from fedprune.commands.main import COMMANDS
 from fedprune.commands.main import parser as commands
@@ -86,3 +89,20 @@ def test_every_command_on_a_page_can_be_typed(page):
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_is_described(name):
     assert f"`{name}`" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_page_of_the_api_has_all_that_is_offered():
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^::: ([\w.]+)\.(\w+)$", text, re.M)
+    assert {name for _, name in shown} >= {*fedprune.__all__}
+    assert all(hasattr(importlib.import_module(module), name) for module, name in shown)
+
+
+@pytest.mark.slow
+def test_the_site_is_built_and_no_link_or_anchor_of_it_leads_nowhere(tmp_path):
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "api" / "index.html").read_text(encoding="utf-8")
+    assert "Run federated pruning to its end." in page
