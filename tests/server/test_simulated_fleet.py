@@ -22,7 +22,7 @@ from fedprune.server.work import work_for
 from fedprune.structure.flops import flops
 from fedprune.structure.groups import stages_of
 from fedprune.tensors.named import full_masks
-from tests.runs import TINY, house_of, overheard, tiny
+from tests.runs import TINY, house_of, overheard, played, tiny
 
 CLASSES = {
     "fast": {"share": 1, "flops": 2e9, "up": 5e6, "down": 1e7, "watts": 2},
@@ -147,7 +147,7 @@ def test_memory_is_what_a_client_does(keys, bytes_a_weight, monkeypatch):
 
 
 def test_profiles_change_the_clock_alone_and_cut_models_are_faster(tmp_path):
-    plain, there = federate(tiny(clients=8, cohort=4)), federate(simulated(tmp_path))
+    plain, there = played(tiny(clients=8, cohort=4)), federate(simulated(tmp_path))
     assert plain.summary["weights_digest"] == there.summary["weights_digest"]
     kinds = {"unit": "channel", "sparsity": 0.5, "model": "cnn"}
     masked = federate(simulated(tmp_path, **kinds))
@@ -161,9 +161,10 @@ def test_who_is_away_or_too_small_is_not_asked_and_is_measured_on(tmp_path):
     fleet, result = fleet_of(config), federate(config)
     asked = {p for row in result.rows for p in row["cohort"]}
     assert {fleet[p].name for p in asked} == {"fast"}
-    full = federate(tiny(clients=8, cohort=4)).summary["quality"]["final"]["count"]
+    full = played(tiny(clients=8, cohort=4)).summary["quality"]["final"]["count"]
     assert result.summary["quality"]["final"]["count"] == full
-    config = simulated(tmp_path, availability=0.3, rounds=30, end=4, cohort=8, model="mlp")
+    quick = {"model": "mlp", "local_steps": 1, "agreement": False, "measure_every": 30}
+    config = simulated(tmp_path, availability=0.3, rounds=30, end=4, cohort=8, **quick)
     there = [sum(fleet[p].name == "slow" for p in r["cohort"]) for r in federate(config).rows]
     assert 0.15 < sum(there) / (4 * 30) < 0.45
     assert len(set(there)) > 1
