@@ -6,7 +6,7 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,6 +17,9 @@ from fedprune.export.folders import load
 from fedprune.runtime.files import os_errors
 from fedprune.structure.experts import mixtures_in
 from fedprune.structure.matrices import as_matrix, kind_of
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 ADAPTER_NAME = "adapter"
 """Folder in a run's folder."""
@@ -52,24 +55,8 @@ def write_adapter(
     paths = paths_in(adapters)
     if not paths or not hasattr(model, "save_pretrained") or mixtures_in(model):
         return False
-    from peft import LoraConfig
-
-    whole = [n for n in adapters if not n.endswith((DOWN, UP))]
-    rank = len(adapters[f"{paths[0]}{DOWN}"])
-    ranks = {p: len(adapters[f"{p}{DOWN}"]) for p in paths}
-    layers = dict(model.named_modules())
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=scale * rank,  # type: ignore[arg-type]  # peft divides it, whole or not
-        target_modules=list(paths),
-        rank_pattern={p: r for p, r in ranks.items() if r != rank},
-        alpha_pattern={p: scale * r for p, r in ranks.items() if r != rank},
-        fan_in_fan_out=any(kind_of(layers[p]) != "linear" for p in paths),
-        modules_to_save=sorted({n.rpartition(".")[0] for n in whole}) or None,
-        base_model_name_or_path=getattr(model, "name_or_path", "") or None,
-        inference_mode=True,
-    )
-    tensors = {f"{_PREFIX}{n}": adapters[n] for n in whole}
+    config, layers = _peft_config(model, adapters, scale), dict(model.named_modules())
+    tensors = {f"{_PREFIX}{n}": adapters[n] for n in _whole(adapters)}
     for path in paths:
         rows, columns = _alive(layers[path], masks.get(f"{path}.weight"))
         down, up = adapters[f"{path}{DOWN}"], adapters[f"{path}{UP}"]
@@ -80,6 +67,31 @@ def write_adapter(
         config.save_pretrained(str(folder))
         save_file({n: t.contiguous() for n, t in tensors.items()}, str(folder / _WEIGHTS))
     return True
+
+
+def _whole(adapters: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that are trained as they are, without factors."""
+    return [n for n in adapters if not n.endswith((DOWN, UP))]
+
+
+def _peft_config(model: nn.Module, adapters: Mapping[str, Tensor], scale: float) -> LoraConfig:
+    """What peft reads of adapters."""
+    from peft import LoraConfig
+
+    paths = paths_in(adapters)
+    ranks = {p: len(adapters[f"{p}{DOWN}"]) for p in paths}
+    rank, layers = ranks[paths[0]], dict(model.named_modules())
+    return LoraConfig(
+        r=rank,
+        lora_alpha=scale * rank,  # type: ignore[arg-type]  # peft divides it, whole or not
+        target_modules=list(paths),
+        rank_pattern={p: r for p, r in ranks.items() if r != rank},
+        alpha_pattern={p: scale * r for p, r in ranks.items() if r != rank},
+        fan_in_fan_out=any(kind_of(layers[p]) != "linear" for p in paths),
+        modules_to_save=sorted({n.rpartition(".")[0] for n in _whole(adapters)}) or None,
+        base_model_name_or_path=getattr(model, "name_or_path", "") or None,
+        inference_mode=True,
+    )
 
 
 def _alive(layer: nn.Module, mask: Tensor | None) -> tuple[Tensor, Tensor]:

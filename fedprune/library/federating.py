@@ -43,12 +43,13 @@ def federate(
     train: Train | None = None,
     **options: Any,
 ) -> Result:
-    """Run federated pruning to its end.
+    """Run federated pruning to its end; afterwards the process is as it was.
+
+    That is `fedprune.runtime.process.put_back`: threads, global generators, settings of libraries.
 
     Args:
-        what: what to run: a configuration; or a task, such as `fedprune.own_task` makes, or
-            nothing, with options of `fedprune.RunConfig` beside it
-            (``federate(task="digits", clients=8)``).
+        what: a configuration; or a task, such as `fedprune.own_task` makes, or nothing, with
+            options beside it (``federate(task="digits", clients=8)``).
         port: the clients; by default all are served in this process, without Flower or Ray, or,
             with ``engine="ray"``, by workers on Ray. Both give the same bits.
         folder: where results go; None keeps nothing on disk.
@@ -62,9 +63,6 @@ def federate(
             `fedprune.learning.local_training.tune` does (the default).
         options: of `fedprune.RunConfig`, where `what` is no configuration.
 
-    What it changes in this process (threads, global generators, settings of libraries) is as it
-    was before when it ends, see `fedprune.runtime.process.put_back`.
-
     Raises:
         NoRoundCompleted: every round had too few answers, or the privacy budget did not allow for
             one. The folder holds all that a run's folder holds, and the summary says why.
@@ -74,36 +72,46 @@ def federate(
     """
     task = what if isinstance(what, Task) else None
     place = None if folder is None else Path(folder)
-    going: dict[str, Any] = {
-        "folder": place,
-        "resume": resume,
-        "anyway": anyway,
-        "weights": weights,
-    }
+    going = {"folder": place, "resume": resume, "anyway": anyway, "weights": weights}
+    shown = _in_notebook() if progress is None else progress
     with nullcontext() if task is None else known_as_own(task):
         config = _configured(what, options)
-        if train is not None and (port is not None or config.engine == "ray"):
-            raise ConfigError(
-                "train: a function of this program, for clients in this process; allowed: "
-                "engine='inline' and no port"
-            )
-        screen = Screen() if (_in_notebook() if progress is None else progress) else None
-        look = watch or Watch()
-        if screen is not None:
-            look = both(_opened(screen, config), look)
-        try:
-            if config.engine == "ray" and port is None:
-                done = _on_ray(config, {**going, "watch": look}, screen, own=task is not None)
-            else:
-                if port is None and (screen is not None or train is not None):
-                    host = build_host(config, train=train or tune)
-                    tick = None if screen is None else screen.tick
-                    port = inline_port(host, tick, in_run(place))
-                done = run_federated(config, port, watch=look, **going)
-        finally:
-            if screen is not None:
-                screen.stop()
+        _check_train(train, config, port)
+        screen = Screen() if shown else None
+        done = _watched(config, port, going, watch or Watch(), screen, train)
     return replace(done, task=task)
+
+
+def _check_train(train: Train | None, config: RunConfig, port: Port | None) -> None:
+    if train is not None and (port is not None or config.engine == "ray"):
+        raise ConfigError(
+            "train: a function of this program, for clients in this process; allowed: "
+            "engine='inline' and no port"
+        )
+
+
+def _watched(
+    config: RunConfig,
+    port: Port | None,
+    going: dict[str, Any],
+    watch: Watch,
+    screen: Screen | None,
+    train: Train | None,
+) -> Result:
+    """The run, with lines on a screen where there is one."""
+    look = watch if screen is None else both(_opened(screen, config), watch)
+    try:
+        if config.engine == "ray" and port is None:
+            return _on_ray(config, {**going, "watch": look}, screen)
+        if port is None and (screen is not None or train is not None):
+            tick = None if screen is None else screen.tick
+            port = inline_port(
+                build_host(config, train=train or tune), tick, in_run(going["folder"])
+            )
+        return run_federated(config, port, watch=look, **going)
+    finally:
+        if screen is not None:
+            screen.stop()
 
 
 def _configured(what: RunConfig | Task | None, options: Mapping[str, Any]) -> RunConfig:
@@ -133,11 +141,9 @@ def _opened(screen: Screen, config: RunConfig) -> Watch:
     return screen.watch()
 
 
-def _on_ray(
-    config: RunConfig, going: Mapping[str, Any], screen: Screen | None, *, own: bool
-) -> Result:
+def _on_ray(config: RunConfig, going: Mapping[str, Any], screen: Screen | None) -> Result:
     """The run on workers of Ray, which build task and data themselves."""
-    if own:
+    if config.task == OWN:
         raise ConfigError(
             "engine='ray': a task made in this program is known to this process alone; "
             "allowed: engine='inline', or a file with TASKS as plugin="

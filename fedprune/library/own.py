@@ -33,38 +33,25 @@ def own_task(
     """A task around a module and data, for `fedprune.federate` and `fedprune.prune`.
 
     Args:
-        model: the module, whose weights are those to begin with (it is copied, never changed), or
-            what makes one.
-        data: one data set, which is dealt to the clients at random and evenly; or a list or tuple
-            of data sets, one for each client. A data set is a `torch.utils.data.Dataset` of pairs
-            ``(input, label)`` or of dictionaries with a key ``labels``, a `DataLoader` around one,
-            a list of such pairs whose labels are single numbers, a `datasets.Dataset`, a dictionary
-            of tensors (or arrays) of one length, or, as the one data set, a pair of tensors
-            ``(inputs, labels)``.
+        model: a module (copied, never changed) with the weights to begin with; or what makes one.
+        data: one data set, as `part_of` reads it, which is dealt to the clients at random and
+            evenly; or a list or tuple of data sets, one for each client.
         loss: of every example. Default: cross-entropy for whole numbers as labels, (B,), else the
             squared error, summed over an example's values.
         output: names of the modules that make the outputs: their weights stay dense.
         validation: share of each client's examples for validation, at least one example.
         test: share for the final test, at least one example.
 
-    The model is called with the one tensor that is not ``labels``, or, if there are several, with
-    all of them by name; of what it returns ``logits`` are taken where it has some. Labels True and
-    False are classes 1 and 0.
+    The model is called with the one tensor that is not ``labels``, or with several by name; of what
+    it returns ``logits`` are taken where it has some. Labels True and False are classes 1 and 0.
 
     Raises:
         ConfigError: data of another form, shares that leave nothing to train on, a client with
             fewer than three examples, or a class that the model has no output for.
     """
-    if not (validation >= 0 and test >= 0 and validation + test < 1):
-        raise ConfigError(
-            f"validation={validation}, test={test}: no shares that leave some to train on; "
-            "allowed: from 0, together below 1"
-        )
-    if isinstance(data, list | tuple) and not data:
-        raise ConfigError("data: of no client; allowed: a data set for each client, or one")
+    _check_shares(data, validation, test)
     first = part_of(next(iter(_sets(data))))
     classes = loss is None and _is_of_classes(first)
-
     made = model if not isinstance(model, nn.Module) else lambda: copy.deepcopy(model)
 
     def shards(config: Data) -> Sequence[Shard]:
@@ -84,6 +71,16 @@ def own_task(
         dummy=lambda _: {name: torch.zeros_like(t[:1]) for name, t in first.items()},
         defaults={"clients": len(data)} if _is_of_clients(data) else {},
     )
+
+
+def _check_shares(data: Any, validation: float, test: float) -> None:
+    if not (validation >= 0 and test >= 0 and validation + test < 1):
+        raise ConfigError(
+            f"validation={validation}, test={test}: no shares that leave some to train on; "
+            "allowed: from 0, together below 1"
+        )
+    if isinstance(data, list | tuple) and not data:
+        raise ConfigError("data: of no client; allowed: a data set for each client, or one")
 
 
 def _is_pair(data: Any) -> bool:
@@ -109,6 +106,12 @@ def _sets(data: Any) -> Iterable[Any]:
 
 def part_of(data: Any) -> Part:
     """The examples of a data set as named tensors of one length.
+
+    Args:
+        data: a `torch.utils.data.Dataset` of pairs ``(input, label)`` or of dictionaries with a key
+            ``labels``, a `DataLoader` around one, a list of such pairs whose labels are single
+            numbers, a `datasets.Dataset`, a dictionary of tensors (or arrays) of one length, or a
+            pair of tensors ``(inputs, labels)``.
 
     Raises:
         ConfigError: it is none of the forms that `own_task` reads.

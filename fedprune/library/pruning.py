@@ -87,11 +87,7 @@ def prune(
     with known_as_own(task):
         config = RunConfig(task=OWN, sparsity=sparsity, score=score, **fixed, **options)
         found = scores_of("")[config.score]
-        if found.asks and data is None:
-            raise ConfigError(
-                f"data=None: score={score!r} looks at examples; allowed: data, or a score that "
-                "looks at none, such as 'magnitude'"
-            )
+        _check_data(found, score, data)
         copy = dense_model(config).eval()
         layout = layout_for(config, copy)
         evidence = _evidence(copy, layout, found, config, (task, part, batch_size))
@@ -106,6 +102,14 @@ _OPTIONS = (
     *("scope", "unit", "unit_shape", "pool", "floor", "exclude", "include"),
     *("min_density", "max_density", "probes", "seed"),
 )
+
+
+def _check_data(score: Score, name: str, data: Any) -> None:
+    if score.asks and data is None:
+        raise ConfigError(
+            f"data=None: score={name!r} looks at examples; allowed: data, or a score that "
+            "looks at none, such as 'magnitude'"
+        )
 
 
 def _check_options(options: Sequence[str] | dict[str, Any]) -> None:

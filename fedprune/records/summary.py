@@ -83,7 +83,6 @@ def summary_of(
         about: the rest.
     """
     task = tasks_of(config.plugin)[config.task]
-    final, *baselines = tests.items()
     return {
         "task": config.task,
         "model": about.model,
@@ -102,13 +101,7 @@ def summary_of(
         "shard_sizes": [] if hides(config) else [about.sizes[p] for p in sorted(about.sizes)],
         **_sizes(config, layout, end, about),
         **_own(end, about),
-        "quality": {
-            "dense_at_pruning": quality(end.dense_at_pruning or {}, config),
-            "final": quality(final[1], config),
-            **{arm: quality(totals, config) for arm, totals in baselines},
-            **({"newcomers": quality(end.tested_new, config)} if end.tested_new else {}),
-            **({"own": quality(end.tested_own, config)} if end.tested_own else {}),
-        },
+        "quality": _quality(config, end, tests),
         **_spread_over_clients(config, end, tests),
         "naive": dict(about.naive),
         "bytes_up": end.book.traffic.up,
@@ -121,6 +114,18 @@ def summary_of(
         "rounds_completed": end.completed,
         "failures": end.book.failed,
         "seconds": round(about.seconds, 3),
+    }
+
+
+def _quality(config: RunConfig, end: State, tests: Mapping[str, Totals]) -> Summary:
+    """What was measured on test: the run, its baselines, new clients, and clients' own models."""
+    (_, final), *baselines = tests.items()
+    return {
+        "dense_at_pruning": quality(end.dense_at_pruning or {}, config),
+        "final": quality(final, config),
+        **{arm: quality(totals, config) for arm, totals in baselines},
+        **({"newcomers": quality(end.tested_new, config)} if end.tested_new else {}),
+        **({"own": quality(end.tested_own, config)} if end.tested_own else {}),
     }
 
 

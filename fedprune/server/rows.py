@@ -51,15 +51,7 @@ def row(
     measured = quality(totals, plan.config) or {}
     columns = shown_columns(tasks_of(plan.config.plugin)[plan.config.task].metric)
     layout = plan.layout
-    removed = layout.whole - count_kept(state.masks)
-    steps = changes.totals.get("count")
-    said = vars(notes)
-    # Only methods with a word of their own to say have the column.
-    said = said if notes.method is not None else {n: v for n, v in said.items() if n != "method"}
-    book, c = state.book, plan.config
-    if c.measure_cohort:  # of everyone there is no error of a sample
-        error = error_of_mean(totals, c.clients)
-        said |= {"measured_by": int(totals.get("clients", 0)), "loss_error": error}
+    removed, book = layout.whole - count_kept(state.masks), state.book
     return {
         "round": state.round,
         "phase": phase,
@@ -69,12 +61,8 @@ def row(
         "parameters": layout.parameters,
         **{name: measured.get(name) for name in columns},
         "measures": {n: v for n, v in measured.items() if n not in (*columns, "count")} or None,
-        "train_loss": changes.totals["loss"] / steps
-        if steps and "loss" in changes.totals
-        else None,
-        "divergence": changes.totals["divergence"] / steps
-        if steps and "divergence" in changes.totals
-        else None,
+        "train_loss": _mean(changes, "loss"),
+        "divergence": _mean(changes, "divergence"),
         "lr": learning_rate(plan.config, state.round),
         "cohort": list(cohort),
         "answered": len(changes.answered),
@@ -84,8 +72,23 @@ def row(
         "bytes_down": book.traffic.down,
         "bytes_evaluation": book.traffic.evaluation,
         "bytes_dense": book.traffic.dense,
-        **said,
+        **_said(notes, totals, plan.config),
         **({"clock": book.clock, "joules": book.joules} if plan.fleet else {}),
         "mask_digest": mask_digest(layout.in_origin(state.masks)),
         "weights_digest": digest(state.weights),
     }
+
+
+def _mean(changes: Aggregate, name: str) -> float | None:
+    """What the clients summed up, over the labels that they trained on; None without any."""
+    count = changes.totals.get("count")
+    return changes.totals[name] / count if count and name in changes.totals else None
+
+
+def _said(notes: Notes, totals: Totals, config: RunConfig) -> Row:
+    """What the round's notes say; only methods with a word of their own have its column."""
+    said = {n: v for n, v in vars(notes).items() if n != "method" or v is not None}
+    if config.measure_cohort:  # of everyone there is no error of a sample
+        error = error_of_mean(totals, config.clients)
+        said |= {"measured_by": int(totals.get("clients", 0)), "loss_error": error}
+    return said

@@ -78,8 +78,8 @@ class FedPrune:
             grid: Flower's grid.
             initial_arrays: weights to begin with, as ``ArrayRecord(model.state_dict())``; by
                 default the task's seeded initialisation.
-            num_rounds: instead of the configuration's; what follows from it (warm-up, end of
-                pruning, noise of a budget) follows again, unless the configuration was given it.
+            num_rounds: instead of the configuration's; what was not given but follows from it
+                (warm-up, end of pruning, noise of a budget) follows again.
             timeout: seconds a phase may take, instead of the configuration's.
             train_config: keys of the configuration to change, such as ``{"lr": 0.01}``.
             evaluate_config: the same; one configuration serves both.
@@ -95,31 +95,33 @@ class FedPrune:
         """
         changes = {**(train_config or {}), **(evaluate_config or {})}
         config = _changed(self.config, num_rounds, timeout, changes)
-        model = dense_model(config)
-        layout = layout_for(config, model)
-        weights = None if initial_arrays is None else _weights(initial_arrays, layout)
-        asking = grid_port(grid, config, self.tick, in_run(self.folder))
-        port = replace(asking, data=self.data)
-        result, task = Result(), tasks_of(config.plugin)[config.task]
+        model, given, result = dense_model(config), None, Result()
+        if initial_arrays is not None:
+            given = _weights(initial_arrays, layout_for(config, model))
         if evaluate_fn is not None and not self.resume:
-            _evaluate(result, 0, weights or state_of(model), evaluate_fn)
+            _evaluate(result, 0, given or state_of(model), evaluate_fn)
+        done = run_federated(
+            config,
+            replace(grid_port(grid, config, self.tick, in_run(self.folder)), data=self.data),
+            folder=self.folder,
+            resume=self.resume,
+            anyway=self.anyway,
+            watch=self._noting(result, config, evaluate_fn),
+            weights=given,
+        )
+        result.arrays = _arrays(done.state.weights)
+        return result
+
+    def _noting(self, result: Result, config: RunConfig, evaluate_fn: EvaluateFn | None) -> Watch:
+        """The watch, which also writes every row of the run into Flower's result."""
+        metric = tasks_of(config.plugin)[config.task].metric
 
         def note(row: Row, seconds: float, state: State) -> None:
             self.watch.row(row, seconds, state)
             if row["arm"] == PRUNED:
-                _note(result, row, task.metric, state, evaluate_fn)
+                _note(result, row, metric, state, evaluate_fn)
 
-        done = run_federated(
-            config,
-            port,
-            folder=self.folder,
-            resume=self.resume,
-            anyway=self.anyway,
-            watch=replace(self.watch, row=note),
-            weights=weights,
-        )
-        result.arrays = _arrays(done.state.weights)
-        return result
+        return replace(self.watch, row=note)
 
 
 def _changed(
