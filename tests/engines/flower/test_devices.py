@@ -51,7 +51,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 def test_fewer_devices_than_the_minimum_is_a_failed_run(flower, empty):
     del empty
-    config = keys(rounds=2, timeout=20, out="runs/void")
+    config = keys(rounds=2, timeout=10, out="runs/void")
     done = flower.flwr("run", str(ROOT), "--stream", "--run-config", config)
     assert "fedprune: no round was completed: too few clients answered" in done.stdout
     listed = json.loads(flower.flwr("ls", "--format", "json").stdout)
