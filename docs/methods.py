@@ -48,12 +48,13 @@ and before anything is removed; only weights that are still alive are sent. *Whi
 `--score-during tune` can collect it without a pass of its own.
 
 The round's cohort is asked, on all its training examples; `--score-cohort all` asks everyone who \
-trains, `--score-examples N` has each client draw N examples in a round. `--calibration dense` \
-scores all layers of the model as it is; `sequential` asks block by block, each behind the pruned \
-ones, so that the federated method equals the centralised one; `local` has each client go through \
-the blocks by itself, behind what it prunes, in one question (`--combine votes`, or `--masks` of \
-the clients' own). Means of clients' own scores are weighted by labels; `--weighting equal` counts \
-every client alike there and in the mean of changes, `equal-scores` there only.
+trains, `--score-cohort N` so many of them, drawn anew in every round, `--score-examples N` has \
+each client draw N examples in a round. `--calibration dense` scores all layers of the model as it \
+is; `sequential` asks block by block, each behind the pruned ones, so that the federated method \
+equals the centralised one; `local` has each client go through the blocks by itself, behind what \
+it prunes, in one question (`--combine votes`, or `--masks` of the clients' own). Means of \
+clients' own scores are weighted by labels, with `--score-weighting equal` every client counts \
+alike; where it is not given, it is as `--weighting`, which is for the mean of changes.
 """
 
 

@@ -87,6 +87,6 @@ def one_round(state: State, plan: Plan, port: Port) -> tuple[State, Plan, Row]:
         r, notes = replace(r, plan=first.plan), Notes(undone=f"void, nothing changes: {why}")
     notes = replace(notes, left_out=resting or None)
     measuring = measurers(c, port.measuring(), state.round)
-    state = replace(state, book=struck(state, c, r.cohort, measuring))
+    state = replace(state, book=struck(state, c, r.cohort, measuring, r.scored))
     phase = "recover" if over(state, r) and notes.adaptive is None else phase
     return state, r.plan, row(state, r.plan, r.cohort, changes, totals, notes, phase)

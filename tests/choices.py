@@ -85,6 +85,7 @@ SWITCHES: dict[str, tuple[Any, ...]] = {
     "panel": (1,),
     "response": (1.0,),
     "score_examples": (3,),
+    "score_cohort": (2,),
     "defence": (0.2,),
 }
 """Numbers that switch something on, or to another way of doing it."""

@@ -82,9 +82,10 @@ CASES: list[Case] = [
     ({"calibration": "local", "scope": "layer", "combine": "votes"}, {"scope": "layer"}),
     ({"calibration": "local", "scope": "layer", "masks": "union"}, {"masks": "union"}),
     ({"score_cohort": "all", "cohort": 2}, {"cohort": 2}),
+    ({"score_cohort": 2, "cohort": 1}, {"cohort": 1}),
     ({"score_examples": 5}, {}),
     ({"weighting": "equal", "combine": "mean"}, {"combine": "mean"}),
-    ({"weighting": "equal-scores", "combine": "mean"}, {"combine": "mean"}),
+    ({"score_weighting": "equal", "combine": "mean"}, {"combine": "mean"}),
     (
         {"score": "perturbation", "probes": 16, "combine": "median"},
         {"score": "perturbation", "probes": 16},

@@ -64,7 +64,7 @@ SPOILT: list[tuple[Mapping[str, Any], str, Lie, str]] = [
     ({"score": "fisher"}, "score", filled(-1e-9), "features.1.weight"),
     (NOT_INPUTS, "score", filled(-1.0), "features.1.weight/inputs"),
     ({"reconstruct": "inputs"}, "inputs", filled(-1.0), "features.1.weight/inputs"),
-    ({"combine": "mean", "weighting": "equal-scores"}, "score", weighing(2.0), "weight"),
+    ({"combine": "mean", "score_weighting": "equal"}, "score", weighing(2.0), "weight"),
     ({}, "score", weighing(2.0**53), "weight"),
     ({"weighting": "equal"}, "tune", weighing(3.0), "weight"),
     ({}, "tune", weighing(1e-300), "weight"),

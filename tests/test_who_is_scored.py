@@ -35,12 +35,21 @@ def test_everyone_is_asked(asked):
     assert [len(who) for _, who, _ in asked()] == [3, 3]
 
 
+def test_so_many_are_drawn_anew_in_every_round(asked):
+    """Of everyone who trains, more than a cohort or fewer; again the same by the same seed."""
+    found = [who for _, who, _ in asked(score_cohort=4, rounds=6, end=6, schedule="linear")]
+    assert [len(who) for who in found] == [4] * 6
+    assert len({tuple(who) for who in found}) > 1
+    assert found == [who for _, who, _ in asked(score_cohort=4, rounds=6, end=6, schedule="linear")]
+
+
 def test_in_a_secure_sum_too(asked):
-    """Of everyone at once, to the same scores but for its fixed point."""
-    keys = {"score_cohort": "all", "rounds": 1, "end": 1}
-    ((_, _, open_),) = asked(**keys)
+    """Of more than a cohort at once, to the same scores but for its fixed point."""
+    keys = {"score_cohort": 4, "rounds": 1, "end": 1}
+    ((_, those, open_),) = asked(**keys)
     ((_, who, sealed),) = asked(**keys, secure="secagg")
-    assert (who, sealed.answered) == ([0, 1, 2, 3, 4], (0, 1, 2, 3, 4))
+    assert who == those == list(sealed.answered)
+    assert len(who) == 4
     assert torch.allclose(open_.total, sealed.total, atol=1e-3 * float(open_.total.abs().max()))
 
 
@@ -66,10 +75,17 @@ def test_examples_are_drawn_anew_in_every_round_and_are_those_that_count(asked):
 
 
 @pytest.mark.parametrize(
-    ("weighting", "scores"), [("labels", None), ("equal", 3.0), ("equal-scores", 3.0)]
+    ("keys", "scores"),
+    [
+        ({}, None),
+        ({"weighting": "equal"}, 3.0),
+        ({"score_weighting": "equal"}, 3.0),
+        ({"weighting": "equal", "score_weighting": "labels"}, None),
+    ],
 )
-def test_a_mean_of_scores_weighs_clients(weighting, scores, asked):
-    aggregate = asked(combine="mean", weighting=weighting)[0][2]
+def test_a_mean_of_scores_weighs_clients(keys, scores, asked):
+    """As means of changes do, unless it is said."""
+    aggregate = asked(combine="mean", **keys)[0][2]
     assert aggregate.weight == (scores or aggregate.totals["count"])
 
 

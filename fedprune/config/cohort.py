@@ -71,8 +71,22 @@ def first_counting(config: AllOptions, kinds: Collection[str]) -> int | None:
     are asked than are needed, and whoever answers after enough others counts for nothing.
     """
     cohort = [kind for kind in kinds if KINDS[kind].asks == "cohort"]
-    everyone = config.score_cohort == "all" and "score" in cohort
-    return None if config.over_select == 1.0 or everyone or not cohort else config.cohort
+    others = config.score_cohort != "cohort" and "score" in cohort
+    return None if config.over_select == 1.0 or others or not cohort else config.cohort
+
+
+def scored_of(config: AllOptions, training: Sequence[int], round_: int) -> list[int]:
+    """Who is asked for scores in a round where that is not its cohort, sorted.
+
+    Args:
+        config: complete configuration.
+        training: the partitions that a cohort can be drawn from.
+        round_: from 1.
+    """
+    n = config.score_cohort
+    if not isinstance(n, int):
+        return list(training)
+    return draw(list(training), min(n, len(training)), generator(config.seed, "scored", round_))
 
 
 def newcomers_of(config: AllOptions) -> frozenset[int]:
@@ -123,13 +137,15 @@ def secretly(config: AllOptions) -> bool:
 
 def asked_of(kind: str, config: AllOptions) -> int:
     """How many clients such a question to a cohort is put to; of a Poisson sample, on average."""
-    whole = kind == "score" and config.score_cohort == "all"
-    return config.clients - config.panel if whole else config.cohort
+    if kind != "score" or config.score_cohort == "cohort":
+        return config.cohort
+    n = config.score_cohort
+    return n if isinstance(n, int) else config.clients - config.panel
 
 
 def audience(kind: str, config: AllOptions) -> str:
-    """Who such a question goes to: the round's cohort, everyone, or the panel."""
-    if kind == "score" and config.score_cohort == "all":
+    """Whom such a question goes to: the round's cohort, everyone or some of them, or the panel."""
+    if kind == "score" and config.score_cohort != "cohort":
         return "everyone"
     if KINDS[kind].asks == "cohort":
         return "cohort"

@@ -89,6 +89,9 @@ def _behind_its_own(c: AllOptions, score: Score) -> list[Conflict]:
     ]
 
 
+_RATE = "noise is accounted for a round's cohort and for everyone"
+
+
 def _who_is_scored(c: AllOptions, score: Score) -> list[Conflict]:
     """Whom a score is asked of, on how many examples, and how much each client counts."""
     reasons = {
@@ -99,12 +102,18 @@ def _who_is_scored(c: AllOptions, score: Score) -> list[Conflict]:
     why = next((reason for reason, holds in reasons.items() if holds), "")
     own = "" if c.masks == "global" else "clients prune by themselves, as they tune"
     rule = combines_of(c.plugin)[c.combine]
+    n, most = c.score_cohort, c.clients - c.newcomers - c.panel
+    number = isinstance(n, int)
+    some = isinstance(n, int) and not c.min_clients <= n <= most
+    few = f"at least min-clients={c.min_clients} have to answer, and {most} train"
     weighted = rule.valued and not rule.pooled and rule.merge is None
     unweighted = f"combine {c.combine} weights no client's score"
     return [
         *only(c, bool(why or own), why or own, score_cohort="cohort"),
+        ("score-cohort", some, few, f"cohort, all, {c.min_clients} to {most}"),
+        *only(c, number and c.dp != "none", _RATE, score_cohort=("cohort", "all")),
         *only(c, bool(why), why, score_examples=None),
-        *only(c, not weighted, unweighted, weighting=("labels", "equal")),
+        *only(c, not weighted, unweighted, score_weighting=c.weighting),
     ]
 
 

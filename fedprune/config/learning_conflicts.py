@@ -83,7 +83,7 @@ def _robust(c: AllOptions) -> list[Conflict]:
     return [
         ("robust", on and c.masks != "global", own, "none, or --masks global"),
         ("robust", residual, kept, "none, or no --error-feedback"),
-        *only(c, on, alike, weighting="equal"),
+        *only(c, on, alike, weighting="equal", score_weighting="equal"),
         ("robust", counts and most < 1, small, larger),
         ("byzantine", counts and f > most, many, f"1 to {most}"),
         ("min-clients", counts and c.min_clients < least, more, enough),

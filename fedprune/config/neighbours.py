@@ -29,6 +29,8 @@ def others_of(config: AllOptions) -> dict[str, int]:
     trains = config.clients - config.panel
     out = {"all": trains} if config.score_cohort == "all" or not config.panel else {}
     out |= {"the panel": config.panel} if config.panel else {}
+    n = config.score_cohort
+    out |= {"those who are scored": n} if isinstance(n, int) else {}
     return {who: n for who, n in out.items() if n != config.cohort}
 
 

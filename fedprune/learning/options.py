@@ -240,9 +240,9 @@ class Averaging(Section):
         ge=0,
         lt=1,
     )
-    weighting: Literal["labels", "equal", "equal-scores"] = option(
+    weighting: Literal["labels", "equal"] = option(
         "privacy",
-        "weight of a client in means of changes and of clients' own scores (equal-scores: by "
-        "labels for changes only; default: labels, with --dp, --robust and --scaffold equal)",
+        "weight of a client in means of changes (default: labels, with --dp, --robust and "
+        "--scaffold equal)",
         derived=_weighting,
     )

@@ -28,6 +28,6 @@ METHOD = replace(
         **{"score": "taylor", "combine": "mean-absolute", "score_cohort": "all"},
         **{"schedule": "one-shot", "warmup": 0, "scope": "global"},
     },
-    usual={"score_examples": 16, "sparsity": 0.5, "weighting": "equal-scores"},
+    usual={"score_examples": 16, "sparsity": 0.5, "score_weighting": "equal"},
     untrained=True,
 )

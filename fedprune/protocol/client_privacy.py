@@ -71,7 +71,7 @@ def leaving(answer: Answer, question: Question, config: RunConfig, most: int = 0
     """
     if KINDS[question.kind].changes:
         answer = _tuned(answer, config)
-    if question.kind == "score" and config.weighting != "labels":
+    if question.kind == "score" and config.score_weighting != "labels":
         answer = replace(answer, weight=1.0)
     if config.dp == "none":
         return answer

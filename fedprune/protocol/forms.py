@@ -161,7 +161,7 @@ def _weighed(question: Question, config: RunConfig) -> bool:
         return config.weighting != "equal"
     combine = combines_of(config.plugin)[config.combine]
     own = combine.valued and not combine.pooled and not question.dense
-    return question.kind == "score" and own and config.weighting == "labels"
+    return question.kind == "score" and own and config.score_weighting == "labels"
 
 
 def _score(question: Question, config: RunConfig, layout: Layout) -> Form:

@@ -187,10 +187,8 @@ def _weighted(question: Question, config: RunConfig) -> bool:
         return False
     if KINDS[question.kind].changes:
         return config.weighting != "equal"
-    alike = config.weighting != "labels"
-    return (
-        question.kind == "score" and combines_of(config.plugin)[config.combine].valued and not alike
-    )
+    valued = combines_of(config.plugin)[config.combine].valued
+    return question.kind == "score" and valued and config.score_weighting == "labels"
 
 
 def _metrics(fields: tuple[str, ...], kind: str, config: RunConfig) -> Release:

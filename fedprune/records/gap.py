@@ -93,7 +93,8 @@ def by_construction(config: RunConfig) -> bool:
     Then the gap is closed whatever the data, and 1 says nothing about the method.
     """
     c, score = config, scores_of(config.plugin)[config.score]
-    everyone = c.score_cohort == "all" or c.cohort >= c.clients - c.newcomers - c.panel
+    asked = c.cohort if c.score_cohort == "cohort" else c.score_cohort
+    everyone = asked == "all" or asked >= c.clients - c.newcomers - c.panel
     exact = combines_of(c.plugin)[c.combine].pooled and (score.additive or not score.asks)
     plain = c.masks == "global" and c.normalise == "none" and c.score_wire == "fp32"
     whole = c.score_examples is None and c.schedule != "adaptive"

@@ -133,6 +133,7 @@ def _only(config: RunConfig, arm: RunConfig, seen: float, whole: int, clients: i
         steps = passes * math.ceil(whole / of_step) + rest / of_step
         changes |= {"local_epochs": 0, "local_steps": max(1, round(steps))}
     if config.score_examples is not None:
-        asked = clients if config.score_cohort == "all" else config.cohort
+        who = config.score_cohort
+        asked = who if isinstance(who, int) else clients if who == "all" else config.cohort
         changes["score_examples"] = config.score_examples * asked
     return with_values(arm, changes)

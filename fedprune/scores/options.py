@@ -29,8 +29,11 @@ class Scoring(Section):
         "each client behind what it prunes itself, for votes and for --masks of their own",
         "dense",
     )
-    score_cohort: Literal["cohort", "all"] = option(
-        "pruning", "who is asked for scores: the round's cohort, or everyone who trains", "cohort"
+    score_cohort: int | Literal["cohort", "all"] = option(
+        "pruning",
+        "who is asked for scores: the round's cohort, everyone who trains (all), or so many of "
+        "them, drawn anew in every round",
+        "cohort",
     )
     score_examples: int | None = option(
         "pruning",
@@ -84,6 +87,12 @@ class Combining(Section):
         "scope of the clients' own masks when they vote (default: --scope)",
         when={"combine": "votes"},
         names=NameTable("fedprune.selection.scopes", "SCOPES"),
+    )
+    score_weighting: Literal["labels", "equal"] = option(
+        "combining",
+        "weight of a client in means of clients' own scores (default: as --weighting)",
+        "labels",
+        derived=lambda c: c.weighting,
     )
     normalise: str = option(
         "combining",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fedprune.config import RunConfig
+from fedprune.config.cohort import scored_of
 from fedprune.config.kinds import KINDS
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.messages import Question
@@ -68,7 +69,9 @@ class Round:
     @property
     def scored(self) -> Sequence[int]:
         """The partitions that are asked for scores."""
-        return self.training() if self.config.score_cohort == "all" else self.cohort
+        if self.config.score_cohort == "cohort":
+            return self.cohort
+        return scored_of(self.config, self.training(), self.number)
 
     def question(self, model: Model, kind: str, **what: Any) -> Question:
         """A question of this round about a model."""

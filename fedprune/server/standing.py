@@ -144,11 +144,13 @@ def _own_failures(
     config: RunConfig,
     cohort: Collection[int],
     measuring: Collection[int],
+    scored: Collection[int],
 ) -> set[int]:
     """The partitions that failed, but for failures that are not their own, see `struck`."""
     found: set[int] = set()
     for phase in {f.phase for f in failures} - {"hello"}:
-        asked = cohort if audience(phase, config) == "cohort" else measuring
+        others = scored if phase == "score" else measuring
+        asked = cohort if audience(phase, config) == "cohort" else others
         those = [f for f in failures if f.phase == phase]
         if len(asked) < 2 or not numberless(those).issuperset(asked):
             found |= {f.partition for f in those}
@@ -156,7 +158,11 @@ def _own_failures(
 
 
 def struck(
-    state: State, config: RunConfig, cohort: Collection[int], measuring: Collection[int]
+    state: State,
+    config: RunConfig,
+    cohort: Collection[int],
+    measuring: Collection[int],
+    scored: Collection[int] = (),
 ) -> Book:
     """The book after a round, with who failed in how many in a row, and who is left out for it.
 
@@ -167,8 +173,8 @@ def struck(
     book = state.book
     if config.strikes is None:
         return book
-    asked = {*cohort, *measuring}
-    failed = _own_failures(book.failures, config, cohort, measuring)
+    asked = {*cohort, *measuring, *scored}
+    failed = _own_failures(book.failures, config, cohort, measuring, scored)
     strikes = {p: n for p, n in book.strikes.items() if p in failed or p not in asked}
     strikes |= {p: book.strikes.get(p, 0) + 1 for p in sorted(failed)}
     until = state.round + config.strikes

@@ -153,7 +153,13 @@ measure-cohort=3 secure=secagg | measure-cohort | 0
 measure-cohort=3 dp=client dp-noise=1 model=mlp | measure-cohort | 0
 score-cohort=all masks=union | score-cohort | cohort
 score-examples=3 score-during=tune | score-examples | leave it out
-weighting=equal-scores | weighting | labels, equal
+score-cohort=9 clients=10 newcomers=2 | score-cohort | cohort, all, 1 to 8
+score-cohort=0 | score-cohort | cohort, all, 1 to ...
+score-cohort=2 dp=client dp-noise=1 model=mlp | score-cohort | cohort, all
+score-cohort=3 score=random | score-cohort | cohort
+score-weighting=equal | score-weighting | labels
+robust=median score-weighting=labels combine=mean | score-weighting | equal
+score-weighting=labels dp=client dp-noise=1 model=mlp | score-weighting | equal
 score=magnitude combine=mean | combine | sum
 score=magnitude normalise=l1 | normalise | none
 combine=votes normalise=l1 | normalise | none
