@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ from fedprune.records.provenance import provenance_of
 from fedprune.records.repeating import commands_for
 from fedprune.records.results import write_results, write_summary
 from fedprune.records.summary import About, Summary, summary_of
+from fedprune.records.writing import only_writer
 from fedprune.report.result import Result
 from fedprune.runtime.process import put_back, trim_memory
 from fedprune.server.plan import Plan
@@ -103,9 +105,9 @@ def run_federated(
     check_method(config)
     if config.engine == "auto":  # whoever brings a port or none, has chosen
         config = with_values(config, {"engine": "inline"})
-    with put_back():
+    with put_back(), ExitStack() as held:
         going = Going(resume, anyway)
-        result = _federated(config, port, folder, going, watch or Watch(), weights)
+        result = _federated(config, port, folder, going, watch or Watch(), weights, held)
     if "failed" in result.summary:
         raise NoRoundCompleted(result.summary["failed"], result)
     return result
@@ -118,6 +120,7 @@ def _federated(
     going: Going,
     watch: Watch,
     weights: Mapping[str, Tensor] | None,
+    held: ExitStack,
 ) -> Result:
     began, alone = time.perf_counter(), port is None
     port = _rehearsed(config, port, folder)
@@ -125,6 +128,7 @@ def _federated(
     fresh, blank = opening_of(config, weights, before, port.model)
     arms = arms_of(config, blank.layout)
     check_poolable(config)
+    held.enter_context(only_writer(folder))
     book = open_book(config, folder, replace(going, data=port.data, held=fresh.weights), watch)
     path = None if folder is None else folder / LEDGER_NAME
     ledger = open_ledger(path, accounting_terms_of(config), resume=going.resume)

@@ -19,9 +19,16 @@ def arm_conflicts(c: AllOptions) -> list[Conflict]:
     size = "baseline dense-small has the size that --sparsity says"
     cut = "baseline dense-small begins with dense weights that it cuts"
     lone = "of one client alone no rule finds outliers"
+    bare = (
+        c.sparsity == 0.0
+        and not c.init
+        and bool({"random", "magnitude", "lottery"} & {*c.baselines})
+    )
+    second = "nothing is pruned, so that it would be a second dense run"
     whole = "baseline dense-small would be the whole model: nothing is pruned"
     return [
         *only(c, "local-only" in c.baselines, lone, robust="none"),
+        ("baselines", bare, second, "dense, local-only, centralised"),
         *only(c, small, whole, sparsity=Not(0.0)),
         *only(c, bool(alone), one, dp="none", secure="none", response=None),
         *only(c, bool(alone), real, engine=Not("flower")),

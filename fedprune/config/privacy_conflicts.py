@@ -51,7 +51,13 @@ def _together(c: AllOptions) -> list[Conflict]:
     out = f"{name}: who is left out would depend on the data, and others are drawn more often"
     merged = dp and combines_of(c.plugin)[c.combine].merge is not None
     return [
-        *only(c, dp, f"{name}: a weight would tell its size", weighting="equal", score_weighting="equal"),
+        *only(
+            c,
+            dp,
+            f"{name}: a weight would tell its size",
+            weighting="equal",
+            score_weighting="equal",
+        ),
         ("combine", merged, singly, ", ".join(_SUMS)),
         *only(c, dp, bounded, max_norm=None),
         *only(c, dp, f"{name}: what is measured is planned for everyone", measure_cohort=0),

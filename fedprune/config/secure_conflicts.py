@@ -44,7 +44,9 @@ def _of_the_sum(c: AllOptions) -> list[Conflict]:
     forgetful = "a worker of a simulation keeps no secret from one stage to the next"
     secret = on and c.noise_source == "secret" and c.engine == "ray" and not noised(c)
     alone, new = on and 0 < c.panel < fewest, on and 0 < c.newcomers < fewest
+    scored = on and isinstance(c.score_cohort, int) and c.score_cohort < fewest
     return [
+        ("score-cohort", scored, panel, f"cohort, all, or {fewest} or more"),
         *only(c, on, "no such width", secure_bits=(32, 64)),
         ("secure-minimum", few, f"the cohort is of {c.cohort}", crowd),
         ("panel", alone, panel, f"0, or {fewest} or more"),

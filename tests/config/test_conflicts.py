@@ -55,6 +55,7 @@ threshold=0.1 max-density=0.5 | max-density | 1
 threshold=0.1 score-steps=2 | score-steps | 1
 target-bytes=999 score-steps=2 | score-steps | 1
 scope=patterns layers=*=0.3 score-steps=2 | score-steps | 1
+sparsity=0 baselines=random | baselines | dense, local-only, centralised
 threshold=0.1 baselines=random | baselines | dense, local-only, centralised
 profiles=f over-select=1.5 sampling=poisson | sampling | fixed
 profiles=f over-select=1.5 selector=labels | selector | uniform
@@ -154,6 +155,7 @@ measure-cohort=3 dp=client dp-noise=1 model=mlp | measure-cohort | 0
 score-cohort=all masks=union | score-cohort | cohort
 score-examples=3 score-during=tune | score-examples | leave it out
 score-cohort=9 clients=10 newcomers=2 | score-cohort | cohort, all, 1 to 8
+score-cohort=2 secure=secagg | score-cohort | cohort, all, or 3 or more
 score-cohort=0 | score-cohort | cohort, all, 1 to ...
 score-cohort=2 dp=client dp-noise=1 model=mlp | score-cohort | cohort, all
 score-cohort=3 score=random | score-cohort | cohort
