@@ -10,9 +10,14 @@ is to be exchanged next (budget-aware extrusion). Then that part, of the average
 smallest |w| of every layer, goes, and as many removed ones with the largest |Σ_k gradient_k| come,
 from 0. The part falls with the cosine of `fedprune.selection.schedules` (``--regrow``).
 
+With ``activations`` a, clients take the gradient of a layer's weights by the largest |x| of its
+inputs alone, the part 1 - a of a batch's (activation pruning: what is kept for the backward pass is
+sparse); outputs and the gradients of inputs stay exact.
+
 Where it departs from the paper, of whose text summaries and the FedPruning library's code were
-read: **scaled activation pruning is not here** (convolutions with centred and scaled weights, whose
-activations are kept sparse for the backward pass, to save memory): training takes the usual memory.
+read: activations are pruned and **not scaled** (the paper's convolutions have centred and scaled
+weights, in place of BatchNorm, so that activations are near 0), the default prunes none of them,
+and dense tensors hold what is pruned, so that training takes the usual memory or more.
 Clients send all gradients of removed weights (the paper: the largest), of their whole shards.
 """
 
@@ -21,8 +26,10 @@ from __future__ import annotations
 from typing import Any
 
 from fedprune.config import RunConfig
+from fedprune.learning.regime import Regime
 from fedprune.methods.growing import exchanged_among, growing_conflicts, random_masks
 from fedprune.methods.method import Method, Trained
+from fedprune.methods.regimes import refused_of, regime_conflicts
 from fedprune.methods.tuning import fedavg, tuning
 from fedprune.options.section import Section, option
 from fedprune.selection.schedules import exchange_fraction
@@ -35,6 +42,13 @@ class Options(Section):
     """What ``--method-options`` takes."""
 
     extrusion: float = option("method", "penalty of weights soon removed (lambda)", 0.1, ge=0)
+    activations: float = option(
+        "method",
+        "part of a layer's inputs that counts as 0 in its weights' gradient",
+        0.0,
+        ge=0,
+        lt=1,
+    )
 
 
 def _moved(model: Model, memory: Any, r: Round) -> Talk[Step]:
@@ -58,22 +72,25 @@ def _trained(model: Model, memory: Any, r: Round) -> Talk[Trained]:
     del memory
     part = part_next(r)
     press = {"extrude": r.options.extrusion, "exchange": part} if part else {}
-    changes = yield from tuning(model, r, **(press if r.options.extrusion else {}))
+    how = press if r.options.extrusion else {}
+    if r.options.activations:
+        how = {**how, "regime": Regime(inputs=r.options.activations)}
+    changes = yield from tuning(model, r, **how)
     void = changes.total is None or too_few(changes, r.config)
     return Trained(None if void else fedavg(model, r, changes), changes)
 
 
 def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]]:
     """What it does not go with."""
-    del options
     many = config.batched > 1
     more = [("batched", "each client penalises its own weights", "1")] if many else []
-    return more + growing_conflicts(config)
+    own = regime_conflicts(config) if options.activations else []
+    return [*more, *refused_of(own), *growing_conflicts(config)]
 
 
 METHOD = Method(
     "weights about to be removed are penalised first; then the smallest go, large gradients come",
-    "FedMef, Huang et al. 2024, arXiv 2403.14737: extrusion; scaled activation pruning is not here",
+    "FedMef, Huang et al. 2024, arXiv 2403.14737: extrusion; activations are pruned, not scaled",
     tune=_trained,
     before=_moved,
     options=Options,

@@ -21,10 +21,11 @@ paper's code has for its smallest model on a Raspberry Pi, as is the constant c.
 Where it departs from the paper and its code: clients square the gradient of one pass over their
 shard at the averaged weights (the code sums the gradients of a round's steps before it squares
 them, and adds up the rounds since the last reconfiguration); g² of what is not prunable is left
-out of Gamma; no weight is added beyond the density 1 - ``--sparsity``, an option of the code
-(those that stay by size stay even beyond it); the selected client is the one with the lowest
-number (if it fails, the lowest of the cohort that does not), and as all it trains in the first
-pruning is of one round, it takes the same batches each time.
+out of Gamma; no weight is added beyond the density ``most``, an option of the code (those that stay
+by size stay even beyond it), which is 1 - ``--sparsity`` unless given: with ``most`` 1 nothing but
+what pays bounds the density, as in the paper; the selected client is the one with the lowest number
+(if it fails, the lowest of the cohort that does not), and as all it trains in the first pruning is
+of one round, it takes the same batches each time.
 """
 
 from __future__ import annotations
@@ -64,6 +65,9 @@ class Options(Section):
     dec: float = option("method", "part of a layer's weights that may go at first", 0.3, ge=0, lt=1)
     half_life: Count = option("method", "rounds after which that part is half", 10_000)
     initial: Count = option("method", "most reconfigurations on the first client", 10)
+    most: float = option(
+        "method", "density beyond which no weight is added (0: 1 - sparsity)", 0.0, ge=0, le=1
+    )
 
 
 def _reconfigured(model: Model, memory: Any, r: Round) -> Talk[Step]:
@@ -138,9 +142,14 @@ def reconfigured(model: Model, r: Round, found: Tensors) -> Masks:
     earned = np.concatenate([found[n].double().numpy().ravel() for n in masks])
     costs = np.concatenate([np.full(m.numel(), cost[n]) for n, m in masks.items()])
     kept = np.concatenate([stays[n].numpy().ravel() for n in masks])
-    chosen = worth(earned, costs, kept, o.constant, kept_in_all(r))
+    chosen = worth(earned, costs, kept, o.constant, _most(r))
     parts = torch.from_numpy(chosen).split([m.numel() for m in masks.values()])
     return {n: p.reshape(m.shape) for (n, m), p in zip(masks.items(), parts, strict=True)}
+
+
+def _most(r: Round) -> int:
+    """How many weights there may be at most, but for those that stay by size."""
+    return round(r.options.most * r.layout.whole) if r.options.most else kept_in_all(r)
 
 
 def _largest(sizes: torch.Tensor, mask: torch.Tensor, part: float) -> torch.Tensor:
@@ -178,6 +187,9 @@ def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]
     free = options.comm + options.comp == 0
     alone = config.robust != "none"
     more = [("method-options", "weights cost no time", "comm or comp above 0")] if free else []
+    low = 0.0 < options.most < 1.0 - (config.sparsity or 0.0)
+    least = f"{1.0 - (config.sparsity or 0.0):g} to 1, or left out"
+    more += [("method-options", f"most={options.most:g} is below 1 - sparsity", least)] * low
     more += [("robust", "the first pruning is of one client", "none")] if alone else []
     own = not_read(config, ("regrow",), "as much is exchanged as pays")
     return more + refused_of(own) + growing_conflicts(config)

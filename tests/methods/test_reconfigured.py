@@ -9,7 +9,7 @@ from torch import Tensor
 from fedprune import RunConfig
 from fedprune.config import configure
 from fedprune.methods.prunefl import worth
-from tests.perceptron import LAYERS, SMALL, count, flat, gradients, kept_by
+from tests.perceptron import LAYERS, SMALL, count, flat, gradients, kept_by, outputs
 from tests.runs import house_of, overheard, tiny
 
 
@@ -119,9 +119,32 @@ def test_fedtiny_selects_by_statistics_of_the_clients():
             assert same == (n not in layout.statistics), n
 
 
-def test_fedmef_presses_what_is_about_to_go():
+def by_largest_inputs(weights: dict[str, Tensor], x: Tensor, y: Tensor, part: float) -> dict:
+    """Gradients, those of the two matrices by the largest inputs of the batch alone."""
+    slopes = gradients(weights, x, y)
+    for i, n in enumerate(LAYERS):
+        held = outputs(weights, x, i)
+        behind = outputs(weights, x, i + 1)  # a weight's slope is its outputs' slopes by inputs
+        logits = torch.zeros(0)
+        rest = {k: w.double() for k, w in weights.items()}
+        before = held @ rest[n].T + rest[n.replace("weight", "bias")]
+        before.requires_grad_()
+        out = before.relu()
+        for later in ("features.3", "head")[i:]:
+            logits = out @ rest[f"{later}.weight"].T + rest[f"{later}.bias"]
+            out = logits.relu()
+        assert torch.allclose(before.relu(), behind)
+        (delta,) = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, y), before)
+        many = max(1, round((1 - part) * held.numel()))
+        least = held.abs().flatten().topk(many).values[-1]
+        slopes[n] = delta.T @ torch.where(held.abs() >= least, held, 0.0)
+    return slopes
+
+
+def test_fedmef_presses_what_is_about_to_go_and_prunes_inputs():
     given = {**SMALL, "method": "fedmef", "rounds": 3, "end": 3, "sparsity": 0.6, "regrow": 0.4}
-    config = configure({**given, "lr_schedule": "constant", "method_options": {"extrusion": 0.3}})
+    options = {"extrusion": 0.3, "activations": 0.4}
+    config = configure({**given, "lr_schedule": "constant", "method_options": options})
     _, asked, states = overheard(config)
     first = next(q for q, _, _ in asked if q.kind == "tune")
     part = 0.2 * (1 + math.cos(math.pi * 1 / 3))
@@ -133,8 +156,8 @@ def test_fedmef_presses_what_is_about_to_go():
         press[n] = torch.zeros(w.numel()).double().index_fill(0, low, 1).reshape(w.shape) * w
     total, labels = {}, 0
     for client in range(3):
-        x, y = data(config, client)
-        slopes = gradients(first.weights, x, y)
+        slopes = by_largest_inputs(first.weights, *data(config, client), 0.4)
+        y = data(config, client)[1]
         for n, w in first.weights.items():
             g = (slopes[n] + 2 * 0.3 * press.get(n, 0)) * first.masks.get(n, 1)
             total[n] = total.get(n, 0) + len(y) * (w.double() - 0.1 * g).detach()

@@ -14,7 +14,7 @@ class Killed(Exception):
 
 def test_a_folder_has_one_writer_at_a_time(tmp_path):
     """A second is refused in one line and changes nothing; after the first was ended it goes on."""
-    config, folder = tiny(model="mlp", rounds=2, local_steps=1), tmp_path / "run"
+    config, folder = tiny(model="mlp", rounds=2, warmup=0, end=1, local_steps=1), tmp_path / "run"
     whole = federate(config)
 
     def second(*_):
