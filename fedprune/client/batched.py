@@ -8,17 +8,11 @@ from functools import partial
 
 from torch import Tensor
 
-from fedprune.client.answers import (
-    DROPOUT,
-    answer,
-    batch_draws,
-    starting_masks,
-    tuned_answer,
-    units_of,
-)
+from fedprune.client.answers import answer
 from fedprune.client.context import ClientContext
 from fedprune.client.scoring import answer_score, sums_together
 from fedprune.client.teacher import distillation_of
+from fedprune.client.tuning import DROPOUT, batch_draws, starting_masks, tuned_answer, units_of
 from fedprune.config import with_values
 from fedprune.learning.batched import tune_together
 from fedprune.learning.stacks import Lesson, Trainee

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from fedprune.client.answers import VARIATE
 from fedprune.client.host import Host
 from fedprune.client.memory import Recollection
+from fedprune.client.tuning import VARIATE
 from fedprune.config.kinds import KINDS
 from fedprune.learning.variates import own_variate, parameters_in
 from fedprune.protocol.messages import Answer, Question

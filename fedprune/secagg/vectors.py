@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedprune.client.answers import LOST
+from fedprune.client.measurement import LOST
 from fedprune.config import RunConfig
 from fedprune.config.kinds import KINDS
 from fedprune.options.refusal import ConfigError, Refused, counted

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedprune import RunConfig
-from fedprune.client.answers import LOST
+from fedprune.client.measurement import LOST
 from fedprune.options.refusal import Refused
 from fedprune.protocol.aggregate import Aggregate, as_sum
 from fedprune.protocol.forms import Form

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from fedprune import Shard
-from fedprune.client.answers import LOST, answer
+from fedprune.client.answers import answer
 from fedprune.client.context import ClientContext
 from fedprune.client.host import Host
+from fedprune.client.measurement import LOST
 from fedprune.engines.inline import inline_port
 from fedprune.learning.candidates import (
     HERE,
