@@ -9,14 +9,9 @@ import torch
 from fedprune.client.adapted import with_adapters
 from fedprune.client.context import ClientContext
 from fedprune.client.measurement import answer_compare, answer_evaluate
+from fedprune.client.own_masks import own_pruning
 from fedprune.client.personal import with_own
-from fedprune.client.scoring import (
-    answer_inputs,
-    answer_magnitudes,
-    answer_outputs,
-    answer_score,
-    own_pruning,
-)
+from fedprune.client.scoring import answer_inputs, answer_magnitudes, answer_outputs, answer_score
 from fedprune.client.thresholds import as_kept
 from fedprune.client.tokens import token_counts
 from fedprune.client.tuning import answer_tune

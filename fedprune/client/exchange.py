@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedprune.client.context import ClientContext
-from fedprune.client.scoring import client_probe
+from fedprune.client.probing import client_probe
 from fedprune.learning.local_training import Tuned
 from fedprune.protocol.messages import Question
 from fedprune.randomness import generator

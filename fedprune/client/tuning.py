@@ -15,11 +15,9 @@ from torch import Tensor
 from fedprune.client.context import ClientContext
 from fedprune.client.dp_sgd import noisy_steps, poisson_steps
 from fedprune.client.exchange import exchanging, extruding
+from fedprune.client.own_masks import own_pruning
 from fedprune.client.personal import keep_own, selected_of, shared_flags
-from fedprune.client.scoring import (
-    cleared,
-    own_pruning,
-)
+from fedprune.client.probing import cleared
 from fedprune.client.teacher import distillation_of
 from fedprune.client.thresholds import answer_thresholds
 from fedprune.learning.averaging import flat_change

@@ -14,7 +14,7 @@ from fedprune.client.answers import answer
 from fedprune.client.context import ClientContext
 from fedprune.client.dp_sgd import noised_statistics, noisy_steps, poisson_steps, values_in
 from fedprune.client.host import Host
-from fedprune.client.scoring import client_probe
+from fedprune.client.probing import client_probe
 from fedprune.config import with_values
 from fedprune.learning.local_training import tune
 from fedprune.learning.optimizers import OPTIMIZERS
