@@ -26,6 +26,7 @@ from pcodec import ChunkConfig, DeltaSpec, ModeSpec, standalone
 from torch import Tensor
 
 from fedprune.codec.bounded import most_weights, numbers_in, unzipped
+from fedprune.codec.mask_blocks import at_end, mask_block, read_block, read_signatures, signature
 from fedprune.runtime.json_text import MOST_TENSORS
 from fedprune.streaming.packed import PackedMasks
 from fedprune.tensors.holding import bytes_of_bits, packed_bits
@@ -55,11 +56,11 @@ def encode_mask(masks: Mapping[str, Tensor]) -> bytes:
     ways = []
     if len(masks) < 2 or size < _LARGE:  # of more the head of a block is no matter, memory is
         flats = [_flat(name, mask) for name, mask in masks.items()]
-        ways.append(_block(*_code_bits(np.concatenate(flats) if flats else np.empty(0, bool))))
+        ways.append(mask_block(*_code_bits(np.concatenate(flats) if flats else np.empty(0, bool))))
     if len(masks) > 1:
-        ways.append(b"".join(_block(*_code_bits(_flat(n, m))) for n, m in masks.items()))
-    header = b"".join(_signature(name, shape) for name, shape in shapes.items())
-    body = _block(*_code_bytes(header)) + min(ways, key=len)
+        ways.append(b"".join(mask_block(*_code_bits(_flat(n, m))) for n, m in masks.items()))
+    header = b"".join(signature(name, shape) for name, shape in shapes.items())
+    body = mask_block(*_code_bytes(header)) + min(ways, key=len)
     return MASK_MAGIC + bytes([VERSION]) + _checksum(body) + body
 
 
@@ -110,7 +111,7 @@ def mask_digest(masks: Mapping[str, Tensor]) -> str:
     sha, bare, held = hashlib.sha256(), bare_of(masks), holding_of(masks)
     for name in sorted(masks):
         _check_boolean(name, bare[name])
-        sha.update(_signature(name, bare[name].shape))
+        sha.update(signature(name, bare[name].shape))
         sha.update(bytes_of_bits(held.bits(name), bare[name].numel()))
     return sha.hexdigest()
 
@@ -146,18 +147,18 @@ _RATIO = 200
 def _decode_body(
     stream: BytesIO, most: int | None, known: Mapping[str, Sequence[int]] | None, *, packed: bool
 ) -> Masks:
-    code, payload = _read_block(stream)
+    code, payload = read_block(stream)
     signatures = _decode_bytes(code, payload, 2**16 + _RATIO * len(payload))
-    shapes = _read_signatures(BytesIO(signatures), MOST_TENSORS if known is None else len(known))
+    shapes = read_signatures(BytesIO(signatures), MOST_TENSORS if known is None else len(known))
     for name, shape in shapes.items():
         if known is not None and (name not in known or tuple(known[name]) != shape):
             raise ValueError(f"a mask of {name[:100]!r}, {shape}; there is no such tensor")
     sizes = [math.prod(shape) for shape in shapes.values()]
     blocks: list[tuple[int, bytes]] = []
-    while not _at_end(stream):
+    while not at_end(stream):
         if len(blocks) > len(sizes):
             raise ValueError("more blocks than masks")
-        blocks.append(_read_block(stream))
+        blocks.append(read_block(stream))
     if most is None:
         most = most_weights(sum(len(bits) for _, bits in blocks))
     if sum(sizes) > most:
@@ -231,71 +232,3 @@ def _code_bytes(data: bytes) -> tuple[int, bytes]:
 
 def _decode_bytes(code: int, payload: bytes, most: int) -> bytes:
     return unzipped(payload, most) if code == ZSTD else payload
-
-
-def _signature(name: str, shape: Sequence[int]) -> bytes:
-    """A name and a shape; nothing else has the same bytes."""
-    text = name.encode("utf-8", "surrogatepass")
-    return _number(len(text)) + text + b"".join(map(_number, [len(shape), *shape]))
-
-
-def _read_signatures(stream: BytesIO, most: int) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-    while not _at_end(stream):
-        if len(shapes) == most:
-            raise ValueError(f"more than {most} masks")
-        name = _read(stream, _read_number(stream)).decode("utf-8", "surrogatepass")
-        if name in shapes:
-            raise ValueError(f"two masks of one name, {name[:100]!r}")
-        shapes[name] = tuple(_read_number(stream) for _ in range(_few(_read_number(stream))))
-    return shapes
-
-
-_MOST_DIMENSIONS = 64  # as many as torch takes
-
-
-def _few(dimensions: int) -> int:
-    if dimensions > _MOST_DIMENSIONS:
-        raise ValueError(f"{dimensions} dimensions; allowed: {_MOST_DIMENSIONS}")
-    return dimensions
-
-
-def _block(code: int, payload: bytes) -> bytes:
-    return bytes([code]) + _number(len(payload)) + payload
-
-
-def _read_block(stream: BytesIO) -> tuple[int, bytes]:
-    code = _read(stream, 1)[0]
-    return code, _read(stream, _read_number(stream))
-
-
-def _number(value: int) -> bytes:
-    """LEB128: seven bits a byte, the lowest first, the top bit says that more follow."""
-    low, rest = value & 0x7F, value >> 7
-    return bytes([low | 0x80]) + _number(rest) if rest else bytes([low])
-
-
-_LONGEST_NUMBER = 9  # bytes: 63 bits
-
-
-def _read_number(stream: BytesIO) -> int:
-    value = 0
-    for at in range(_LONGEST_NUMBER):
-        byte = _read(stream, 1)[0]
-        value |= (byte & 0x7F) << 7 * at
-        if byte < 0x80:
-            if at and not byte:
-                raise ValueError("a number that could be shorter")
-            return value
-    raise ValueError("a number of too many bytes")
-
-
-def _read(stream: BytesIO, size: int) -> bytes:
-    data = stream.read(size)
-    if len(data) < size:
-        raise EOFError(f"{size} bytes expected, {len(data)} left")
-    return data
-
-
-def _at_end(stream: BytesIO) -> bool:
-    return stream.tell() == stream.getbuffer().nbytes

@@ -16,15 +16,14 @@ from pcodec import ChunkConfig, standalone
 
 from fedprune.codec.coded_file import from_coded
 from fedprune.codec.flags import flags_of, rungs_of
+from fedprune.codec.mask_blocks import _number, mask_block
 from fedprune.codec.masks import (
     KEPT_GAPS,
     MASK_MAGIC,
     PLAIN,
     VERSION,
     ZSTD,
-    _block,
     _checksum,
-    _number,
     decode_mask,
     encode_mask,
 )
@@ -37,7 +36,7 @@ Decoder = Callable[[bytes], Any]
 
 
 def mask_file(signatures: bytes, *blocks: tuple[int, bytes]) -> bytes:
-    body = _block(PLAIN, signatures) + b"".join(_block(*block) for block in blocks)
+    body = mask_block(PLAIN, signatures) + b"".join(mask_block(*block) for block in blocks)
     return MASK_MAGIC + bytes([VERSION]) + _checksum(body) + body
 
 
@@ -59,7 +58,7 @@ def claims() -> Iterator[tuple[str, Decoder, bytes]]:
     zeros = zstandard.compress(bytes(2**28), 1)
     yield "zstd of a quarter gigabyte", decode_mask, mask_file(signature(b"a", 80), (ZSTD, zeros))
     header = MASK_MAGIC + bytes([VERSION])
-    names = _block(ZSTD, zeros)
+    names = mask_block(ZSTD, zeros)
     yield "names of a quarter gigabyte", decode_mask, header + _checksum(names) + names
     ones = standalone.simple_compress(np.ones(10**7, np.uint32), ChunkConfig())
     yield "gaps beyond", decode_mask, mask_file(signature(b"a", 80), (KEPT_GAPS, bytes(ones)))

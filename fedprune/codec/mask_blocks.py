@@ -1,0 +1,88 @@
+"""The parts of an encoded mask: blocks of bytes with their lengths, names with shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+
+
+def signature(name: str, shape: Sequence[int]) -> bytes:
+    """A name and a shape; nothing else has the same bytes."""
+    text = name.encode("utf-8", "surrogatepass")
+    return _number(len(text)) + text + b"".join(map(_number, [len(shape), *shape]))
+
+
+def read_signatures(stream: BytesIO, most: int) -> dict[str, tuple[int, ...]]:
+    """Name to shape of all signatures that follow, so many at the most.
+
+    Raises:
+        EOFError: the last is cut short.
+        ValueError: more of them, a name twice, or bytes that `signature` does not write.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    while not at_end(stream):
+        if len(shapes) == most:
+            raise ValueError(f"more than {most} masks")
+        name = _read(stream, _read_number(stream)).decode("utf-8", "surrogatepass")
+        if name in shapes:
+            raise ValueError(f"two masks of one name, {name[:100]!r}")
+        shapes[name] = tuple(_read_number(stream) for _ in range(_few(_read_number(stream))))
+    return shapes
+
+
+_MOST_DIMENSIONS = 64  # as many as torch takes
+
+
+def _few(dimensions: int) -> int:
+    if dimensions > _MOST_DIMENSIONS:
+        raise ValueError(f"{dimensions} dimensions; allowed: {_MOST_DIMENSIONS}")
+    return dimensions
+
+
+def mask_block(code: int, payload: bytes) -> bytes:
+    """A code, the length of what is coded, and that."""
+    return bytes([code]) + _number(len(payload)) + payload
+
+
+def read_block(stream: BytesIO) -> tuple[int, bytes]:
+    """The inverse of `mask_block`, of the next one.
+
+    Raises:
+        EOFError: it is cut short.
+        ValueError: its length is not as `mask_block` writes it.
+    """
+    code = _read(stream, 1)[0]
+    return code, _read(stream, _read_number(stream))
+
+
+def _number(value: int) -> bytes:
+    """LEB128: seven bits a byte, the lowest first, the top bit says that more follow."""
+    low, rest = value & 0x7F, value >> 7
+    return bytes([low | 0x80]) + _number(rest) if rest else bytes([low])
+
+
+_LONGEST_NUMBER = 9  # bytes: 63 bits
+
+
+def _read_number(stream: BytesIO) -> int:
+    value = 0
+    for at in range(_LONGEST_NUMBER):
+        byte = _read(stream, 1)[0]
+        value |= (byte & 0x7F) << 7 * at
+        if byte < 0x80:
+            if at and not byte:
+                raise ValueError("a number that could be shorter")
+            return value
+    raise ValueError("a number of too many bytes")
+
+
+def _read(stream: BytesIO, size: int) -> bytes:
+    data = stream.read(size)
+    if len(data) < size:
+        raise EOFError(f"{size} bytes expected, {len(data)} left")
+    return data
+
+
+def at_end(stream: BytesIO) -> bool:
+    """Whether all bytes were read."""
+    return stream.tell() == stream.getbuffer().nbytes
