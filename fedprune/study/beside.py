@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from fedprune.records.gap import gap_closure
-from fedprune.report.reading import NO_VALUE, number, significant, worded
+from fedprune.report.reading import NO_VALUE, Run, number, significant, worded
 from fedprune.report.tables import Table
 from fedprune.study.comparison import by_place, seed_spread
 from fedprune.study.design import SEED, Factors
@@ -57,6 +58,37 @@ def fairness_table(outcomes: Sequence[StudyOutcome], factors: Factors) -> tuple[
             rows.append([*place, *(_mean([f[key] for f in finals]) for key in keys)])
     heads = ["mean of the worst tenth", "10 %", "median", "90 %"]
     return worded(" or ".join(figures)), Table([*names, *heads], rows, tuple(names))
+
+
+def recovery_table(outcomes: Sequence[StudyOutcome], factors: Factors) -> Table:
+    """Validation loss around the last pruning and after all tuning, means over seeds.
+
+    Without rows where no run pruned, or none was measured in the round that pruned last.
+    """
+    names, rows = _but_seeds(factors), []
+    for place, same in by_place(outcomes, names).items():
+        found = [losses for o in same if o.run is not None and (losses := around_pruning(o.run))]
+        if found:
+            rows.append([*place, *(_mean(its) for its in zip(*found, strict=True))])
+    heads = ["before pruning began", "in the round of the last pruning", "at the end"]
+    return Table([*names, *heads], rows, tuple(names))
+
+
+def around_pruning(run: Run) -> tuple[float, float, float] | None:
+    """Validation losses: before weights went, in the last round that removed some, and at the end.
+
+    Rounds measure after their clients have tuned; an exchange at constant sparsity removes none.
+    The first is NaN where the first round prunes; None where nothing was removed, or one of the
+    others was not measured.
+    """
+    rows = [row for row in run.rows if row["arm"] == run.main]
+    counts = [0, *(row["removed"] for row in rows)]
+    pruned = [i for i in range(len(rows)) if counts[i + 1] != counts[i]]
+    if not pruned:
+        return None
+    before = number(rows[pruned[0] - 1].get("loss")) if pruned[0] else math.nan
+    last, end = number(rows[pruned[-1]].get("loss")), number(rows[-1].get("loss"))
+    return None if math.isnan(last + end) else (before, last, end)
 
 
 def _mean(values: Sequence[float]) -> str:

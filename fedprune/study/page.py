@@ -11,7 +11,7 @@ from fedprune.report.pictures import svg, write_plots
 from fedprune.report.reading import significant, worded
 from fedprune.report.tables import Table
 from fedprune.report.template import FIGURE, framed, rendered
-from fedprune.study.beside import fairness_table, gap_table
+from fedprune.study.beside import fairness_table, gap_table, recovery_table
 from fedprune.study.comparison import (
     is_higher,
     least_p,
@@ -72,6 +72,13 @@ STUDY_PAGE = framed(
 {{ table(gaps, "Gap closed") }}
 {% endif %}
 
+{% if recovery.rows %}
+<h2>Before and after tuning</h2>
+<p>Validation loss, mean and standard deviation over seeds. A round measures after its clients have
+tuned, so the middle column has the tuning of one round behind it, the last one all of it.</p>
+{{ table(recovery, "Before and after tuning") }}
+{% endif %}
+
 {% if fairness.rows %}
 <h2>Clients</h2>
 <p>The {{ fairness_of }} of each client on its own test part, from histograms that clients add up:
@@ -130,6 +137,7 @@ def write_study(out: Path, collected: Collected) -> Path:
         ranks=ranks,
         gaps=gap_table(collected.measured, factors),
         gap_note=GAP_NOTE,
+        recovery=recovery_table(collected.measured, factors),
         fairness_of=fairness_of,
         fairness=fairness,
         masks=masks,

@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 
 from fedprune.report.reading import Run
-from fedprune.study.beside import fairness_table, gap_table
+from fedprune.study.beside import around_pruning, fairness_table, gap_table, recovery_table
 from fedprune.study.design import Factors
 from fedprune.study.outcomes import StudyOutcome
 
+COLUMNS = ("round", "removed", "loss")
+ROWS = [(1, 0, 3.0), (2, 5, 2.5), (3, 9, 2.75), (4, 9, 2.0)]
 FACTORS = Factors(("score", "seed"), "score", "")
 LOSSES = {"wanda": [(2.0, 1.0, 0.5), (2.2, 1.2, 0.4)], "random": [(2.0, 1.0, 1.9), (1.8, 1.0, 1.8)]}
 
@@ -40,3 +42,22 @@ def test_the_spread_over_clients_is_a_mean_over_seeds():
     of, table = fairness_table(outcomes(), FACTORS)
     assert of == "accuracy"
     assert table.rows[0] == ["wanda", "0.100 (0)", "0.700 (0.707)", "0.500 (0)", "0.900 (0)"]
+
+
+def run_of(rows):
+    rounds = [{"arm": "pruned", **dict(zip(COLUMNS, row, strict=True))} for row in rows]
+    return Run({}, rounds, {}, {})
+
+
+def test_losses_around_the_last_pruning_and_after_tuning():
+    """A round that was not measured in is no number, and a run that removed nothing has none."""
+    assert around_pruning(run_of(ROWS)) == (3.0, 2.75, 2.0)
+    assert np.isnan(around_pruning(run_of(ROWS[1:]))[0])
+    assert around_pruning(run_of(ROWS[:1])) is None
+    assert around_pruning(run_of([*ROWS[:2], (3, 9, None), ROWS[3]])) is None
+    told = [
+        StudyOutcome("", {"score": "wanda", "seed": str(i)}, Path(), run_of(ROWS[i:]))
+        for i in (0, 1)
+    ]
+    (row,) = recovery_table(told, FACTORS).rows
+    assert row == ["wanda", "3.00", "2.75 (0)", "2.00 (0)"]
