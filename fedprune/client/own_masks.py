@@ -18,7 +18,7 @@ from fedprune.scores.score import (
     Evidence,
 )
 from fedprune.structure.groups import stages_of
-from fedprune.tensors.lazy import shapes_of
+from fedprune.tensors.lazy import as_doubles, shapes_of
 from fedprune.tensors.models import load_into
 from fedprune.tensors.named import Masks, Tensors, copied, gathered, masked, scattered
 
@@ -32,7 +32,7 @@ def own_evidence(
     shared = combines_of(c.plugin)[c.combine].pooled and c.masks == "global"
     if lost and not shared and c.dp == "none":  # which failed would tell of its data
         raise Refused(lost[0], "no row went through its layer")
-    doubles = {n: s.double() for n, s in sums.items()}
+    doubles = as_doubles(sums)
     return client_evidence(question, client, names, sums=doubles, given=question.given)
 
 
@@ -90,7 +90,7 @@ def own_pruning(question: Question, client: ClientContext) -> tuple[Masks, Tenso
     sums: Tensors = {}
     given: Tensors = {}
     for ask in score.asks:
-        doubles = {n: s.double() for n, s in sums.items()}
+        doubles = as_doubles(sums)
         if ask.given is not None:
             given = ask.given(client_evidence(question, client, names, sums=doubles, given=given))
         sums = cleared(

@@ -22,7 +22,7 @@ from fedprune.scores.catalog import scores_of
 from fedprune.scores.combine import combines_of
 from fedprune.scores.score import Evidence
 from fedprune.tasks.declared import Declared
-from fedprune.tensors.lazy import shapes_of
+from fedprune.tensors.lazy import as_doubles, shapes_of
 from fedprune.tensors.models import load_into
 
 
@@ -53,7 +53,7 @@ def try_score(trial: TrialClient) -> None:
         values = answered_in_trial(trial, question).values
         if own:
             return
-        sums = form_of(question, c, client.layout).named(values.double())
+        sums = as_doubles(form_of(question, c, client.layout).named(values, shared=True))
         evidence = replace(evidence, sums=sums, given=given)
     if score.step is not None:
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -119,6 +119,19 @@ class RunningSum:
             out.notices + piece.notices,
         )
 
+    def grow(self, step: Callable[[Aggregate], Aggregate]) -> None:
+        """Let a step add to the sum, in place where its tensors were made here.
+
+        Args:
+            step: gives the sum with more, of tensors that are the sum's or new; no singles.
+        """
+        before = self._sum
+        if all(any(t is own for own in self._ours) for t in _tensors(before)):
+            self._sum = replace(step(before), tries=before.tries, notices=before.notices)
+            self._ours = _tensors(self._sum)
+        else:
+            self.add(step(Aggregate()))
+
     def _plus(self, left: Tensor | None, right: Tensor | None) -> Tensor | None:
         if left is None or right is None:
             return right if left is None else left
@@ -133,6 +146,11 @@ class RunningSum:
         return replace(
             self._sum, singles=rows[0] if len(rows) == 1 else torch.cat(rows) if rows else None
         )
+
+
+def _tensors(piece: Aggregate) -> list[Tensor]:
+    those = (piece.total, piece.votes, piece.statistics, piece.held)
+    return [t for t in those if t is not None]
 
 
 def summed(pieces: Iterable[Aggregate]) -> Aggregate:

@@ -114,9 +114,10 @@ class Form:
         """Bytes that the head of an answer may take."""
         return longest_about(1, self.totals)
 
-    def named(self, flat: Tensor) -> Tensors:
-        """Values by name, 0.0 where a mask is False."""
-        found = scattered(flat, self.shapes, fitting(self.shapes, self.masks))
+    def named(self, flat: Tensor, *, shared: bool = False) -> Tensors:
+        """Values by name, 0.0 where a mask is False; `shared`: may be the flat one's memory."""
+        masks = fitting(self.shapes, self.masks)
+        found = scattered(flat, self.shapes, masks, shared=shared)
         return found | {name: found[of] for name, of in self.alike.items()}
 
     def named_sums(self, flat: Tensor) -> Tensors:

@@ -60,11 +60,11 @@ def _mean(evidence: Evidence) -> Tensors:
 
 
 def _mean_magnitude(evidence: Evidence) -> Tensors:
-    return {name: m.abs() for name, m in _mean(evidence).items()}
+    return {name: m.abs_() for name, m in _mean(evidence).items()}
 
 
 def _negative_mean(evidence: Evidence) -> Tensors:
-    return {name: -m for name, m in _mean(evidence).items()}
+    return {name: m.neg_() for name, m in _mean(evidence).items()}
 
 
 def _fisher(evidence: Evidence) -> Tensors:

@@ -1,9 +1,9 @@
 """What ranks below what: score, then magnitude, then position, the lowest to be removed first.
 
 The position is a weight's place in the flat view: the layers in their order, each in C order. The
-score at the cut is found by selection in linear time (introselect, Musser 1997,
-`numpy.ndarray.partition`). Only weights tied with it are looked at again, by their magnitudes and
-then by their places. A score compared with a threshold would remove all of the tied, or none.
+score at the cut is found by selection in linear time (`fedprune.selection.cut`). Only weights tied
+with it are looked at again, by their magnitudes and then by their places. A score compared with a
+threshold would remove all of the tied, or none.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fedprune.selection.cut import cut_at
 
 Array = NDArray[Any]
 Bools = NDArray[np.bool_]
@@ -127,12 +129,7 @@ def _split(
         The members above the cut, the members equal to it, and how many of the equal belong to
         the `count` lowest.
     """
-    # `partition` works in place, so this copy is the only array as large as the keys.
-    low = np.concatenate([k if p is None else k[p] for k, p in zip(keys, pools, strict=True)])
-    low.partition(count - 1)
-    cut = low[count - 1]
-    out = int(np.count_nonzero(low[:count] == cut))
-    del low
+    cut, out = cut_at(keys, pools, count)
     over = [_within(k > cut, p) for k, p in zip(keys, pools, strict=True)]
     equal = [_within(k == cut, p) for k, p in zip(keys, pools, strict=True)]
     return over, equal, out

@@ -170,7 +170,7 @@ def _with_sums(
     evidence: Evidence, aggregate: Aggregate, question: Question, plan: Plan
 ) -> Evidence:
     form = form_of(question, plan.config, plan.layout)
-    sums = {} if aggregate.total is None else form.named(aggregate.total)
+    sums = {} if aggregate.total is None else form.named(aggregate.total, shared=True)
     count = aggregate.totals["count"]
     return replace(evidence, sums=sums, count=count, given=question.given)
 

@@ -109,6 +109,14 @@ class LazyTensors(dict[str, Tensor]):
         return self
 
 
+def as_doubles(tensors: Mapping[str, Tensor]) -> LazyTensors:
+    """The same in float64, each made when it is asked for: all of them are twice a model."""
+    like = {
+        n: torch.empty(s, dtype=torch.float64, device="meta") for n, s in shapes_of(tensors).items()
+    }
+    return LazyTensors(like, lambda name: tensors[name].double())
+
+
 def holding_of(tensors: Mapping[str, Tensor]) -> Holding:
     """What can be asked of named tensors, however they are held."""
     return tensors if isinstance(tensors, LazyTensors) else InMemory(tensors)

@@ -246,7 +246,17 @@ class _Sum:
             self._whole[group[0]] = whole
         self._over.update(group)
         while self._hosts and self._over.issuperset(self._hosts[0]):
-            self.sum.add(self._of_host(self._hosts.popleft()))
+            self._add(self._hosts.popleft())
+
+    def _add(self, group: list[int]) -> None:
+        """Add a host; the answer of a partition alone at once, without a sum of its own."""
+        asked = self.asked
+        if len(group) > 1 or group[0] not in self._said or asked.form.singly:
+            self.sum.add(self._of_host(group))
+            return
+        how = (asked.question, asked.form, asked.fleet.config)
+        part = self._said.pop(group[0])
+        self.sum.grow(lambda before: with_part(part, *how, before))
 
     def _of_host(self, group: list[int]) -> Aggregate:
         """The partitions of one host of a simulation, added in their order."""
