@@ -1,4 +1,4 @@
-"""Findings of attacks -> one page that needs nothing else: no script, no request.
+"""Findings of attacks -> one page that needs nothing else: no request, one script.
 
 Every attack ends in a `Passage`; `write_findings` renders them in the look of a run's report.
 """

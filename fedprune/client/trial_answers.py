@@ -20,7 +20,7 @@ from fedprune.protocol.forms import form_of
 from fedprune.redundancy.reconstruction import RECONSTRUCTIONS, before_of
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.combine import combines_of
-from fedprune.scores.score import Evidence
+from fedprune.scores.score import Evidence, Score
 from fedprune.tasks.declared import Declared
 from fedprune.tensors.lazy import as_doubles, shapes_of
 from fedprune.tensors.models import load_into
@@ -58,11 +58,20 @@ def try_score(trial: TrialClient) -> None:
     if score.step is not None:
         return
     whole = names or client.layout.prunable
-    # Of a large model all scores at once, float64, take twice the memory of its weights.
-    for some in [[name] for name in whole] if score.apart else [whole]:
+    for some in _tried_together(score, whole, trial):
         weights, masks = ({n: t[n] for n in some} for t in (evidence.weights, evidence.masks))
         part = replace(evidence, weights=weights, masks=masks)
         _check_scored(score.finalise(part), some, trial)
+
+
+def _tried_together(score: Score, names: Sequence[str], trial: TrialClient) -> list[Sequence[str]]:
+    """Which tensors are scored at once: all, or one of each shape where a score is of each alone.
+
+    Of a large model all scores, float64, take twice the memory of its weights, and minutes.
+    """
+    if not score.apart:
+        return [names]
+    return [[name] for name in {trial.weights[n].shape: n for n in names}.values()]
 
 
 def _evidence(trial: TrialClient) -> Evidence:

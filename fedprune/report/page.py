@@ -1,4 +1,4 @@
-"""A run's folder -> report.html, one file that needs nothing else: no script, no request.
+"""A run's folder -> report.html, one file that needs nothing else: no request, one script.
 
 `write_report` makes everything a person looks at: plots/*.png, TensorBoard events and the page.
 Words that clients wrote (reasons of failures) are escaped by the template and cut to a length.
@@ -49,6 +49,7 @@ from fedprune.report.tables import (
     provenance_table,
     quality_table,
     results,
+    shares_of_correct,
     shorten,
     spread_table,
     staying_table,
@@ -222,7 +223,9 @@ def unreached(run: Run) -> str:
 def tested_on(run: Run) -> str:
     """What the test figures were measured on."""
     count = whole(test_figure(run, "final", "count"))
-    return f"On the test split of all partitions, {count} {run.summary.get('unit') or 'examples'}."
+    unit = run.summary.get("unit") or "examples"
+    sure = f" Intervals are Wilson's, of {unit} drawn anew; another seed may differ by more."
+    return f"On the test split of all partitions, {count} {unit}.{sure * shares_of_correct(run)}"
 
 
 def earlier_task(run: Run) -> str:

@@ -41,6 +41,7 @@ from fedprune.report.reading import (
     whole,
     worded,
 )
+from fedprune.report.values import with_told_marks
 from fedprune.server.rows import Row
 from fedprune.tasks.measures import metric_of
 
@@ -112,7 +113,9 @@ def quality_picture(run: Run) -> Picture:
     if not said:
         return Picture("quality", title, "No round was measured.", None)
     better = "Higher" if metric_of(run.metric).higher else "Lower"
-    finding = f"{better} is better. On validation: {'; '.join(said)}.{_sampled(run)}"
+    zoomed = plots.shown_range(run.rows, run.metric) is not None
+    cut = " The axis shows the values since pruning began; earlier ones lie beyond it."
+    finding = f"{better} is better. On validation: {'; '.join(said)}.{_sampled(run)}{cut * zoomed}"
     return Picture("quality", title, finding, plots.quality_figure(run.rows, run.metric))
 
 
@@ -250,6 +253,7 @@ def svg(picture: Picture) -> str:
     body = text[text.index(">", text.index("<svg")) + 1 :]
     body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", body, flags=re.DOTALL)
     body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{picture.name}-", body)
+    body = with_told_marks(picture.figure, body)
     for color, variable in CSS_VARIABLES.items():
         body = body.replace(color, f"var({variable})")
     width, height = (72 * inches for inches in picture.figure.get_size_inches())

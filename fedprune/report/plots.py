@@ -90,10 +90,17 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 @styled
 def quality_figure(rows: Sequence[Row], metric: str) -> Figure:
-    """Validation quality over rounds, one line per arm; logarithmic where it spans a lot."""
+    """Validation quality over rounds, one line per arm; logarithmic where it spans a lot.
+
+    Rounds before the first pruning may leave the axis, see `shown_range`.
+    """
     figure, axes = canvas(f"validation {worded(metric)}")
     values = [v for arm in arms(rows) for v in draw_line(axes, rows, arm, metric) if v == v]
     form = metric_of(metric).form
+    if (shown := shown_range(rows, metric)) is not None:
+        values = list(shown)
+        margin = (shown[1] - shown[0]) / 12
+        axes.set_ylim(shown[0] - margin, shown[1] + margin)
     if form == "share":
         axes.yaxis.set_major_formatter(percentages())
     elif form == "level" and values and min(values) > 0 and max(values) > 4 * min(values):
@@ -102,6 +109,26 @@ def quality_figure(rows: Sequence[Row], metric: str) -> Figure:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
     return finish(figure, axes, rows)
+
+
+ZOOM = 3.0
+"""How many times the values since pruning began must fit into all of them to be shown alone."""
+
+
+def shown_range(rows: Sequence[Row], metric: str) -> tuple[float, float] | None:
+    """The values that an axis of quality shows where all of them would hide the differences.
+
+    The lowest and the highest since the first pruning, over all arms; None where the axis shows
+    every round.
+    """
+    first = min((r for arm in arms(rows)[:1] for r in pruning_rounds(rows, arm)), default=None)
+    told = [zip(*series(rows, arm, metric), strict=True) for arm in arms(rows)]
+    points = [(r, v) for line in told for r, v in line if math.isfinite(v)]
+    late = [v for r, v in points if first is not None and r >= first]
+    every = [v for _, v in points]
+    if len(set(late)) < 2 or max(every) - min(every) <= ZOOM * (max(late) - min(late)):
+        return None
+    return min(late), max(late)
 
 
 @styled

@@ -52,21 +52,46 @@ def quality_table(run: Run) -> Table:
     The last row is what the frequencies of labels reach without any model.
     """
     dense = test_figure(run, "dense_at_pruning", run.metric)
-    more = further_measures(run)
+    more, counted_on = further_measures(run), shares_of_correct(run)
     rows = []
     for name, words in results(run).items():
         value, loss = test_figure(run, name, run.metric), test_figure(run, name, "loss")
         moved = NO_VALUE if name == "dense_at_pruning" else change_cell(run.metric, value, dense)
         others = [metric_text(column, test_figure(run, name, column)) for column in more]
-        rows.append([words, metric_text(run.metric, value), moved, significant(loss), *others])
+        count = test_figure(run, name, "count")
+        sure = [interval_cell(value, count)] if counted_on else []
+        told = [words, metric_text(run.metric, value), *sure, moved, significant(loss)]
+        rows.append([*told, *others])
     naive = run.summary.get("naive") or {}
     if naive:
         reached = metric_text(run.metric, number(naive.get(run.metric)))
         others = [metric_text(column, naive.get(column)) for column in more]
         alone = f"{metric_of(run.metric).without} alone"
-        rows.append([alone, reached, NO_VALUE, significant(naive.get("loss")), *others])
-    columns = ["model", f"test {worded(run.metric)}", "since pruning began", "test loss"]
+        gaps = [NO_VALUE] * (1 + counted_on)
+        rows.append([alone, reached, *gaps, significant(naive.get("loss")), *others])
+    columns = ["model", f"test {worded(run.metric)}", *["95 % interval"] * counted_on]
+    columns += ["since pruning began", "test loss"]
     return Table([*columns, *map(worded, more)], rows, ("model",))
+
+
+def shares_of_correct(run: Run) -> bool:
+    """Whether the run's metric is a share of examples that were right, each right or wrong."""
+    return bool(metric_of(run.metric).correct) and metric_of(run.metric).correct == run.metric
+
+
+def interval_cell(share: float, count: float) -> str:
+    """Wilson's 95 % interval of a share of so many examples, drawn independently.
+
+    Wilson 1927, eq. 4, by the form of Brown, Cai and DasGupta 2001 (Statistical Science 16), eq. 4.
+    """
+    if not count > 0 or math.isnan(share):
+        return NO_VALUE
+    z = 1.959964  # the normal distribution's 97.5 % quantile
+    middle = (share * count + z * z / 2) / (count + z * z)
+    half = (
+        z * math.sqrt(count) / (count + z * z) * math.sqrt(share * (1 - share) + z * z / count / 4)
+    )
+    return f"{percent(max(0.0, middle - half))} to {percent(min(1.0, middle + half))}"
 
 
 def spread_table(run: Run) -> Table:

@@ -6,9 +6,12 @@ In a Python file, because the bundle that Flower makes of an app carries no othe
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
+
+from fedprune.report.script import DIGEST, SCRIPT
 
 TABLE = """\
 {% macro table(data, label, class="") %}
@@ -54,6 +57,14 @@ h3 { font-size: 1rem; }
 p { margin: 0.6rem 0 0; max-width: 42rem; }
 .kicker, .quiet, figcaption p, .absent p { color: var(--quiet); }
 .kicker { margin: 0 0 0.4rem; font-size: 0.875rem; }
+nav ul { display: flex; flex-wrap: wrap; gap: 0.3rem 1.25rem; margin: 1.5rem 0 0; padding: 0; list-style: none; font-size: 0.875rem; }
+nav a { color: var(--quiet); text-underline-offset: 0.2em; }
+nav a:hover, nav a:focus-visible { color: var(--ink); }
+.tip { position: absolute; z-index: 1; padding: 0.2rem 0.5rem; border-radius: 4px; background: var(--ink); color: var(--paper); font-size: 0.8125rem; pointer-events: none; white-space: nowrap; }
+.sortable th button { all: unset; cursor: pointer; }
+.sortable th button:focus-visible { outline: 2px solid var(--series-1); outline-offset: 2px; }
+th[aria-sort="ascending"] button::after { content: " \\2191"; }
+th[aria-sort="descending"] button::after { content: " \\2193"; }
 .verdict { font-size: 1.2rem; line-height: 1.5; margin: 0 0 1.75rem; }
 dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: 1.75rem 2rem; margin: 2.25rem 0 0; }
 dl div { display: flex; flex-direction: column; }
@@ -95,12 +106,26 @@ pre { margin: 0.5rem 0 1.5rem; padding: 0.8rem 1rem; overflow-x: auto; backgroun
   dd.value { font-size: 1.4rem; }
   th, td { padding-right: 1.1rem; }
 }
+@media print {
+  :root { color-scheme: light; }
+  body { max-width: none; padding: 0; font-size: 10pt; }
+  nav, .tip { display: none; }
+  h2 { break-after: avoid; margin-top: 2rem; }
+  figure, .absent, dl div, tr { break-inside: avoid; }
+  .scroll, .tall { overflow: visible; max-height: none; }
+  td { white-space: normal; }
+  details::details-content { content-visibility: visible; height: auto; }
+}
 """
 """The look of every page, light and dark."""
 
 
+_CONTENTS = "<!-- contents -->"
+"""Where the list of sections goes."""
+
+
 def framed(kicker: str, header: str, main: str, style: str = "", images: bool = False) -> str:
-    """The template of a whole page: no script, no request; everything that is put in is escaped.
+    """The template of a whole page: no request, one script; everything that is put in is escaped.
 
     Args:
         kicker: the line above its title.
@@ -118,7 +143,7 @@ def framed(kicker: str, header: str, main: str, style: str = "", images: bool = 
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; {allowed}style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; {allowed}script-src 'sha256-{DIGEST}'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
 <title>{{{{ title }}}} – fedprune</title>
 <style>
 {CSS}{style}</style>
@@ -128,8 +153,10 @@ def framed(kicker: str, header: str, main: str, style: str = "", images: bool = 
 <p class="kicker">{kicker}</p>
 <h1>{{{{ title }}}}</h1>
 {header}</header>
+{_CONTENTS}
 <main>
 {main}</main>
+<script>{{% raw %}}{SCRIPT}{{% endraw %}}</script>
 </body>
 </html>
 """
@@ -140,8 +167,24 @@ def rendered(template: str, **values: Any) -> bytes:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    text = with_contents(environment.from_string(template).render(values))
     # A client's words may hold half a surrogate pair, which has no UTF-8.
-    return environment.from_string(template).render(values).encode("utf-8", "replace")
+    return text.encode("utf-8", "replace")
+
+
+def with_contents(text: str) -> str:
+    """The page with a list of its sections, each of which has an id: its heading's words."""
+    names = dict[str, str]()
+
+    def anchored(heading: re.Match[str]) -> str:
+        name = "section-" + re.sub(r"[^a-z]+", "-", heading[1].lower()).strip("-")
+        names[name] = heading[1]
+        return f'<h2 id="{name}">{heading[1]}</h2>'
+
+    text = re.sub(r"<h2>(.*?)</h2>", anchored, text)
+    entries = "\n".join(f'<li><a href="#{name}">{words}</a></li>' for name, words in names.items())
+    contents = f'<nav aria-label="Contents"><ul>\n{entries}\n</ul></nav>' if entries else ""
+    return text.replace(_CONTENTS, contents, 1)
 
 
 FIGURE = """\
@@ -218,7 +261,7 @@ RUN_PAGE = framed(
 {% endfor %}
 {% if layers.rows %}
 <details><summary>All {{ layers.rows | length }} prunable tensors</summary>
-{{ table(layers, "Weights kept in each prunable tensor", "tall") }}
+{{ table(layers, "Weights kept in each prunable tensor", "tall sortable") }}
 </details>
 {% endif %}
 {% if stays.rows %}

@@ -1,4 +1,7 @@
+import base64
+import hashlib
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -6,12 +9,15 @@ from pathlib import Path
 import pytest
 
 from fedprune.report.page import write_report
-from fedprune.report.reading import read_run
+from fedprune.report.plots import shown_range
+from fedprune.report.reading import read_run, significant
+from fedprune.report.script import SCRIPT
 from fedprune.report.tables import (
     FAILURES_SHOWN,
     change_cell,
     failure_table,
     flat_table,
+    interval_cell,
     quality_table,
 )
 from tests.report.pages import write_page
@@ -30,7 +36,8 @@ class Reader(HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
     def handle_data(self, data: str) -> None:
-        self.words += data.replace("\u00a0", " ")
+        if not self.tags or self.tags[-1][0] != "script":
+            self.words += data.replace("\u00a0", " ")
 
 
 def read(folder: Path) -> Reader:
@@ -80,9 +87,42 @@ def test_the_page_shows_every_key_and_every_round(make_run):
 def test_the_page_asks_for_nothing(make_run):
     text = write_page(make_run()).read_text("utf-8")
     tags = {tag for tag, _ in Reader(text).tags}
-    assert not tags & {"script", "link", "img", "iframe", "object", "audio", "video", "a", "image"}
+    assert not tags & {"link", "img", "iframe", "object", "audio", "video", "image"}
+    assert re.findall(r"<script.*?</script>", text, re.DOTALL) == [f"<script>{SCRIPT}</script>"]
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}';" in text
     assert not re.search(r"https?:|@import|url\((?!#)", text)
     assert "default-src 'none'" in text
+
+
+def test_every_section_is_in_the_contents(make_run):
+    tags = read(make_run()).tags
+    links = [attributes["href"] for tag, attributes in tags if tag == "a"]
+    assert links == [f"#{attributes['id']}" for tag, attributes in tags if tag == "h2"]
+    assert len(links) >= 7
+
+
+def test_marks_say_what_they_stand_for(make_run):
+    folder = make_run()
+    told = [a["data-value"] for tag, a in read(folder).tags if tag == "use" and "data-value" in a]
+    rows = [r for r in read_run(folder).rows if r["arm"] == "pruned"]
+    assert len(told) > len(rows) > 5
+    low, high = shown_range(read_run(folder).rows, "perplexity") or (0.0, math.inf)
+    for row in (row for row in rows if low <= row["perplexity"] <= high):
+        wanted = f"pruned, round {row['round']}: {significant(row['perplexity'])}"
+        assert any(wanted in value for value in told), wanted
+
+
+def test_intervals_are_those_of_statsmodels_definition():
+    """Wilson's bounds solve (p - share)² = z²·p(1 - p)/n."""
+    for share, count in ((0.41, 178), (0.0, 10), (1.0, 7), (0.5, 1)):
+        low, high = (
+            float(x.strip("\u00a0%")) / 100 for x in interval_cell(share, count).split(" to ")
+        )
+        for bound in (low, high):
+            left, right = (bound - share) ** 2, 3.841459 * bound * (1 - bound) / count
+            assert left == pytest.approx(right, abs=2e-3)
+        assert low <= share <= high
 
 
 def test_ids_are_unique_and_figures_have_words(make_run):
@@ -96,7 +136,9 @@ def test_ids_are_unique_and_figures_have_words(make_run):
 
 def test_what_clients_wrote_is_only_ever_text(failed_run):
     page = read(failed_run)
-    assert not {"script", "img"} & {tag for tag, _ in page.tags}
+    tags = [tag for tag, _ in page.tags]
+    assert "img" not in tags
+    assert tags.count("script") == 1
     assert "<script>alert(1)</script><img src=x onerror=alert(2)>?" in page.words
     assert "2 answers were refused or missing" in page.words
 
@@ -134,9 +176,10 @@ def test_without_a_dense_model_nothing_is_compared(make_run, metric):
     summary["quality"]["dense_at_pruning"] = None
     (folder / "summary.json").write_text(json.dumps(summary), "utf-8")
     assert "no dense model measured when pruning began" in read(folder).words
-    rows = quality_table(read_run(folder)).rows
-    assert [row[0] for row in rows] == ["pruned, at the end", "label frequencies alone"]
-    assert [row[2] for row in rows] == ["\u2013"] * 2
+    table = quality_table(read_run(folder))
+    assert [row[0] for row in table.rows] == ["pruned, at the end", "label frequencies alone"]
+    since = table.columns.index("since pruning began")
+    assert [row[since] for row in table.rows] == ["\u2013"] * 2
 
 
 def test_higher_accuracy_is_better(make_run):
