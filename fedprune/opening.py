@@ -30,6 +30,7 @@ from fedprune.server.fitting import check_fleet, fitted_tiers
 from fedprune.server.fleet import fleet_of
 from fedprune.server.plan import Plan
 from fedprune.server.round import Round
+from fedprune.server.shrink import fitted
 from fedprune.server.state import State, first_state
 from fedprune.structure.flops import flops, positions_of
 from fedprune.structure.layout import Layout
@@ -99,13 +100,12 @@ def adapted_state(state: State, plan: Plan, model: nn.Module) -> tuple[State, Pl
     c = plan.config
     if c.adapters == "none":
         return state, plan
-    if state.edits:
-        why = f"parts of the model of {c.init} were cut out"
-        raise ConfigError(f"adapters={c.adapters!r}: {why}; allowed: none, or a run without cuts")
+    cut = fitted(plan, state.edits)
+    model = cut.model if state.edits else model
     output = output_of(tasks_of(c.plugin)[c.task], model)
     held = plan.base is not None and state.weights is plan.base.weights
-    frozen = state.weights if held else frozen_for(c, model, plan.layout, state.weights)
-    adapters = begun_adapters(c, model, output, plan.layout, frozen, c.seed)
+    frozen = state.weights if held else frozen_for(c, model, cut.layout, state.weights)
+    adapters = begun_adapters(c, model, output, cut.layout, frozen, c.seed)
     begun = replace(state.model, weights=dict(frozen), adapters=adapters)
     return replace(state, model=begun), replace(plan, frozen=frozen)
 

@@ -59,6 +59,7 @@ from fedprune.server.round import Round
 from fedprune.server.rows import Row
 from fedprune.server.state import State
 from fedprune.server.watch import Watch
+from fedprune.structure.edits import Edits
 from fedprune.structure.layout import Layout
 from fedprune.tensors.models import load_into
 from fedprune.tensors.named import Tensors
@@ -157,7 +158,7 @@ def _federated(
     if before is not None and config.engine != "flower":
         summary["before"] = on_the_earlier_task(before, end)
     if folder is not None:
-        _adapters_written(folder, end, model, plan, adapters)
+        _adapters_written(folder, end, model, plan, adapters, before.edits if before else ())
         again = commands_for(config, folder, port)
         summary |= again | _written(folder, end, model, (blank, plan), again["command"])
         _reported(folder, summary)
@@ -215,16 +216,17 @@ def _written(
 
 
 def _adapters_written(
-    folder: Path, end: State, model: nn.Module, plan: Plan, adapters: Tensors
+    folder: Path, end: State, model: nn.Module, plan: Plan, adapters: Tensors, cuts: Edits
 ) -> None:
-    """Write the adapters beside the model that they were merged into, cut as it was."""
+    """Write the adapters beside their merged model; `cuts` were made before they began."""
     if not adapters:
         return
     # As peft, which they need, these are imported where there are any.
     from fedprune.adapters.options import adapter_scale
     from fedprune.export.adapter_folder import ADAPTER_NAME, write_adapter
 
-    scale, left = adapter_scale(plan.config), cut_adapters(adapters, plan.layout)
+    scale = adapter_scale(plan.config)
+    left = adapters if plan.edits == cuts else cut_adapters(adapters, plan.layout)
     if left:
         write_adapter(folder / ADAPTER_NAME, model, left, end.masks, scale)
 
