@@ -100,6 +100,9 @@ def adapted_state(state: State, plan: Plan, model: nn.Module) -> tuple[State, Pl
     c = plan.config
     if c.adapters == "none":
         return state, plan
+    if state.edits and c.sparsity != 0.0 and c.shrink != "never":
+        why = f"parts of the model of {c.init} were cut out before its adapters began"
+        raise ConfigError(f"shrink={c.shrink!r}: {why}; allowed: never, or --adapters none")
     cut = fitted(plan, state.edits)
     model = cut.model if state.edits else model
     output = output_of(tasks_of(c.plugin)[c.task], model)

@@ -226,7 +226,7 @@ def _adapters_written(
     from fedprune.export.adapter_folder import ADAPTER_NAME, write_adapter
 
     scale = adapter_scale(plan.config)
-    left = adapters if plan.edits == cuts else cut_adapters(adapters, plan.layout)
+    left = adapters if cuts else cut_adapters(adapters, plan.layout)
     if left:
         write_adapter(folder / ADAPTER_NAME, model, left, end.masks, scale)
 
