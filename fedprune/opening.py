@@ -104,7 +104,7 @@ def adapted_state(state: State, plan: Plan, model: nn.Module) -> tuple[State, Pl
         why = f"parts of the model of {c.init} were cut out before its adapters began"
         raise ConfigError(f"shrink={c.shrink!r}: {why}; allowed: never, or --adapters none")
     cut = fitted(plan, state.edits)
-    model = cut.model if state.edits else model
+    model = cut.model if state.edits and cut.model is not None else model
     output = output_of(tasks_of(c.plugin)[c.task], model)
     held = plan.base is not None and state.weights is plan.base.weights
     frozen = state.weights if held else frozen_for(c, model, cut.layout, state.weights)
