@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from fedprune.library.pruning import prune
     from fedprune.methods.method import Method
     from fedprune.options.refusal import ConfigError
+    from fedprune.report.callback import Callback
     from fedprune.report.result import Result
     from fedprune.run import NoRoundCompleted
     from fedprune.scores.catalog import SCORES, Score
@@ -63,6 +64,7 @@ __version__ = RELEASE
 __all__ = [
     "SCORES",
     "TASKS",
+    "Callback",
     "ConfigError",
     "Loss",
     "Method",
@@ -88,6 +90,7 @@ __all__ = [
 __getattr__ = offered(
     __name__,
     {
+        "Callback": "fedprune.report.callback",
         "ConfigError": "fedprune.options.refusal",
         "Loss": "fedprune.tasks.task",
         "Method": "fedprune.methods.method",

@@ -52,6 +52,8 @@ from fedprune.records.repeating import commands_for
 from fedprune.records.results import write_results, write_summary
 from fedprune.records.summary import About, Summary, summary_of
 from fedprune.records.writing import only_writer
+from fedprune.report.board import Board
+from fedprune.report.callback import Callback, Telling, callbacks_of
 from fedprune.report.result import Result
 from fedprune.runtime.process import put_back, trim_memory
 from fedprune.server.plan import Plan
@@ -86,6 +88,7 @@ def run_federated(
     anyway: bool = False,
     watch: Watch | None = None,
     weights: Mapping[str, Tensor] | None = None,
+    callbacks: Sequence[Callback] | None = None,
 ) -> Result:
     """Run a configuration to its end, over clients that are there already.
 
@@ -97,6 +100,7 @@ def run_federated(
         anyway: see there.
         watch: who looks on.
         weights: see there.
+        callbacks: who is told; None: those of the plug-in.
 
     Raises:
         NoRoundCompleted: as there.
@@ -106,9 +110,12 @@ def run_federated(
     check_method(config)
     if config.engine == "auto":  # whoever brings a port or none, has chosen
         config = with_values(config, {"engine": "inline"})
-    with put_back(), ExitStack() as held:
-        going = Going(resume, anyway)
-        result = _federated(config, port, folder, going, watch or Watch(), weights, held)
+    own = callbacks_of(config.plugin) if callbacks is None else callbacks
+    told = Telling(own if folder is None else [Board(), *own])
+    with put_back(), ExitStack() as held, told:
+        going, looking = Going(resume, anyway), (told.beside(watch or Watch()), told)
+        result = _federated(config, port, folder, going, looking, weights, held)
+        told.summary = result.summary
     if "failed" in result.summary:
         raise NoRoundCompleted(result.summary["failed"], result)
     return result
@@ -119,11 +126,11 @@ def _federated(
     port: Port | None,
     folder: Path | None,
     going: Going,
-    watch: Watch,
+    looking: tuple[Watch, Telling],
     weights: Mapping[str, Tensor] | None,
     held: ExitStack,
 ) -> Result:
-    began, alone = time.perf_counter(), port is None
+    (watch, told), began, alone = looking, time.perf_counter(), port is None
     port = _rehearsed(config, port, folder)
     before = previous_run(config.init, config.plugin) if config.init else None
     fresh, blank = opening_of(config, weights, before, port.model)
@@ -131,6 +138,7 @@ def _federated(
     check_poolable(config)
     held.enter_context(only_writer(folder))
     book = open_book(config, folder, replace(going, data=port.data, held=fresh.weights), watch)
+    told.start(config, folder, book.rows)
     path = None if folder is None else folder / LEDGER_NAME
     ledger = open_ledger(path, accounting_terms_of(config), resume=going.resume)
     shelf = Stored(None if folder is None else folder / RELEASED_NAME)
@@ -162,7 +170,6 @@ def _federated(
         again = commands_for(config, folder, port)
         summary |= again | _written(folder, end, model, (blank, plan), again["command"])
         _reported(folder, summary)
-        forget(folder)
     return Result(model, end, book.rows, summary, config)
 
 
@@ -202,6 +209,7 @@ def _reported(folder: Path, summary: Summary) -> None:
     from fedprune.report.page import write_report
 
     write_report(folder)
+    forget(folder)
 
 
 def _written(

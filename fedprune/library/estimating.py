@@ -166,7 +166,7 @@ def _rehearsed(
     with put_back(), suppress(_Enough):
         port = sampled_port(host, takes, meter)
         try:
-            summary = run_federated(host.config, port, watch=Watch(row=row)).summary
+            summary = run_federated(host.config, port, watch=Watch(row=row), callbacks=()).summary
         except NoRoundCompleted as error:
             raise ConfigError(str(error)) from None
     return rows, summary, time.process_time() - began

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from fedprune.engines.ray.starting import require_ray
 from fedprune.learning.local_training import Train, tune
 from fedprune.options.refusal import ConfigError
 from fedprune.protocol.port import Port
+from fedprune.report.callback import Callback, callbacks_of
 from fedprune.report.result import Result
 from fedprune.report.screen import Screen
 from fedprune.run import run_federated
@@ -41,6 +42,7 @@ def federate(
     weights: Mapping[str, Tensor] | None = None,
     progress: bool | None = None,
     train: Train | None = None,
+    callbacks: Sequence[Callback] = (),
     **options: Any,
 ) -> Result:
     """Run federated pruning to its end; afterwards the process is as it was.
@@ -59,26 +61,25 @@ def federate(
         watch: who looks on.
         weights: the state to begin with instead of the task's seeded initialisation.
         progress: whether to print a line for each round, and a bar; None: in a notebook.
-        train: how a client trains, in this process; it takes and returns what
-            `fedprune.learning.local_training.tune` does (the default).
+        train: how a client trains here, in place of `fedprune.learning.local_training.tune`.
+        callbacks: who is told of each round, after those of the plug-in.
         options: of `fedprune.RunConfig`, where `what` is no configuration.
 
     Raises:
         NoRoundCompleted: every round had too few answers, or the privacy budget did not allow for
             one. The folder holds all that a run's folder holds, and the summary says why.
         ConfigError: an option is refused, or what only the first pruning could tell.
-        ValueError: task, model and data do not fit together (`fedprune.client.rehearsal`), or a
-            choice does not fit the model; before anything is asked or written.
+        ValueError: task, data and choices do not fit the model; nothing was asked or written.
     """
     task = what if isinstance(what, Task) else None
     place = None if folder is None else Path(folder)
     going = {"folder": place, "resume": resume, "anyway": anyway, "weights": weights}
-    shown = _in_notebook() if progress is None else progress
     with nullcontext() if task is None else known_as_own(task):
         config = _configured(what, options)
+        told = [*callbacks_of(config.plugin), *callbacks]
         _check_train(train, config, port)
-        screen = Screen() if shown else None
-        done = _watched(config, port, going, watch or Watch(), screen, train)
+        screen = Screen() if (_in_notebook() if progress is None else progress) else None
+        done = _watched(config, port, {**going, "callbacks": told}, watch or Watch(), screen, train)
     return replace(done, task=task)
 
 

@@ -1,6 +1,6 @@
 """A run's folder -> report.html, one file that needs nothing else: no request, one script.
 
-`write_report` makes everything a person looks at: plots/*.png, TensorBoard events and the page.
+`write_report` makes everything a person looks at: plots/*.png and the page.
 Words that clients wrote (reasons of failures) are escaped by the template and cut to a length.
 """
 
@@ -12,7 +12,6 @@ from markupsafe import Markup
 from fedprune.options.refusal import counted
 from fedprune.records.staying import empty_summary
 from fedprune.records.summary import OWN_DATA
-from fedprune.report.board import write_events
 from fedprune.report.figures import figures_in
 from fedprune.report.gap import ALONE, gap_words
 from fedprune.report.pictures import Picture, pictures, svg, write_plots
@@ -80,11 +79,10 @@ SENTENCES = (
 
 
 def write_report(folder: Path) -> None:
-    """Write plots/*.png, tensorboard/ and report.html from the files of a run's folder."""
+    """Write plots/*.png and report.html from the files of a run's folder."""
     run = read_run(folder)
     made = pictures(run)
     write_plots(folder, made)
-    write_events(folder, run.rows)
     write_html(folder, run, made)
 
 

@@ -4,14 +4,26 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fedprune import SCORES, TASKS, ConfigError, RunConfig, federate, load, own_task, prune
+from fedprune import (
+    SCORES,
+    TASKS,
+    Callback,
+    ConfigError,
+    RunConfig,
+    federate,
+    load,
+    own_task,
+    prune,
+)
 from fedprune.server.watch import Watch
 from tests.runs import tiny
 
@@ -259,3 +271,56 @@ def test_engine_ray_is_ray(monkeypatch):
     assert began
     assert not ray.is_initialized()
     assert there.summary["weights_digest"] == here.summary["weights_digest"]
+
+
+class Heard(Callback):
+    """Writes down what it is told, and stops the run after so many rows."""
+
+    def __init__(self, most: int = 99) -> None:
+        self.said: list[Any] = []
+        self.most = most
+
+    def started(self, config, folder, rows):
+        self.said.append((config.rounds, folder.name, [(r["arm"], r["round"]) for r in rows]))
+
+    def row(self, row):
+        self.said.append((row["arm"], row["round"]))
+        row.clear()  # a copy
+        if len(self.said) > self.most:
+            raise RuntimeError("stopped")
+
+    def ended(self, summary):
+        self.said.append(summary and summary["rounds_completed"])
+
+
+def test_callbacks_hear_every_round_once_also_when_resumed_and_the_board_has_it(tmp_path, capsys):
+    plugin, folder = tmp_path / "mine.py", tmp_path / "run"
+    plugin.write_text(
+        "from fedprune import Callback\n"
+        "class Seen(Callback):\n"
+        "    def row(self, row): print('seen', row['arm'], row['round'])\n"
+        "CALLBACKS = {'seen': Seen()}\n"
+    )
+    config = tiny(rounds=2, warmup=0, end=2, baselines="dense", plugin=str(plugin))
+    first, then = Heard(most=1), Heard()
+    with pytest.raises(RuntimeError, match="stopped"):
+        federate(config, folder=folder, callbacks=[first])
+    assert first.said == [(2, "run", []), ("pruned", 1), None]
+    board = EventAccumulator(str(folder / "tensorboard" / "pruned")).Reload()
+    assert [event.step for event in board.Scalars("loss")] == [1]
+    done = federate(config, folder=folder, resume=True, callbacks=[then])
+    rounds = [("pruned", 2), ("dense", 1), ("dense", 2)]
+    assert then.said == [(2, "run", [("pruned", 1)]), *rounds, 2]
+    assert capsys.readouterr().out.splitlines().count("seen dense 2") == 1
+    board = EventAccumulator(str(folder / "tensorboard" / "pruned")).Reload()
+    assert [event.step for event in board.Scalars("loss")] == [1, 2]
+    [test] = board.Scalars("test/loss")
+    assert (test.step, test.value) == (2, pytest.approx(done.summary["quality"]["final"]["loss"]))
+    assert "_hparams_/session_start_info" in board.Tags()["scalars"] + list(board.summary_metadata)
+
+
+def test_callbacks_of_another_kind_are_refused(tmp_path):
+    plugin = tmp_path / "mine.py"
+    plugin.write_text("CALLBACKS = {'seen': print}")
+    with pytest.raises(ConfigError, match=r"a dictionary of fedprune\.Callback by name"):
+        federate(tiny(plugin=str(plugin)))
