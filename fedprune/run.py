@@ -54,6 +54,7 @@ from fedprune.records.summary import About, Summary, summary_of
 from fedprune.records.writing import only_writer
 from fedprune.report.board import Board
 from fedprune.report.callback import Callback, Telling, callbacks_of
+from fedprune.report.live import LivePage
 from fedprune.report.result import Result
 from fedprune.runtime.process import put_back, trim_memory
 from fedprune.server.plan import Plan
@@ -111,7 +112,7 @@ def run_federated(
     if config.engine == "auto":  # whoever brings a port or none, has chosen
         config = with_values(config, {"engine": "inline"})
     own = callbacks_of(config.plugin) if callbacks is None else callbacks
-    told = Telling(own if folder is None else [Board(), *own])
+    told = Telling(own if folder is None else [Board(), LivePage(), *own])
     with put_back(), ExitStack() as held, told:
         going, looking = Going(resume, anyway), (told.beside(watch or Watch()), told)
         result = _federated(config, port, folder, going, looking, weights, held)

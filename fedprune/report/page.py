@@ -132,6 +132,8 @@ def write_html(folder: Path, run: Run, made: dict[str, Picture]) -> Path:
 def title(run: Run) -> str:
     """The page's title: the task and how much went."""
     task = run.summary.get("task") or run.config.get("task") or "run"
+    if run.rows and not run.over:
+        return f"{task}, not ended"
     sparsity = number(run.summary.get("sparsity"))
     # What factors take the place of was not pruned.
     what = "fewer prunable weights" if run.summary.get("reduced") else "pruned"
@@ -210,6 +212,10 @@ def result_sentence(run: Run) -> str:
 
 def unreached(run: Run) -> str:
     """What of the run was not done that it was asked for; "" where all was."""
+    if run.rows and not run.over:
+        last = run.rows[-1]
+        of = run.config.get("rounds") or NO_VALUE
+        return f"The run has not ended: arm {last['arm']} is at round {last['round']} of {of}."
     if failed := run.summary.get("failed"):
         text = shorten(failed)
         return f"{text[:1].upper()}{text[1:]}."

@@ -17,7 +17,7 @@ from fedprune.privacy.ledger_file import LEDGER_NAME, read_ledger
 from fedprune.privacy.statement import Line
 from fedprune.runtime.sums import check_sums
 from fedprune.server.rows import Row
-from fedprune.tasks.measures import metric_of
+from fedprune.tasks.measures import METRICS, metric_of
 
 NO_VALUE = "\u2013"
 SPACE = "\u00a0"  # between a number and its unit: they stay on one line
@@ -40,8 +40,18 @@ class Run:
 
     @property
     def metric(self) -> str:
-        """The column that quality is read from: the task's metric, or the loss."""
-        return str(self.summary.get("metric") or "loss")
+        """The column that quality is read from: the task's metric, or the loss.
+
+        Of a run that has not ended, the first measure of its rows.
+        """
+        told = (name for row in self.rows[-1:] for name in row if name in METRICS)
+        first = next((name for name in told if name != "loss"), "loss")
+        return str(self.summary.get("metric") or first)
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended, so that it has a summary."""
+        return bool(self.summary)
 
     @property
     def main(self) -> str:

@@ -24,6 +24,7 @@ from fedprune import (
     own_task,
     prune,
 )
+from fedprune.report import live
 from fedprune.server.watch import Watch
 from tests.runs import tiny
 
@@ -293,7 +294,10 @@ class Heard(Callback):
         self.said.append(summary and summary["rounds_completed"])
 
 
-def test_callbacks_hear_every_round_once_also_when_resumed_and_the_board_has_it(tmp_path, capsys):
+def test_callbacks_hear_every_round_once_also_when_resumed_and_the_board_has_it(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(live, "FIRST", 0.0)
     plugin, folder = tmp_path / "mine.py", tmp_path / "run"
     plugin.write_text(
         "from fedprune import Callback\n"
@@ -306,11 +310,15 @@ def test_callbacks_hear_every_round_once_also_when_resumed_and_the_board_has_it(
     with pytest.raises(RuntimeError, match="stopped"):
         federate(config, folder=folder, callbacks=[first])
     assert first.said == [(2, "run", []), ("pruned", 1), None]
+    page = (folder / "report.html").read_text("utf-8")
+    assert "digits, not ended" in page
+    assert "The run has not ended: arm pruned is at round 1 of 2." in page
     board = EventAccumulator(str(folder / "tensorboard" / "pruned")).Reload()
     assert [event.step for event in board.Scalars("loss")] == [1]
     done = federate(config, folder=folder, resume=True, callbacks=[then])
     rounds = [("pruned", 2), ("dense", 1), ("dense", 2)]
     assert then.said == [(2, "run", [("pruned", 1)]), *rounds, 2]
+    assert "not ended" not in (folder / "report.html").read_text("utf-8")
     assert capsys.readouterr().out.splitlines().count("seen dense 2") == 1
     board = EventAccumulator(str(folder / "tensorboard" / "pruned")).Reload()
     assert [event.step for event in board.Scalars("loss")] == [1, 2]
