@@ -21,6 +21,7 @@ from fedprune.records.summary import population_of
 from fedprune.report.closing import closing_lines, figure, in_bytes
 from fedprune.report.privacy_lines import before
 from fedprune.report.reading import left_out_text, worded
+from fedprune.report.remaining import Pace
 from fedprune.runtime.sums import SUMMARY_NAME
 from fedprune.server.fleet import devices_told
 from fedprune.server.rows import Row
@@ -57,11 +58,13 @@ class Screen:
             MofNCompleteColumn(),
             TextColumn("clients"),
             TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
             console=self.console,
             transient=True,
             disable=not (self.console.is_terminal or self.console.is_jupyter),
         )
-        self.task = self.bar.add_task("", visible=False)
+        self.task = self.bar.add_task("", visible=False, left="")
+        self.pace: Pace | None = None
         self.metric = "loss"
         self.wide = 7
 
@@ -78,7 +81,7 @@ class Screen:
             own_data: whether clients are devices, which have data of their own.
         """
         task = tasks_of(config.plugin)[config.task]
-        self.metric = task.metric
+        self.metric, self.pace = task.metric, Pace(config)
         self.line(f"fedprune  {config.task}: {task.summary}", "bold")
         split = "" if own_data else f"split {config.split}, "
         where = "flower" if config.engine == "flower" else counted(config.hosts, "host")
@@ -162,7 +165,8 @@ class Screen:
         self.bar.advance(self.task, partitions)
 
     def _phase(self, arm: str, question: Question, partitions: int) -> None:
-        text = f"{arm}  round {question.round}  {KINDS[question.kind].doing}"
+        of = f" of {self.pace.config.rounds}" if self.pace else ""
+        text = f"{arm}  round {question.round}{of}  {KINDS[question.kind].doing}"
         self.bar.reset(self.task, total=partitions, description=text, visible=True)
 
     def _row(self, row: Row, seconds: float, state: State) -> None:
@@ -173,6 +177,8 @@ class Screen:
         cells += f"{figure(row['loss'], 3):>7} {figure(value, 3):>10} "
         cells += f"{in_bytes(row['bytes_up']):>9} {in_bytes(row['bytes_down']):>9} {seconds:>8.1f}"
         self.line(cells)
+        if self.pace:
+            self.bar.update(self.task, left=self.pace.left(row, seconds))
         for failure in row["failures"]:
             where = f" {failure['field']}:" if failure["field"] else ""
             self.line(

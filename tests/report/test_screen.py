@@ -12,6 +12,8 @@ from torch import nn
 from fedprune.config import RunConfig
 from fedprune.protocol.messages import Question
 from fedprune.report.closing import _nothing_removed, closing_lines, in_bytes
+from fedprune.report.reading import duration
+from fedprune.report.remaining import Pace, rounds_left
 from fedprune.report.screen import Screen
 from fedprune.server.state import Model, State
 from fedprune.structure.layout import layout_of
@@ -65,7 +67,7 @@ def test_on_a_terminal_a_line_lives_while_clients_answer():
     shown.bar.refresh()
     shown.stop()
     text = out.getvalue()
-    assert "pruned  round 3  scoring" in text
+    assert "pruned  round 3 of 24  scoring" in text
     assert "2/6" in text
 
 
@@ -159,3 +161,17 @@ def test_a_pattern_that_comes_short_says_why(kept, word):
     (line,) = _nothing_removed({**what, "short_why": why})
     assert line.startswith(word)
     assert line.endswith(why)
+
+
+@pytest.mark.parametrize("baselines", [(), ("dense",), ("dense", "random")])
+def test_what_is_left_is_what_comes(baselines):
+    """Every arm after the warm-up that they share; rounds of three seconds each."""
+    config = RunConfig(baselines=baselines)
+    played = [("pruned", i + 1) for i in range(config.rounds)]
+    played += [(arm, i) for arm in baselines for i in range(config.warmup + 1, config.rounds + 1)]
+    pace = Pace(config)
+    for place, (arm, round_) in enumerate(played):
+        left = len(played) - place - 1
+        assert rounds_left(config, arm, round_) == left
+        told = pace.left({"arm": arm, "round": round_}, 3.0)
+        assert told == (f"about {duration(3.0 * left)} left" if left else "")

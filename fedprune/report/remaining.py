@@ -1,0 +1,53 @@
+"""How much of a run is still to come: rounds, and about how long they take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedprune.config import RunConfig
+from fedprune.report.reading import duration
+from fedprune.server.rows import Row
+
+
+def rounds_left(config: RunConfig, arm: str, round_: int) -> int:
+    """The rounds that are still to be played, of this arm and of those after it.
+
+    Baselines begin after the warm-up that all arms share. Of a run that ends early, by its patience
+    or its budget, these are more than come.
+
+    Args:
+        config: of the run.
+        arm: that is played now.
+        round_: its last that is over.
+    """
+    after = len(config.baselines)
+    if arm in config.baselines:
+        after -= 1 + list(config.baselines).index(arm)
+    return config.rounds - round_ + after * (config.rounds - config.warmup)
+
+
+@dataclass
+class Pace:
+    """What rounds have taken so far in this process.
+
+    Attributes:
+        config: of the run.
+        seconds: of all rounds that were played.
+        rounds: how many these are.
+    """
+
+    config: RunConfig
+    seconds: float = 0.0
+    rounds: int = 0
+
+    def left(self, row: Row, seconds: float) -> str:
+        """After a round: about how long the rest takes, in words; "" after the last one.
+
+        Rounds are taken to be alike. Rows of a warm-up that was shared are not counted.
+        """
+        if row["arm"] not in self.config.baselines or row["round"] > self.config.warmup:
+            self.seconds, self.rounds = self.seconds + seconds, self.rounds + 1
+        left = rounds_left(self.config, row["arm"], row["round"])
+        if not left or not self.rounds:
+            return ""
+        return f"about {duration(left * self.seconds / self.rounds)} left"
