@@ -114,8 +114,9 @@ def _shared_runs(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _without_pages() -> Iterator[None]:
-    """The page with its plots takes longer than most runs: who looks at it asks for `pages`."""
-    with patch("fedprune.report.page.write_report", lambda _folder: None):
+    """Page, plots and board take longer than most runs: who looks at them asks for `pages`."""
+    board = patch("fedprune.report.board.Board.open", lambda *_: None)
+    with patch("fedprune.report.page.write_report", lambda _folder: None), board:
         yield
 
 

@@ -22,6 +22,7 @@ from fedprune.engines.inline import inline_port
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.messages import Question
 from fedprune.protocol.port import Port
+from fedprune.report.board import Board
 from fedprune.report.page import write_report
 from fedprune.server.state import State
 from fedprune.server.watch import Watch
@@ -98,10 +99,14 @@ def cut_short(config: RunConfig, folder: Path, round_: int) -> None:
         federate(config, inline_port(house_of(config)), folder=folder, watch=killed_after(round_))
 
 
+OPEN = Board.open
+
+
 @contextmanager
 def with_pages() -> Iterator[None]:
-    """Runs write their page, which `tests.conftest` keeps them from."""
-    with patch("fedprune.report.page.write_report", write_report):
+    """Runs write their page and their board, which `tests.conftest` keeps them from."""
+    board = patch("fedprune.report.board.Board.open", OPEN)
+    with patch("fedprune.report.page.write_report", write_report), board:
         yield
 
 

@@ -294,6 +294,7 @@ class Heard(Callback):
         self.said.append(summary and summary["rounds_completed"])
 
 
+@pytest.mark.usefixtures("pages")
 def test_callbacks_hear_every_round_once_also_when_resumed_and_the_board_has_it(
     tmp_path, capsys, monkeypatch
 ):

@@ -133,7 +133,7 @@ def test_who_fails_again_and_again_is_left_out_for_a_while(lied, tmp_path, capsy
     printed = capsys.readouterr().out
     assert printed.count("left out for their strikes: client 3") == 5
     page = (tmp_path / "report.html").read_text()
-    failures = page[page.index("<h2>Failures") : page.index("<h2>Rounds")]
+    failures = page[page.index(">Failures</h2>") : page.index(">Rounds</h2>")]
     assert "Round 2: client 3 failed in 2 rounds in a row and is left out up to" in failures
     assert page.count("in a row") == 3, "and nowhere else"
     assert page.count("<td>client 3</td>") + page.count(">client 3<") >= 5
