@@ -6,6 +6,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fedprune.report.board import scalars, write_events
 from fedprune.report.reading import read_run
 
+pytestmark = pytest.mark.usefixtures("pages")
+
 
 def load(folder: Path, arm: str) -> EventAccumulator:
     events = EventAccumulator(str(folder / "tensorboard" / arm))
