@@ -11,7 +11,7 @@ from fedprune.config import RunConfig
 from fedprune.report.callback import Callback
 from fedprune.server.rows import Row
 
-FIRST = 20.0
+FIRST_PAGE = 20.0
 """Seconds from a run's first question to its first page; one that is shorter has it at its end."""
 
 SHARE = 0.05
@@ -22,9 +22,9 @@ class LivePage(Callback):
     """Writes report.html and plots/ into the folder of a run.
 
     After a round, when enough time has passed since the last page that `SHARE` holds; and when an
-    error or an interruption ends a run that took longer than `FIRST`, with every round that ended.
-    Whoever ends a run well writes the page itself, with the summary. Nothing is drawn of a run
-    without a folder.
+    error or an interruption ends a run that took longer than `FIRST_PAGE`, with every round that
+    ended. Whoever ends a run well writes the page itself, with the summary. Nothing is drawn of a
+    run without a folder.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class LivePage(Callback):
         """Know the folder, and wait for the first page."""
         del config
         self.folder, self.rows = folder, len(rows)
-        self.first = self.due = time.monotonic() + FIRST
+        self.first = self.due = time.monotonic() + FIRST_PAGE
 
     def row(self, row: Row) -> None:
         """Write the page, if it is due."""

@@ -27,7 +27,7 @@ def rounds_left(config: RunConfig, arm: str, round_: int) -> int:
 
 
 @dataclass
-class Pace:
+class RoundTimes:
     """What rounds have taken so far in this process.
 
     Attributes:

@@ -21,7 +21,7 @@ from fedprune.records.summary import population_of
 from fedprune.report.closing import closing_lines, figure, in_bytes
 from fedprune.report.privacy_lines import before
 from fedprune.report.reading import left_out_text, worded
-from fedprune.report.remaining import Pace
+from fedprune.report.remaining import RoundTimes
 from fedprune.runtime.sums import SUMMARY_NAME
 from fedprune.server.fleet import devices_told
 from fedprune.server.rows import Row
@@ -64,7 +64,7 @@ class Screen:
             disable=not (self.console.is_terminal or self.console.is_jupyter),
         )
         self.task = self.bar.add_task("", visible=False, left="")
-        self.pace: Pace | None = None
+        self.pace: RoundTimes | None = None
         self.metric = "loss"
         self.wide = 7
 
@@ -81,7 +81,7 @@ class Screen:
             own_data: whether clients are devices, which have data of their own.
         """
         task = tasks_of(config.plugin)[config.task]
-        self.metric, self.pace = task.metric, Pace(config)
+        self.metric, self.pace = task.metric, RoundTimes(config)
         self.line(f"fedprune  {config.task}: {task.summary}", "bold")
         split = "" if own_data else f"split {config.split}, "
         where = "flower" if config.engine == "flower" else counted(config.hosts, "host")

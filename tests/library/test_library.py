@@ -298,7 +298,7 @@ class Heard(Callback):
 def test_callbacks_hear_every_round_once_also_when_resumed_and_the_board_has_it(
     tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(live, "FIRST", 0.0)
+    monkeypatch.setattr(live, "FIRST_PAGE", 0.0)
     plugin, folder = tmp_path / "mine.py", tmp_path / "run"
     plugin.write_text(
         "from fedprune import Callback\n"

@@ -13,7 +13,7 @@ from fedprune.config import RunConfig
 from fedprune.protocol.messages import Question
 from fedprune.report.closing import _nothing_removed, closing_lines, in_bytes
 from fedprune.report.reading import duration
-from fedprune.report.remaining import Pace, rounds_left
+from fedprune.report.remaining import RoundTimes, rounds_left
 from fedprune.report.screen import Screen
 from fedprune.server.state import Model, State
 from fedprune.structure.layout import layout_of
@@ -169,7 +169,7 @@ def test_what_is_left_is_what_comes(baselines):
     config = RunConfig(baselines=baselines)
     played = [("pruned", i + 1) for i in range(config.rounds)]
     played += [(arm, i) for arm in baselines for i in range(config.warmup + 1, config.rounds + 1)]
-    pace = Pace(config)
+    pace = RoundTimes(config)
     for place, (arm, round_) in enumerate(played):
         left = len(played) - place - 1
         assert rounds_left(config, arm, round_) == left
