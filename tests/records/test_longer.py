@@ -8,6 +8,7 @@ from fedprune import ConfigError, federate
 from fedprune.commands.run import main
 from fedprune.records.folder import read_rows
 from fedprune.records.resumed import resumed_config
+from fedprune.report.reading import read_run
 from fedprune.runtime.sums import SUMMARY_NAME
 from tests.runs import cut_short, played, tiny
 
@@ -44,11 +45,17 @@ def test_an_arm_ends_when_nothing_better_comes_and_resumes_to_the_same(tmp_path)
 @pytest.mark.parametrize(
     "more", [{"baselines": ("dense",)}, {"error_feedback": True, "uplink": "int8"}], ids=str
 )
-def test_more_rounds_are_those_of_a_run_that_was_planned_so_long(more, tmp_path):
+def test_more_rounds_are_those_of_a_run_that_was_planned_so_long(
+    more, tmp_path, monkeypatch, caplog
+):
+    """Nor does a page on the way read a folder whose summary is that of the first end."""
+    monkeypatch.setattr("fedprune.report.live.FIRST_PAGE", 0.0)
+    monkeypatch.setattr("fedprune.report.page.write_report", read_run)
     short, long = tiny(**{**MLP, **more, "rounds": 5}), tiny(**{**MLP, **more})
     federate(short, folder=tmp_path)
     config = resumed_config(tmp_path, {"rounds": "6"})
     done, whole = federate(config, folder=tmp_path, resume=True), played(long)
+    assert "no page" not in caplog.text
     told = {(r["arm"], r["round"]): r for r in done.rows}
     assert told == {(r["arm"], r["round"]): r for r in whole.rows}
     for key in ("weights_digest", "mask_digest", "quality", "bytes_up", "bytes_evaluation"):
