@@ -179,7 +179,7 @@ def _holding(end: State, config: RunConfig, resident: nn.Module | None) -> nn.Mo
 
     Of a large model one more is one too many.
     """
-    untouched = resident is not None and not why_unstreamed(config)
+    untouched = resident is not None and not why_unstreamed(config) and not end.edits
     model = resident if resident is not None and untouched else shaped(config, end.edits)[0]
     load_into(model, end.weights)
     return model.eval()

@@ -22,7 +22,7 @@ from fedprune.learning.local_training import Train, tune
 from fedprune.learning.preparation import prepared
 from fedprune.options.refusal import ConfigError
 from fedprune.protocol.client_privacy import hides
-from fedprune.protocol.held_weights import BaseModel, base_of, read_by
+from fedprune.protocol.held_weights import BaseModel, base_at, base_of, read_by
 from fedprune.protocol.models import dense_model, layout_after, layout_for
 from fedprune.runtime.process import put_back, trim_memory
 from fedprune.streaming.blocks import is_streamed
@@ -163,7 +163,8 @@ def with_edits(host: Host, edits: Edits) -> Host:
         model = model.to(host.device)
         shards = read_with(edits, host.task, host.shards)
         whole = replace(host, model=model, layout=layout, edits=edits, shards=shards)
-        fresh = replace(whole, rebuilt={}, newest=[], counters=counters_of(model))
+        what: dict[str, Any] = {"counters": counters_of(model), "base": base_at(host.base, layout)}
+        fresh = replace(whole, rebuilt={}, newest=[], **what)
         while len(host.rebuilt) >= REBUILT:
             del host.rebuilt[next(iter(host.rebuilt))]
         host.rebuilt[edits] = replace(fresh, tuned=prepared(model, host.config))

@@ -20,7 +20,8 @@ from fedprune.protocol.forms import form_of
 from fedprune.redundancy.reconstruction import RECONSTRUCTIONS, before_of
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.combine import combines_of
-from fedprune.scores.score import Evidence, Score
+from fedprune.scores.score import ByBlock, Evidence, Score
+from fedprune.structure.groups import stages_of
 from fedprune.tasks.declared import Declared
 from fedprune.tensors.lazy import as_doubles, shapes_of
 from fedprune.tensors.models import load_into
@@ -71,6 +72,8 @@ def _tried_together(score: Score, names: Sequence[str], trial: TrialClient) -> l
     """
     if not score.apart:
         return [names]
+    if isinstance(score.finalise, ByBlock):
+        return [[n for n in stage if n in names] for stage in stages_of(trial.client.layout)[:1]]
     return [[name] for name in {trial.weights[n].shape: n for n in names}.values()]
 
 

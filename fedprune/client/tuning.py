@@ -213,9 +213,9 @@ def units_of(client: ClientContext) -> Tensors:
         return {}
     origin = client.layout.origin
     if origin is None:
-        return unit_labels(client.layout, c.unit, c.unit_shape)
+        return dict(unit_labels(client.layout, c.unit, c.unit_shape))  # needed in every step
     # Of the model before the cut: what was cut out of it may be the last of its kind.
-    return client.layout.from_origin(unit_labels(origin.layout, c.unit, c.unit_shape))
+    return client.layout.from_origin(dict(unit_labels(origin.layout, c.unit, c.unit_shape)))
 
 
 def _watch(question: Question, client: ClientContext) -> AbstractContextManager[Watcher] | None:

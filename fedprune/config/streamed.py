@@ -10,6 +10,7 @@ from fedprune.options.conditions import only
 from fedprune.runtime.process import free_memory
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.score import Score
+from fedprune.selection.apart import apart
 from fedprune.selection.options import followed_method
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.pretrained import from_files, weights_of
@@ -80,8 +81,10 @@ def why_unstreamed(c: Any) -> str:
     if c.agreement and "agreement" in c.model_fields_set:
         return "votes of whole models are what --agreement is measured by"
     wanted = {**_WANTED, "method": followed_method(c)}
-    if c.unit == "n:m":  # whatever the scope, its groups are within a tensor
-        del wanted["scope"]
+    if c.unit not in ("weight", "n:m") and apart(c.unit, c.scope):
+        del wanted["unit"], wanted["vote_scope"]  # of units one number each is ranked
+    if c.unit != "weight" and apart(c.unit, c.scope):
+        del wanted["scope"]  # the groups of n:m are within a tensor
     found = (bad for bad in only(c, True, "", **wanted) if bad[1])
     return next((f"not with --{key} {getattr(c, key.replace('-', '_'))}" for key, *_ in found), "")
 

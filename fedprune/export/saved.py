@@ -154,7 +154,8 @@ def save_folder(model: nn.Module, folder: Path, origin: Mapping[str, Any], text:
     task = tasks_of(origin["plugin"])[origin["task"]]
     if is_streamed(model):
         _save_shards(state_of(model), folder)
-        getattr(model, "config").save_pretrained(folder)  # noqa: B009 (a model of transformers)
+        if not origin.get("edits"):
+            getattr(model, "config").save_pretrained(folder)  # noqa: B009 (of transformers)
     elif not origin.get("edits") and (plain := _plain(folded(model))) is not None:
         save_transformer(plain, folder, config)
     else:

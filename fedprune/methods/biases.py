@@ -10,6 +10,7 @@ from fedprune.server.round import Round
 from fedprune.server.state import Model
 from fedprune.structure.edits import Edit
 from fedprune.structure.layers import layers_of
+from fedprune.tensors.lazy import joined_to
 from fedprune.tensors.named import Tensors
 
 
@@ -36,7 +37,7 @@ def with_biases(model: Model, r: Round, lost: Tensors) -> tuple[Model, Round]:
         fresh[name] = (lost[weight].to(like.device) + before).to(like.dtype)
     if edits:
         return edited(model, r, (*model.edits, *edits), fresh)
-    return replace(model, weights={**model.weights, **fresh}), r
+    return replace(model, weights=joined_to(model.weights, fresh)), r
 
 
 def _paths(r: Round, lost: Tensors) -> dict[str, str]:

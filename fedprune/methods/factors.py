@@ -17,13 +17,15 @@ from fedprune.server.plan import Plan
 from fedprune.server.round import Round, Talk
 from fedprune.server.shrink import fitted
 from fedprune.server.state import Model
+from fedprune.streaming.packed import masks_for
 from fedprune.structure.edits import Edit, Edits
 from fedprune.structure.layer_kinds import is_plain_layer
 from fedprune.structure.layers import groups, layers_of
 from fedprune.structure.layout import Layout, as_rows
 from fedprune.structure.low_rank_layers import Factored, truncated
 from fedprune.structure.surgery import ordered
-from fedprune.tensors.named import Masks, Tensors, full_masks
+from fedprune.tensors.lazy import joined_to, shapes_of, some_of
+from fedprune.tensors.named import Tensors
 
 Told = dict[str, Any]
 """What a step says about itself in the row of its round."""
@@ -162,9 +164,11 @@ def _with_factors(
 def edited(model: Model, r: Round, edits: Edits, fresh: Tensors) -> tuple[Model, Round]:
     """The model in its shapes after these edits, with new tensors where there are."""
     plan = fitted(r.plan, ordered(edits))
-    shapes = plan.layout.shapes
-    values = {**model.weights, **fresh}
-    weights = {n: values[n].reshape(shape).contiguous() for n, shape in shapes.items()}
-    masks: Masks = full_masks(weights, plan.layout.prunable)
-    masks |= {n: model.masks[n] for n in masks if n in model.masks}
+    shapes, values = plan.layout.shapes, joined_to(model.weights, fresh)
+    if shapes_of(some_of(values, shapes)) == shapes:
+        weights = some_of(values, shapes)
+    else:
+        weights = {n: values[n].reshape(shape).contiguous() for n, shape in shapes.items()}
+    kept = [n for n in plan.layout.prunable if n in model.masks]
+    masks = joined_to(masks_for(weights, plan.layout.prunable), some_of(model.masks, kept))
     return Model(weights, masks, plan.edits).under(masks), replace(r, plan=plan)

@@ -12,7 +12,7 @@ from fedprune.config import RunConfig
 from fedprune.config.streamed import scores_in_parts
 from fedprune.randomness import derive, generator
 from fedprune.scores.inputs import with_shared
-from fedprune.scores.score import Evidence, Score
+from fedprune.scores.score import ByBlock, Evidence, Score
 from fedprune.selection.apart import apart, select_apart
 from fedprune.selection.ranking import Unreachable
 from fedprune.selection.rules import Rules
@@ -172,9 +172,19 @@ def chosen_by(
     if not (score.apart and chooses_apart(wanted, config, layout)):
         return chosen(score.finalise(evidence), wanted, config, layout, alive, weights)
 
+    stages = stages_of(layout) if isinstance(score.finalise, ByBlock) else []
+    stage_of = {name: stage for stage in stages for name in stage}
+    found: Tensors = {}
+
     def score_of(name: str) -> Tensor:
-        own = replace(evidence, weights={name: weights[name]}, masks={name: alive[name]})
-        return score.finalise(own)[name]
+        if name not in found:
+            those = [n for n in stage_of.get(name, (name,)) if n in weights]
+            own = replace(
+                evidence, weights={n: weights[n] for n in those}, masks={n: alive[n] for n in those}
+            )
+            found.clear()
+            found.update(score.finalise(own))
+        return found.pop(name)
 
     return chosen_apart(score_of, wanted, config, layout, alive, weights)
 

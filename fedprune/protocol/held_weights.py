@@ -22,9 +22,10 @@ from fedprune.protocol.models import layout_for
 from fedprune.streaming.blocks import tensors_over
 from fedprune.streaming.files import MappedFolder, tensors_in
 from fedprune.structure.experts import named_as_modules
+from fedprune.structure.layout import Layout
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.pretrained import from_files, place_of
-from fedprune.tensors.lazy import holding_of, in_memory
+from fedprune.tensors.lazy import LazyTensors, bare_of, holding_of, in_memory, shapes_of
 from fedprune.tensors.models import state_of
 from fedprune.tensors.named import Masks, Tensors, all_true, digest, laid_out_copies, masked
 
@@ -36,10 +37,12 @@ class BaseModel:
     Attributes:
         digest: of names, shapes, types and values: the name.
         weights: float32, by name.
+        dense: where these are in the shapes of a model that was edited, the base model itself.
     """
 
     digest: str
     weights: Tensors
+    dense: BaseModel | None = None
 
     @property
     def is_lazy(self) -> bool:
@@ -64,6 +67,29 @@ class BaseModel:
         w = self.weights[name]
         whole = name not in masks or all_true(masks[name])
         return w if whole else masked({name: w}, {name: masks[name]})[name]
+
+
+def base_at(base: BaseModel | None, layout: Layout) -> BaseModel | None:
+    """The base model in the shapes of a layout, without the tensors that it has no shape for.
+
+    What was cut out of the model is cut out of it: no values are sent for that. Each tensor is made
+    when it is asked for. None where there is no base model.
+    """
+    dense = base if base is None or base.dense is None else base.dense
+    if dense is None:
+        return None
+    held, bare, origin = shapes_of(dense.weights), bare_of(dense.weights), layout.origin
+    if all(layout.shapes.get(n) == shape for n, shape in held.items()):
+        return dense  # at most biases were put beside its tensors
+    before = layout.shapes if origin is None else origin.layout.shapes
+    shapes = {n: s for n, s in layout.shapes.items() if n in held and before.get(n) == held[n]}
+
+    def made(name: str) -> torch.Tensor:
+        w = dense.weights[name]
+        return w if origin is None else origin.places.restrict({name: w})[name]
+
+    like = {n: torch.empty(s, dtype=bare[n].dtype, device="meta") for n, s in shapes.items()}
+    return BaseModel(dense.digest, LazyTensors(like, made), dense)
 
 
 def read_by(base: BaseModel | None) -> Tensors | None:

@@ -26,7 +26,7 @@ from fedprune.selection.budget import sparsest
 from fedprune.selection.ranking import Unreachable
 from fedprune.selection.select import check_reachable
 from fedprune.selection.units import removable
-from fedprune.streaming.blocks import block_paths
+from fedprune.streaming.blocks import block_paths, follow_parameters
 from fedprune.structure.cuts import places
 from fedprune.structure.edits import CUTS, Edits
 from fedprune.structure.flops import flops, positions_of
@@ -78,9 +78,12 @@ def layout_after(config: RunConfig, model: nn.Module, edits: Edits) -> Layout:
     if any(edit.kind == "share" for edit in edits):
         return replace(_layout_now(config, reshaped(model, edits), output), dense=whole)
     reshaped(model, [edit for edit in edits if edit.kind not in CUTS])
+    follow_parameters(model)
     before = _layout_now(config, model, output)
     # Without factors it is the dense one, of whose weights a sparsity is a fraction as it is.
     before = before if before.whole == whole else replace(before, dense=whole)
+    if not cuts:
+        return before
     spots = places(model, cuts)
     layout = _layout_now(config, reshaped(model, cuts), output)
     return replace(layout, origin=Origin(before, spots), dense=whole)

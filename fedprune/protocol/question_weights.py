@@ -66,9 +66,10 @@ def _held(came: Received) -> Tensors:
     if not wanted:
         return {}
     unlike, base = set(texts_of(came.head, "unlike")), came.base
-    if base is None or base.digest != wanted or shapes_of(base.weights) != dict(came.layout.shapes):
+    like = {n: shape for n, shape in came.layout.shapes.items() if n not in unlike}
+    here = shapes_of(base.weights) if base is not None and base.digest == wanted else {}
+    if base is None or not like.items() <= here.items():
         raise Lacking(f"base: {wanted[:16]!r} is not the base model that is here")
-    like = [n for n in came.layout.shapes if n not in unlike]
     if base.is_lazy:
         return masked(some_of(base.weights, like), came.masks)
     if kind_in(came.head, "kind") in _READ_ONCE or "adapters" in came.head:

@@ -20,6 +20,7 @@ from fedprune.scores.score import (
 )
 from fedprune.streaming.blocks import send_through
 from fedprune.structure.layout import Layout
+from fedprune.tensors.lazy import shapes_of
 from fedprune.tensors.named import Tensors
 
 INFLUENCE = "block_influence"
@@ -83,6 +84,6 @@ def block_influence(evidence: Evidence) -> Tensors:
         for name in block.tensors
     }
     return {
-        name: torch.full(w.shape, of_block.get(name, 0.0), dtype=torch.float64)
-        for name, w in evidence.weights.items()
+        name: torch.full(shape, of_block.get(name, 0.0), dtype=torch.float64)
+        for name, shape in shapes_of(evidence.weights).items()
     }

@@ -44,7 +44,7 @@ from fedprune.scores.inputs import (
 )
 from fedprune.scores.perturbation import ASK_PERTURBATION as ASK_PERTURBATION
 from fedprune.scores.perturbation import perturbation, standard_error
-from fedprune.scores.score import ByTensor, Evidence, Probe, Score, Statistic
+from fedprune.scores.score import ByBlock, ByTensor, Evidence, Probe, Score, Statistic
 from fedprune.scores.sparsegpt import obs, step
 from fedprune.scores.synflow import refuse_inhomogeneous, synflow
 from fedprune.tensors.named import Tensors
@@ -238,7 +238,7 @@ SCORES: dict[str, Score] = {
     "flap": Score(
         "how what reads a unit varies, var(x)·|W|² against its layer's; biases take on its mean",
         "An et al. 2024 (FLAP), arXiv 2312.11983, WIFV and AL-AM; clients' sums added up",
-        flap,
+        ByBlock(flap),
         (ASK_FLUCTUATION,),
         units=("head-neuron", "head", "neuron"),
         makes_up=mean_outputs,
@@ -266,7 +266,7 @@ SCORES: dict[str, Score] = {
     "block_influence": Score(
         "mean over tokens of 1 - cos(x_in, x_out) of its block",
         "Men et al. 2024 (ShortGPT), arXiv 2403.03853, eq. 1",
-        block_influence,
+        ByBlock(block_influence),
         (ASK_INFLUENCE,),
         units=("layer",),
     ),

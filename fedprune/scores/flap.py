@@ -22,6 +22,7 @@ from fedprune.scores.score import Evidence, Probe, Shapes, Statistic
 from fedprune.scores.two_sums import summed_twice
 from fedprune.structure.groups import Group, UnitSlice
 from fedprune.structure.layout import Layout, as_rows, from_rows
+from fedprune.tensors.lazy import shapes_of
 from fedprune.tensors.named import Masks, Tensors
 
 _KINDS = {"head": ("head",), "neuron": ("neuron",)}
@@ -69,7 +70,8 @@ def flap(evidence: Evidence) -> Tensors:
     attention squared, as the authors' code has it; over the layer's columns (s - mean)/deviation
     (AL-AM), and of a head the mean over its columns. 0 of what is in no unit and always stays.
     """
-    scores = {n: torch.zeros(w.shape, dtype=torch.float64) for n, w in evidence.weights.items()}
+    shapes = shapes_of(evidence.weights)
+    scores = {n: torch.zeros(shape, dtype=torch.float64) for n, shape in shapes.items()}
     for group, part in _readers(evidence.layout, list(evidence.weights), evidence.unit):
         units = _standardised(evidence, group, part)
         for each in group.parts:

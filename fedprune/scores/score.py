@@ -180,6 +180,14 @@ class ByTensor:
         return self.formula(evidence)
 
 
+@dataclass(frozen=True)
+class ByBlock(ByTensor):
+    """The same where a tensor's score depends on its block (`fedprune.structure.groups.stages_of`).
+
+    It scores the tensors of a block alike, whichever others are in the evidence.
+    """
+
+
 Solve = Callable[[Evidence, Mapping[str, float], tuple[int, int] | None], tuple[Masks, Tensors]]
 """From evidence, the sparsity of each tensor and N:M (or None) to masks and new weights."""
 
@@ -226,7 +234,7 @@ class Score:
 
     @property
     def apart(self) -> bool:
-        """Whether tensors can be scored one by one: `finalise` says so by being a `ByTensor`."""
+        """Whether tensors, or blocks, are scored one by one: then `finalise` is a `ByTensor`."""
         return isinstance(self.finalise, ByTensor)
 
 

@@ -1,27 +1,38 @@
-"""Masks of tensors that do not compete, one tensor's scores at a time."""
+"""Masks of tensors that do not compete, or of units, one tensor's scores at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from fedprune.selection.arrays import as_masks, layer_of, layer_sizes, ranking_layers
 from fedprune.selection.densities import Ground, Limits
+from fedprune.selection.ranking import Layer
 from fedprune.selection.row_ranking import patterned
 from fedprune.selection.rules import Rules
 from fedprune.selection.scopes import SCOPES, counter, total_of
-from fedprune.selection.select import check_count, left_of_tensor, plain_layout
-from fedprune.selection.units import unit_kind
+from fedprune.selection.select import check_count, left_of_tensor, left_of_units, plain_layout
+from fedprune.selection.units import UNITS, unit_kind, unit_labels
 from fedprune.structure.layout import Layout
 from fedprune.tensors.lazy import joined_to, shapes_of, some_of
 from fedprune.tensors.named import Masks
 
+_T = TypeVar("_T")
+
 
 def apart(unit: str, scope: str) -> bool:
-    """Whether a tensor's mask depends on no score of another: `select_apart` can be used."""
+    """Whether masks are had from the scores of one tensor at a time: by `select_apart`.
+
+    Of single weights that takes tensors that do not compete. Units may, as what ranks them is a
+    number for each; but for channels, of which a weight is in two.
+    """
     rule = SCOPES[scope]
-    return unit == "n:m" or (unit == "weight" and rule.shares is not None and not rule.looks)
+    if unit == "weight":
+        return rule.shares is not None and not rule.looks
+    return unit == "n:m" or (UNITS[unit].along is None and not rule.looks)
 
 
 def select_apart(
@@ -33,7 +44,7 @@ def select_apart(
     magnitude: Mapping[str, Tensor],
     layout: Layout | None = None,
 ) -> Masks:
-    """What `select` gives where tensors do not compete, with one tensor's scores at a time.
+    """What `select` gives, with one tensor's scores at a time.
 
     Args:
         rules: with a unit and a scope that `apart` allows for.
@@ -47,9 +58,11 @@ def select_apart(
         ValueError: as `select`, at the first tensor that it is about.
     """
     layout = layout or plain_layout(alive)
+    unit_kind(rules.unit, rules.unit_shape)
+    if rules.unit not in ("weight", "n:m"):
+        return _units_apart(rules, score_of, sparsity, alive, magnitude, layout)
     shapes, floor, patterns = shapes_of(alive), rules.floor, rules.unit == "n:m"
     ground = Ground(shapes, sparsity, (), rules.densities, rules.progress)
-    unit_kind(rules.unit, rules.unit_shape)
     # Of the scores only the sizes matter for how many go.
     counted = [layer_sizes(layer_of(t, t, None, floor, rules.part)) for t in alive.values()]
     counts: Sequence[int] = [0] * len(counted)
@@ -61,12 +74,63 @@ def select_apart(
     masks: Masks = some_of(alive, ())
     for name, count in zip(shapes, counts, strict=True):
         one = {name: score_of(name)}
-        (layer,) = ranking_layers(
-            one, {name: alive[name]}, {name: magnitude[name]}, floor, rules.part
-        )
+        layer = _layer(rules, one, alive, magnitude)
         if patterns and rules.unit_shape is not None:
             left = patterned(layout, name, layer, rules.unit_shape, sparsity)
         else:
             left = left_of_tensor(layout, name, layer, count, rules.scope)
         masks = joined_to(masks, as_masks(one, [left]))
+    return masks
+
+
+def _layer(
+    rules: Rules,
+    one: Mapping[str, Tensor],
+    alive: Mapping[str, Tensor],
+    magnitude: Mapping[str, Tensor],
+) -> Layer:
+    """The one tensor of these scores as it is ranked."""
+    living, sizes = ({name: of[name] for name in one} for of in (alive, magnitude))
+    return ranking_layers(one, living, sizes, rules.floor, rules.part)[0]
+
+
+class _Made(Sequence[_T]):
+    """Elements by name that are made whenever they are asked for."""
+
+    def __init__(self, names: Iterable[str], make: Callable[[str], _T]) -> None:
+        self.names, self.make = tuple(names), make
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, at: Any) -> Any:
+        return self.make(self.names[at])
+
+
+def _units_apart(
+    rules: Rules,
+    score_of: Callable[[str], Tensor],
+    sparsity: float,
+    alive: Mapping[str, Tensor],
+    magnitude: Mapping[str, Tensor],
+    layout: Layout,
+) -> Masks:
+    """The same of units: what ranks them is put together tensor by tensor."""
+    shapes, numbers = shapes_of(alive), unit_labels(layout, rules.unit, rules.unit_shape)
+    ground = Ground(shapes, sparsity, (), rules.densities, rules.progress)
+    total = total_of(ground, rules.scope)
+
+    def bare(name: str) -> Layer:
+        mask = alive[name]
+        return layer_of(mask, mask, None, rules.floor, rules.part)
+
+    sizes = _Made(shapes, bare)
+    check_count([layer_sizes(x) for x in sizes], total, rules.floor, exact=False)
+    layers = (_layer(rules, {name: score_of(name)}, alive, magnitude) for name in shapes)
+    labels = _Made(shapes, lambda name: numbers[name].reshape(-1).numpy())
+    masks: Masks = some_of(alive, ())
+    left = left_of_units(layers, sizes, labels, total, rules, ground, layout)
+    for name, kept in zip(shapes, left, strict=True):
+        mask = torch.from_numpy(kept).reshape(shapes[name])
+        masks = joined_to(masks, {name: mask.to(alive[name].device)})
     return masks

@@ -198,8 +198,9 @@ class Pruning(Section):
     shrink: Literal["never", "end", "every"] = option(
         "pruning",
         "take heads, neurons, channels, sub-layers that masks emptied out of the model: never, at "
-        "the end, after every pruning (default: end, where --unit is one of these)",
+        "the end, after every pruning (default: end, where --unit is one of these, without "
+        "--stream on)",
         "never",
         when=({"sparsity": Not(0.0)}, {"init": Not("")}),
-        derived=lambda c: "end" if c.unit in _WHOLE else "never",
+        derived=lambda c: "end" if c.unit in _WHOLE and c.stream != "on" else "never",
     )

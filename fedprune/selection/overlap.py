@@ -12,9 +12,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedprune.selection.pools import Numbers, counts_of, unit_pieces
+from fedprune.selection.pools import Ints, Numbers, add_counts, unit_piece
 from fedprune.selection.ranking import Bools, Layer
-from fedprune.selection.unit_ranking import Ints, Units, ranked
+from fedprune.selection.unit_ranking import Units, ranked
 
 
 def overlapping(
@@ -45,9 +45,10 @@ def overlapping(
     rank = _evenly(units) if evenly else units.rank
     pinned = _pinned(layers, labels, along, rank)
     owners = [_first(own, more, rank, pinned) for own, more in zip(labels, along, strict=True)]
-    values = [layer.scores for layer in layers]
-    pieces = unit_pieces(owners, values, [layer.alive for layer in layers])
-    return replace(units, labels=owners, size=counts_of(pieces, len(rank)), rank=rank)
+    size = np.zeros(len(rank), dtype=np.int64)
+    for layer, label in zip(layers, owners, strict=True):
+        add_counts(size, unit_piece(label, layer.scores, layer.alive).labels)
+    return replace(units, labels=owners, size=size, rank=rank)
 
 
 def _evenly(units: Units) -> Ints:

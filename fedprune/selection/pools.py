@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,14 +11,24 @@ from numpy.typing import NDArray
 from fedprune.selection.ranking import Array, Bools
 
 Numbers = NDArray[np.int32]
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Pool:
-    """How the scores of a unit's weights become the unit's score: `score(pieces, units)`."""
+    """How the scores of a unit's weights become the unit's score.
+
+    Attributes:
+        summary: one line for ``--list``.
+        of: what of a weight's score, float64, is put together.
+        end: the score, from what was put together and the number of weights, by unit.
+        best: the greatest counts, instead of the sum.
+    """
 
     summary: str
-    score: Callable[[Iterable[UnitPiece], int], Array]
+    of: Callable[[Array], Array] = lambda values: values
+    end: Callable[[Array, Ints], Array] = lambda total, _count: total
+    best: bool = False
 
 
 @dataclass(frozen=True)
@@ -29,84 +39,71 @@ class UnitPiece:
     values: Array
 
 
-def counts_of(pieces: Iterable[UnitPiece], units: int) -> NDArray[np.int64]:
-    """How many weights each unit has, (units,)."""
-    total = np.zeros(units, dtype=np.int64)
-    for piece in pieces:
-        _add(total, piece.labels, None)
-    return total
+class Pooling:
+    """Scores of units while the weights of one tensor after the other are put together."""
+
+    def __init__(self, pool: str, units: int) -> None:
+        if pool not in POOLS:
+            raise ValueError(f"pool={pool!r}: no such pool; allowed: {', '.join(POOLS)}")
+        self.name, self.pool = pool, POOLS[pool]
+        self.total = np.full(units, -np.inf) if self.pool.best else np.zeros(units)
+
+    def add(self, piece: UnitPiece) -> None:
+        """Put the weights of a tensor to it."""
+        values = piece.values.astype(np.float64)
+        if self.pool.best:
+            np.maximum.at(self.total, piece.labels, values)
+        else:
+            with np.errstate(invalid="ignore"):
+                _add(self.total, piece.labels, self.pool.of(values))
+
+    def scores(self, count: Ints) -> Array:
+        """The score of each unit, of so many weights each, (units,) float64.
+
+        Raises:
+            ValueError: infinities of both signs in one unit.
+        """
+        scores = self.pool.end(self.total, count)
+        if np.isnan(scores).any():
+            raise ValueError(f"pool={self.name!r}: a unit has scores inf and -inf; allowed: max")
+        return scores
+
+
+def add_counts(total: Ints, labels: Numbers) -> None:
+    """Add how many weights each unit has in a tensor, (units,)."""
+    _add(total, labels, None)
 
 
 def _add(total: Array, labels: Numbers, values: Array | None) -> None:
     """Add the values up by label, in float64. A tensor's labels are mostly a short range of all."""
     if len(labels):
         low = int(labels.min())
-        part = np.bincount(labels - low, None if values is None else values.astype(np.float64))
+        part = np.bincount(labels - low, values)
         total[low : low + len(part)] += part
 
 
-def _sum(pieces: Iterable[UnitPiece], units: int) -> Array:
-    total = np.zeros(units)
-    for piece in pieces:
-        _add(total, piece.labels, piece.values)
-    return total
-
-
-def _abs_sum(pieces: Iterable[UnitPiece], units: int) -> Array:
-    total: Array = np.abs(_sum(pieces, units))
-    return total
-
-
-def _mean(pieces: Iterable[UnitPiece], units: int) -> Array:
-    pieces = list(pieces)
-    return _sum(pieces, units) / np.maximum(counts_of(pieces, units), 1)
-
-
-def _l2(pieces: Iterable[UnitPiece], units: int) -> Array:
-    squares = [UnitPiece(p.labels, p.values.astype(np.float64) ** 2) for p in pieces]
-    root: Array = np.sqrt(_mean(squares, units))
-    return root
-
-
-def _max(pieces: Iterable[UnitPiece], units: int) -> Array:
-    best = np.full(units, -np.inf)
-    for piece in pieces:
-        np.maximum.at(best, piece.labels, piece.values.astype(np.float64))
-    return best
+def _mean(total: Array, count: Ints) -> Array:
+    mean: Array = total / np.maximum(count, 1)
+    return mean
 
 
 POOLS: dict[str, Pool] = {
-    "mean": Pool("mean of the weights' scores: units of unequal size compare", _mean),
-    "sum": Pool("sum of the weights' scores: what the unit is worth as a whole", _sum),
+    "mean": Pool("mean of the weights' scores: units of unequal size compare", end=_mean),
+    "sum": Pool("sum of the weights' scores: what the unit is worth as a whole"),
     "abs-sum": Pool(
-        "|sum of the scores|: with taylor_signed, what Molchanov et al. 2017 give a unit", _abs_sum
+        "|sum of the scores|: with taylor_signed, what Molchanov et al. 2017 give a unit",
+        end=lambda total, _: np.abs(total),
     ),
-    "l2": Pool("root of the mean square of the scores: sizes compare, signs are lost", _l2),
-    "max": Pool("the best weight of the unit stands for it, whatever its size", _max),
+    "l2": Pool(
+        "root of the mean square of the scores: sizes compare, signs are lost",
+        of=lambda values: values**2,
+        end=lambda total, count: np.sqrt(_mean(total, count)),
+    ),
+    "max": Pool("the best weight of the unit stands for it, whatever its size", best=True),
 }
 
 
-def pooled(pool: str, pieces: Sequence[UnitPiece], units: int) -> Array:
-    """The score of each unit, (units,) float64; of a unit without weights it means nothing.
-
-    Raises:
-        ValueError: no such pool, or infinities of both signs in one unit.
-    """
-    if pool not in POOLS:
-        raise ValueError(f"pool={pool!r}: no such pool; allowed: {', '.join(POOLS)}")
-    with np.errstate(invalid="ignore"):
-        scores = POOLS[pool].score(pieces, units)
-    if np.isnan(scores).any():
-        raise ValueError(f"pool={pool!r}: a unit has scores inf and -inf; allowed: max")
-    return scores
-
-
-def unit_pieces(
-    labels: Sequence[Numbers], values: Sequence[Array], alive: Sequence[Bools | None]
-) -> list[UnitPiece]:
-    """What of every tensor is alive and in a unit."""
-    found = []
-    for label, value, living in zip(labels, values, alive, strict=True):
-        inside = label >= 0 if living is None else living & (label >= 0)
-        found.append(UnitPiece(label[inside], value[inside]))
-    return found
+def unit_piece(label: Numbers, values: Array, alive: Bools | None) -> UnitPiece:
+    """What of a tensor is alive and in a unit."""
+    inside = label >= 0 if alive is None else alive & (label >= 0)
+    return UnitPiece(label[inside], values[inside])

@@ -8,7 +8,7 @@ tensor loses in `densities`, what goes together in `units`, what cannot be combi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from fedprune.selection.arrays import LayerSizes, as_masks, layer_sizes, ranking
 from fedprune.selection.densities import Ground, Limits
 from fedprune.selection.overlap import overlapping
 from fedprune.selection.patterns import pattern_counts
+from fedprune.selection.pools import Numbers
 from fedprune.selection.ranking import Bools, Layer, Unreachable, drop, ranked_together
 from fedprune.selection.row_ranking import patterned, within_lines
 from fedprune.selection.rules import Rules
@@ -109,12 +110,35 @@ def _units_left(
     if shared is not None:
         along = [shared[name].reshape(-1).numpy() for name in ground.shapes]
         units = overlapping(layers, own, along, rules.pool, evenly=rules.scope == "layer")
-        return drop_units(layers, units, total, None, floors=False)
+        return list(drop_units(layers, units, total, None, floors=False))
+    return list(left_of_units(layers, layers, own, total, rules, ground, layout))
+
+
+def left_of_units(
+    layers: Iterable[Layer],
+    sizes: Sequence[Layer],
+    labels: Sequence[Numbers],
+    total: int,
+    rules: Rules,
+    ground: Ground,
+    layout: Layout,
+) -> Iterator[Bools]:
+    """What is left of each layer where whole units go that do not overlap, as many as fit.
+
+    Args:
+        layers: what is ranked; gone through once.
+        sizes: the same, for all but their scores.
+        labels: each tensor's unit numbers, flat.
+        total: weights gone in the end, at most.
+        rules: what masks are chosen by.
+        ground: what densities are made of.
+        layout: the model's.
+    """
     staying = staying_units(layout, rules.unit)
-    units = competing(ranked(layers, own, rules.pool), staying)
+    units = competing(ranked(layers, labels, rules.pool), staying)
     counts = None if SCOPES[rules.scope].shares is None else counter(ground, rules.scope)
     floors = unit_kind(rules.unit, rules.unit_shape).tensors != "all"
-    return drop_units(layers, units, total, counts, floors=floors, staying=staying)
+    return drop_units(sizes, units, total, counts, floors=floors, staying=staying)
 
 
 def check_reachable(weights: Mapping[str, Tensor], sparsity: float, rules: Rules) -> None:

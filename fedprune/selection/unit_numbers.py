@@ -13,26 +13,50 @@ from torch import Tensor
 
 from fedprune.structure.groups import UnitSlice
 from fedprune.structure.layout import Layout, as_inputs, as_rows, from_inputs
+from fedprune.tensors.lazy import LazyTensors, shapes_of
 
 Shape = tuple[int, int]
+View = Callable[[Layout, str, Tensor], Tensor]
+"""From a tensor to two dimensions."""
+
+
+def _made(
+    layout: Layout, of: Callable[[str, Shape], Tensor], view: View = as_rows
+) -> dict[str, Tensor]:
+    """Numbers that are made when a tensor's are asked for, from its name and its shape in a view.
+
+    All at once take four bytes a weight.
+    """
+    shapes: dict[str, Shape] = {}
+    for name in layout.prunable:
+        rows, columns = view(layout, name, _meta(layout.shapes[name])).shape
+        shapes[name] = rows, columns
+    like = {name: _meta(shape) for name, shape in shapes.items()}
+    return LazyTensors(like, lambda name: of(name, shapes[name]))
+
+
+def _meta(shape: Sequence[int]) -> Tensor:
+    return torch.empty(shape, dtype=torch.int32, device="meta")
 
 
 def _tiles(
-    layout: Layout,
-    shape_of: Callable[[int, int], Shape],
-    view: Callable[[Layout, str, Tensor], Tensor] = as_rows,
+    layout: Layout, shape_of: Callable[[int, int], Shape], view: View = as_rows
 ) -> dict[str, Tensor]:
     """Numbers of the tiles of each tensor's (out, in) view; tiles at the edges are smaller."""
-    labels: dict[str, Tensor] = {}
-    start = 0
-    for name in layout.prunable:
-        rows, columns = view(layout, name, torch.empty(layout.shapes[name], device="meta")).shape
+    starts: dict[str, int] = {}
+
+    def numbered(name: str, shape: Shape) -> Tensor:
+        high, wide = shape_of(*shape)
+        down = torch.arange(shape[0], dtype=torch.int32) // max(1, high)
+        right = torch.arange(shape[1], dtype=torch.int32) // max(1, wide)
+        across = -(-shape[1] // max(1, wide))
+        return starts[name] + down[:, None] * across + right[None, :]
+
+    labels, start = _made(layout, numbered, view), 0
+    for name, (rows, columns) in shapes_of(labels).items():
         high, wide = shape_of(rows, columns)
-        across = -(-columns // max(1, wide))
-        down = torch.arange(rows, dtype=torch.int32) // max(1, high) * across
-        right = torch.arange(columns, dtype=torch.int32) // max(1, wide)
-        labels[name] = start + down[:, None] + right[None, :]
-        start += -(-rows // max(1, high)) * across
+        starts[name] = start
+        start += -(-rows // max(1, high)) * -(-columns // max(1, wide))
     return labels
 
 
@@ -44,7 +68,7 @@ def of_weights(layout: Layout, _shape: Shape) -> dict[str, Tensor]:
 def of_patterns(layout: Layout, shape: Shape) -> dict[str, Tensor]:
     """Groups of M inputs, the second number of the shape."""
     rows = _tiles(layout, lambda _rows, _columns: (1, shape[1]), as_inputs)
-    return {n: as_rows(layout, n, from_inputs(layout, n, label)) for n, label in rows.items()}
+    return _made(layout, lambda n, _: as_rows(layout, n, from_inputs(layout, n, rows[n])))
 
 
 def of_blocks(layout: Layout, shape: Shape) -> dict[str, Tensor]:
@@ -62,46 +86,32 @@ def of_columns(layout: Layout, _shape: Shape) -> dict[str, Tensor]:
     return _tiles(layout, lambda rows, _columns: (rows, 1))
 
 
-def _none(layout: Layout) -> dict[str, Tensor]:
-    def rows(name: str) -> Tensor:
-        return as_rows(layout, name, torch.empty(layout.shapes[name], dtype=torch.int32))
-
-    return {name: torch.full_like(rows(name), -1) for name in layout.prunable}
-
-
 def of_groups(*kinds: str) -> Callable[[Layout, Shape], dict[str, Tensor]]:
     """The units of groups of these kinds: rows of the tensors that make, columns of what reads."""
-
-    def labels(layout: Layout, _shape: Shape) -> dict[str, Tensor]:
-        found = _none(layout)
-        start = 0
-        for group in layout.structure.groups:
-            if group.kind not in kinds:
-                continue
-            for part in group.parts:
-                _number(found[part.tensor], part, start)
-            start += len(group.parts[0].index)
-        return found
-
-    return labels
+    return lambda layout, _shape: _numbered(layout, kinds, ("row", "column"))
 
 
 def of_channels(axis: str) -> Callable[[Layout], dict[str, Tensor]]:
     """The channels that weights make ("row") or read ("column"), numbered alike."""
+    return lambda layout: _numbered(layout, ("channel",), (axis,))
 
-    def labels(layout: Layout) -> dict[str, Tensor]:
-        found = _none(layout)
-        start = 0
-        for group in layout.structure.groups:
-            if group.kind != "channel":
-                continue
-            for part in group.parts:
-                if part.axis == axis:
-                    _number(found[part.tensor], part, start)
-            start += len(group.parts[0].index)
-        return found
 
-    return labels
+def _numbered(layout: Layout, kinds: Sequence[str], axes: Sequence[str]) -> dict[str, Tensor]:
+    """The units of groups of some kinds, in the tensors that they make or read."""
+    found: dict[str, list[tuple[UnitSlice, int]]] = {}
+    start = 0
+    for group in (g for g in layout.structure.groups if g.kind in kinds):
+        for part in (p for p in group.parts if p.axis in axes):
+            found.setdefault(part.tensor, []).append((part, start))
+        start += len(group.parts[0].index)
+
+    def numbers(name: str, shape: Shape) -> Tensor:
+        rows = torch.full(shape, -1, dtype=torch.int32)
+        for part, first in found.get(name, ()):
+            _number(rows, part, first)
+        return rows
+
+    return _made(layout, numbers)
 
 
 def _number(rows: Tensor, part: UnitSlice, start: int) -> None:
@@ -113,11 +123,8 @@ def _number(rows: Tensor, part: UnitSlice, start: int) -> None:
 
 
 def _wholly(layout: Layout, units: Iterable[Sequence[str]]) -> dict[str, Tensor]:
-    found = _none(layout)
-    for number, tensors in enumerate(units):
-        for name in tensors:
-            found[name].fill_(number)
-    return found
+    number_of = {name: number for number, tensors in enumerate(units) for name in tensors}
+    return _made(layout, lambda n, s: torch.full(s, number_of.get(n, -1), dtype=torch.int32))
 
 
 def of_sublayers(layout: Layout, _shape: Shape) -> dict[str, Tensor]:

@@ -6,18 +6,18 @@ allow, and never exceeded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedprune.selection.densities import Limits
 from fedprune.selection.pools import (
+    Ints,
     Numbers,
-    counts_of,
-    pooled,
-    unit_pieces,
+    Pooling,
+    add_counts,
+    unit_piece,
 )
 from fedprune.selection.ranking import (
     Array,
@@ -25,8 +25,6 @@ from fedprune.selection.ranking import (
     Layer,
     Unreachable,
 )
-
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -46,26 +44,29 @@ class Units:
     rank: Ints
 
 
-def ranked(layers: Sequence[Layer], labels: Sequence[Numbers], pool: str) -> Units:
-    """The units of the layers, scored by what of them is alive.
+def ranked(layers: Iterable[Layer], labels: Sequence[Numbers], pool: str) -> Units:
+    """The units of the layers, scored by what of them is alive; one layer after the other.
 
     Raises:
-        ValueError: as `fedprune.selection.pools.pooled`.
+        ValueError: no such pool, or infinities of both signs in one unit.
     """
     units = 1 + max((int(x.max()) for x in labels if len(x)), default=-1)
-    alive = [layer.alive for layer in layers]
-    pieces = unit_pieces(labels, [layer.scores for layer in layers], alive)
-    keys = [pooled(pool, pieces, units)]
-    size = counts_of(pieces, units)
-    del pieces
-    magnitudes = [np.abs(layer.magnitude) for layer in layers if layer.magnitude is not None]
-    if magnitudes:
-        keys.insert(0, pooled(pool, unit_pieces(labels, magnitudes, alive), units))
-    rank = np.empty(units, dtype=np.int64)
-    rank[np.lexsort(keys)] = np.arange(units)
+    scores, sizes, counted = Pooling(pool, units), Pooling(pool, units), False
+    size = np.zeros(units, dtype=np.int64)
     group = np.full(units, -1, dtype=np.int64)
-    for i in reversed(range(len(labels))):
-        group[labels[i][labels[i] >= 0]] = i
+    for i, (layer, label) in enumerate(zip(layers, labels, strict=True)):
+        piece = unit_piece(label, layer.scores, layer.alive)
+        scores.add(piece)
+        add_counts(size, piece.labels)
+        if layer.magnitude is not None:
+            counted = True
+            sizes.add(unit_piece(label, np.abs(layer.magnitude), layer.alive))
+        here = np.zeros(units, bool)
+        here[label[label >= 0]] = True
+        group[here & (group < 0)] = i
+    keys = [sizes.scores(size)] if counted else []
+    rank = np.empty(units, dtype=np.int64)
+    rank[np.lexsort([*keys, scores.scores(size)])] = np.arange(units)
     return Units(labels, size, group, rank)
 
 
@@ -85,15 +86,15 @@ def drop_units(
     *,
     floors: bool,
     staying: Sequence[tuple[int, int, int]] = (),
-) -> list[Bools]:
-    """What is left of the layers without the lowest ranked units that fit into `total`.
+) -> Iterator[Bools]:
+    """What is left of each layer without the lowest ranked units that fit into `total`.
 
     Units go in rank order until the next one does not fit; a smaller one behind it stays, so that
     masks of a rising sparsity are nested. Once a unit would take one of its tensors below its
     floor, that tensor loses no more.
 
     Args:
-        layers: what is ranked.
+        layers: what is ranked, gone through several times; their scores are not looked at.
         units: of the same tensors.
         total: weights gone in the end, at most, those gone before included.
         counts: how many go from every group of units, from its limits and the total; None: all
@@ -116,10 +117,10 @@ def drop_units(
     gone = np.zeros(len(units.size) + 1, bool)  # the last one is for weights in no unit: -1
     gone[free[spent <= budgets[group[free]]]] = True
     _check_reached(layers, units, total, gone[:-1], free)
-    return [
+    return (
         ~gone[label] if layer.alive is None else layer.alive & ~gone[label]
         for layer, label in zip(layers, units.labels, strict=True)
-    ]
+    )
 
 
 def _pinned(layers: Sequence[Layer], units: Units) -> Bools:

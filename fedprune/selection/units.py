@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fedprune.selection.unit_numbers import (
@@ -31,6 +32,7 @@ from fedprune.structure.layout import (
     Layout,
     from_rows,
 )
+from fedprune.tensors.lazy import LazyTensors
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def unit_labels(layout: Layout, unit: str, unit_shape: Shape | None = None) -> d
     Under ``n:m`` the numbers are those of the groups of M inputs, of which N stay.
 
     Returns:
-        An int32 tensor for every prunable tensor, of its shape.
+        An int32 tensor for every prunable tensor, of its shape, made when it is asked for.
 
     Raises:
         ValueError: no such unit, a shape it cannot have, or a model that has no such units.
@@ -75,7 +77,13 @@ def unit_labels(layout: Layout, unit: str, unit_shape: Shape | None = None) -> d
             f"unit={unit!r}: no {unit} was recognised in this model, which takes "
             f"{_NEEDED[unit]}; allowed: {able}"
         )
-    return {name: from_rows(layout, name, label).contiguous() for name, label in rows.items()}
+    return _in_shape(layout, rows)
+
+
+def _in_shape(layout: Layout, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Numbers in the shapes of their tensors, made when they are asked for."""
+    like = {n: torch.empty(layout.shapes[n], dtype=torch.int32, device="meta") for n in rows}
+    return LazyTensors(like, lambda n: from_rows(layout, n, rows[n]).contiguous())
 
 
 def _has(layout: Layout, kind: Unit) -> bool:
@@ -102,12 +110,12 @@ def along_labels(layout: Layout, unit: str) -> dict[str, Tensor] | None:
     that it reads: a convolution's weight belongs to two.
 
     Returns:
-        An int32 tensor for every prunable tensor, of its shape; None, where units do not overlap.
+        As `unit_labels`; None, where units do not overlap.
     """
     along = UNITS[unit].along
     if along is None:
         return None
-    return {n: from_rows(layout, n, label).contiguous() for n, label in along(layout).items()}
+    return _in_shape(layout, along(layout))
 
 
 def unit_count(labels: Mapping[str, Tensor]) -> int:

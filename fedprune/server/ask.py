@@ -87,7 +87,7 @@ def addressed(
 def _by_base(question: Question, plan: Plan) -> Question:
     """The question, said by the base model where some of its tensors are those of it."""
     base = plan.base
-    if base is None or question.edits or not KINDS[question.kind].weights:
+    if base is None or not KINDS[question.kind].weights:
         return question
     like = set(base.like(question.weights, question.masks))
     if not like:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fedprune.protocol.held_weights import base_at
 from fedprune.protocol.models import shaped
 from fedprune.server.plan import Plan
 from fedprune.server.state import Model
@@ -105,4 +106,5 @@ def fitted(plan: Plan, edits: Edits) -> Plan:
     positions = {}
     if plan.positions and plan.dummy is not None:
         positions = positions_of(model, layout, plan.dummy, task.loss)
-    return replace(plan, layout=layout, model=model, positions=positions, edits=edits)
+    what: dict[str, Any] = {"positions": positions, "base": base_at(plan.base, layout)}
+    return replace(plan, layout=layout, model=model, edits=edits, **what)

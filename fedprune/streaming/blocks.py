@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from fedprune.streaming.files import MappedFolder
 from fedprune.streaming.lockstep import Lockstep
-from fedprune.tensors.lazy import LazyTensors
+from fedprune.tensors.lazy import LazyTensors, joined_to, some_of
 from fedprune.tensors.models import STREAM
 from fedprune.tensors.named import Tensors
 
@@ -96,18 +96,31 @@ class BlockStream:
 
     def __init__(self, model: nn.Module, files: MappedFolder) -> None:
         self.model, self.files = model, files
-        own = dict(model.named_parameters())
         self.tensors: Tensors = tensors_over(model, files)
         self.present = ""
         self.beyond: frozenset[str] = frozenset()
-        self.parts = {path: {n: own[n] for n in own if n.startswith(f"{path}.")}
-                      for path in block_paths(model)}  # fmt: skip
         self.steps = Lockstep(self.bring)
-        inside = {n for part in self.parts.values() for n in part}
-        self.rest = {n: p for n, p in own.items() if n not in inside}
+        self._sort()
         for path in self.parts:
             model.get_submodule(path).register_forward_pre_hook(self._hook(path))
         setattr(model, STREAM, self)
+        self.read(self.tensors)
+
+    def _sort(self) -> None:
+        """Find the parameters of each block, and those that are in none."""
+        own = dict(self.model.named_parameters())
+        self.parts = {path: {n: own[n] for n in own if n.startswith(f"{path}.")}
+                      for path in block_paths(self.model)}  # fmt: skip
+        inside = {n for part in self.parts.values() for n in part}
+        self.rest = {n: p for n, p in own.items() if n not in inside}
+
+    def follow(self) -> None:
+        """Know of the parameters that were put beside those in the files: biases."""
+        own = dict(self.model.named_parameters())
+        fresh = {n: p.detach() for n, p in own.items() if n not in self.tensors}
+        tensors = joined_to(self.tensors, fresh)
+        self._sort()
+        self.tensors = some_of(tensors, own)
         self.read(self.tensors)
 
     def _hook(self, path: str) -> Callable[..., None]:
@@ -190,6 +203,16 @@ def block_paths(model: nn.Module) -> list[str]:
         if isinstance(stack, nn.ModuleList) and not any(path.startswith(f"{f}.") for f in found):
             found += [f"{path}.{name}" if path else name for name, _ in stack.named_children()]
     return found
+
+
+def follow_parameters(model: nn.Module) -> None:
+    """Let what reads the blocks of a model, if something does, know of its new parameters.
+
+    They are in memory, and none of those in the files may have changed its shape.
+    """
+    stream: BlockStream | None = getattr(model, STREAM, None)
+    if stream is not None:
+        stream.follow()
 
 
 def is_streamed(model: nn.Module) -> bool:

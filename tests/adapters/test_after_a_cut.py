@@ -49,6 +49,12 @@ def test_they_learn_and_send_less_than_the_model(tuned):
     assert 0 < tuned[1].summary["bytes_up"] < tuned[1].summary["bytes_dense"] / 2
 
 
+def test_of_the_cut_model_clients_are_sent_what_is_not_their_base_models(tuned):
+    (_, result), rounds = tuned, 2
+    bare = sum(t.numel() for n, t in result.state.weights.items() if not n.endswith("bias"))
+    assert 0 < result.summary["bytes_down"] < 4 * bare * KEYS["clients"] * rounds / 2
+
+
 def test_its_bits_are_those_of_a_resumed_run(cut, tuned, tmp_path):
     half = tmp_path / "half"
     config = configure({**TUNED, "init": str(cut), "rounds": 1})

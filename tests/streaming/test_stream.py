@@ -21,13 +21,19 @@ from fedprune.tensors.lazy import LazyTensors
 from fedprune.tensors.named import digest, full_masks
 from tests.streaming.saved import saved_model, untrained
 
+UNITS = {"scope": "global", "shrink": "never"}
+GRADUAL = {"schedule": "cubic", "rounds": 3, "end": 2}
 FORWARD_ONLY = [
     ("llama", {"score": "wanda"}),
     ("gpt2", {"score": "activation", "scope": "layer", "sparsity": 0.37}),
     ("tied", {"score": "activity", "unit": "n:m", "scope": None}),
     ("llama", {"combine": "votes", "vote_scope": "row", "scope": "layer"}),
     ("tied", {"calibration": "sequential", "sparsity": 0.6}),
-    ("llama", {"score": "magnitude", "scope": "erk", "schedule": "cubic", "rounds": 3, "end": 2}),
+    ("llama", {"score": "magnitude", "scope": "erk", **GRADUAL}),
+    ("llama", {"score": "block_influence", "unit": "layer", **UNITS}),
+    ("llama", {"score": "flap", "unit": "head-neuron", **UNITS, **GRADUAL}),
+    ("gpt2", {"score": "flap", "unit": "neuron", **UNITS, "scope": "layer"}),
+    ("tied", {"unit": "head-neuron", **UNITS, "pool": "l2", "combine": "votes"}),
 ]
 
 
