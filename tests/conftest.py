@@ -5,6 +5,7 @@ What a session fixture gives back is shared: tests read it and do not write to i
 
 import gc
 import os
+import shutil
 import sys
 import tempfile
 from collections import Counter
@@ -73,17 +74,23 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def _free(folder: str) -> int:
+    return shutil.disk_usage(folder).free if Path(folder).is_dir() else 0
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """All that is temporary lies in one folder, which goes with the session.
 
-    The folders of tests that failed are kept, three sessions long, where pytest keeps them.
+    It is held in memory where there is enough: a run waits for the disk after every round. The
+    folders of tests that failed are kept, three sessions long.
     Without slow tests, hypothesis tries 30 examples where a test does not say how many.
     """
     if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker is told by the process that started it
-        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+        root = "/dev/shm" if _free("/dev/shm") > 4 << 30 else tempfile.gettempdir()
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", root)
         # A short name: a socket of Ray's is somewhere below, and may have 107 characters.
-        place = tempfile.TemporaryDirectory(prefix="fp-tests-", ignore_cleanup_errors=True)
+        place = tempfile.TemporaryDirectory("", "fp-tests-", root, ignore_cleanup_errors=True)
         config.add_cleanup(place.cleanup)
         os.environ["TMPDIR"], tempfile.tempdir = place.name, place.name
     if config.option.markexpr == "not slow":

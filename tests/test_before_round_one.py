@@ -191,6 +191,7 @@ LOSSES: dict[str, tuple[dict[str, Any], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("kind", LOSSES)
 def test_what_a_task_declares_is_what_its_loss_gives(kind, play):
     refused(play, LOSSES[kind][1], **LOSSES[kind][0])
@@ -563,6 +564,7 @@ def refused_inputs(play: Play, key: str, keys: Any, kind: str) -> None:
     refused(play, line, model=lambda _: made(), output=("head",), keys=keys)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", UNSEEN)
 @pytest.mark.parametrize(("key", "keys"), [*ALL_USES[:1], *ALL_USES[-1:]], ids=str)
 def test_a_weight_whose_inputs_cannot_be_seen_is_refused(key, keys, kind, play):

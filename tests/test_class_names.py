@@ -39,6 +39,7 @@ def run(tmp_path_factory) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_names_are_in_every_file_in_the_order_of_the_outputs(run):
     config = json.loads((run / "model" / "config.json").read_text())
     assert config["id2label"] == {str(i): name for i, name in enumerate(NAMES)}

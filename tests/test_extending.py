@@ -184,6 +184,7 @@ SCORES = {"position": Score("where it stands", "nowhere", last_rows)}
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pages")
 def test_an_own_task_and_score_through_a_plugin_file(tmp_path):
     (tmp_path / "ones.py").write_text(PLUGIN)

@@ -77,6 +77,7 @@ SPOILT: list[tuple[Mapping[str, Any], str, Lie, str]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("keys", "kind", "lie", "field"), SPOILT)
 def test_what_cannot_be_is_refused_by_name_and_the_others_go_on(keys, kind, lie, field, lied):
     lied(lie, {kind})
@@ -210,6 +211,7 @@ def test_an_answer_has_no_head_of_megabytes():
         understood(packet, question, form)
 
 
+@pytest.mark.slow
 def test_noise_on_examples_makes_no_lie_of_inputs():
     """Numbers of rows and squares with noise may be below 0, and need not fit each other."""
     keys = {"task": "digits", "model": "mlp", "clients": 4, "cohort": 2, "rounds": 1, "warmup": 0}

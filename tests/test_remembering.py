@@ -31,6 +31,7 @@ def lost(question, partition: int) -> bool:
     return few or (question.round, partition) == (2, 1)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("asked", [True, False], ids=["lost on the way", "never asked"])
 @pytest.mark.parametrize("nodes", [0, 2])
 def test_what_is_remembered_is_what_counted(asked, nodes):
@@ -72,6 +73,7 @@ def whole() -> Result:
     return federate(configure({**KEYS, "score": "moving"}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [1, 3])
 def test_a_killed_run_remembers_what_an_unbroken_one_does(after, whole, tmp_path):
     with pytest.raises(Killed):
@@ -84,6 +86,7 @@ def test_what_is_remembered_makes_a_difference(whole):
     assert forgetful.summary["weights_digest"] != whole.summary["weights_digest"]
 
 
+@pytest.mark.slow
 def test_a_run_whose_memory_is_gone_says_so(tmp_path):
     config = configure({**KEYS, "score": "moving"})
     with pytest.raises(Killed):

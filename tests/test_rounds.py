@@ -214,6 +214,7 @@ FAILURES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", FAILURES)
 def test_a_failing_client_is_named_and_leaves_the_bits_of_one_never_asked(how):
     config = tiny(cohort=4)
@@ -366,6 +367,7 @@ def test_a_threshold_above_everything_leaves_the_floor(threshold):
     assert [int(mask.sum()) for mask in result.state.masks.values()] == [5, 5, 5]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("wire", "width"), [("fp32", 4), ("fp16", 2), ("bf16", 2)])
 def test_every_type_of_the_wire(wire, width):
     result, asked, _ = overheard(tiny(wire=wire))
@@ -452,6 +454,7 @@ def test_arms_are_the_runs_they_stand_for_bit_for_bit(score, wire):
     assert column(both, "removed", "random") == column(both, "removed", "pruned")
 
 
+@pytest.mark.slow
 def test_dense_bytes_are_those_of_dense_fedavg():
     pruned, _, _ = overheard(tiny(wire="bf16"))
     dense, asked, _ = overheard(tiny(sparsity=0.0))
@@ -510,6 +513,7 @@ def test_labels_are_told_by_partition():
     assert sum(labels_of(host).values()) == pytest.approx(0.8 * 1797, abs=5)
 
 
+@pytest.mark.slow
 def test_a_run_may_begin_with_given_weights():
     config = tiny(rounds=3, warmup=1, end=2)
     given = masked(played(tiny()).state.weights, {})
@@ -518,6 +522,7 @@ def test_a_run_may_begin_with_given_weights():
     assert result.rows[0]["loss"] < played(config).rows[0]["loss"]
 
 
+@pytest.mark.slow
 def test_the_same_run_twice_is_the_same_bits_and_another_seed_is_not():
     config = tiny()
     assert federate(config, inline_port(house_of(config))).rows == played(config).rows

@@ -66,6 +66,7 @@ def test_it_is_the_papers_loop():
     np.testing.assert_allclose(c * mask, everyone * mask, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_it_takes_drift_away():
     """Of clients with planes of their own the mean is learned: FedAvg ends beside it."""
     keys = {**KEYS, "sparsity": 0.0, "rounds": 24, "warmup": 0, "cohort": 6, "local_steps": 8}
@@ -91,6 +92,7 @@ def test_it_takes_drift_away():
     assert far["scaffold"] < 1e-3 < 0.01 < far["plain"], far
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["killed", "nodes"])
 def test_wherever_it_runs_and_after_a_kill_it_is_the_same(how: str, tmp_path: Path):
     config = configure({**KEYS, "uplink": "int8"})

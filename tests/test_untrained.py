@@ -37,6 +37,7 @@ def test_bytes_are_those_of_scoring_alone():
     assert played(asks_nobody).rows[-1]["bytes_up"] == 0
 
 
+@pytest.mark.slow
 def test_the_ledger_has_what_was_planned(tmp_path):
     config = tiny(**FREE, model="mlp", dp="client", dp_noise=1.0)
     federate(config, inline_port(house_of(config)), folder=tmp_path / "run")

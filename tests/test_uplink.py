@@ -20,6 +20,7 @@ from tests.runs import Killed, Spy, house_of, killed_after, played, tiny
 FEEDBACK = {"uplink": "int4", "error_feedback": True}
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("uplink", "bits"), [("int8", 8), ("int4", 4), ("bf16", 16)])
 def test_clients_send_so_many_bits_and_get_the_whole_weights(uplink, bits):
     config = tiny(uplink=uplink)
@@ -43,6 +44,7 @@ def test_quality_is_not_lost_to_eight_bits():
     assert few["weights_digest"] != whole["weights_digest"]
 
 
+@pytest.mark.slow
 def test_a_repeated_run_draws_the_same():
     config = tiny(**FEEDBACK)
     first, again = (federate(config, inline_port(build_host(config))) for _ in range(2))
@@ -51,6 +53,7 @@ def test_a_repeated_run_draws_the_same():
     assert plain.summary["weights_digest"] != first.summary["weights_digest"]
 
 
+@pytest.mark.slow
 def test_a_run_killed_anywhere_ends_as_an_unbroken_one(tmp_path):
     config = tiny(**FEEDBACK)
     whole = federate(config, folder=tmp_path / "whole")
@@ -89,6 +92,7 @@ def test_any_process_finds_what_another_one_kept(tmp_path):
     assert sum_of(hosts[0], 5, other) is None, "it is missed, not taken for nothing"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", [{(1, 1), (1, 2), (1, 3)}, {(p, 2) for p in range(5)}])
 def test_what_was_lost_on_the_way_does_not_count_as_sent(lost):
     """The bits of a run that did not ask: those clients kept something back all the same."""

@@ -232,6 +232,7 @@ def test_a_run_that_was_never_pruned_says_so(schedule):
     assert told["quality"]["dense_at_pruning"] is None, "pruning never began"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pages")
 def test_a_run_of_void_rounds_raises_with_all_there_is(tmp_path):
     config = tiny(**{**BASE, "lr": 1e30, "local_steps": 3, "baselines": ("dense",)})

@@ -35,6 +35,7 @@ def test_everyone_is_asked(asked):
     assert [len(who) for _, who, _ in asked()] == [3, 3]
 
 
+@pytest.mark.slow
 def test_so_many_are_drawn_anew_in_every_round(asked):
     """Of everyone who trains, more than a cohort or fewer; again the same by the same seed."""
     found = [who for _, who, _ in asked(score_cohort=4, rounds=6, end=6, schedule="linear")]
@@ -43,6 +44,7 @@ def test_so_many_are_drawn_anew_in_every_round(asked):
     assert found == [who for _, who, _ in asked(score_cohort=4, rounds=6, end=6, schedule="linear")]
 
 
+@pytest.mark.slow
 def test_in_a_secure_sum_too(asked):
     """Of more than a cohort at once, to the same scores but for its fixed point."""
     keys = {"score_cohort": 4, "rounds": 1, "end": 1}
@@ -66,6 +68,7 @@ def test_noise_is_booked_for_everyone(combine):
     assert {o.audience for o in tuned} == {"cohort"}
 
 
+@pytest.mark.slow
 def test_examples_are_drawn_anew_in_every_round_and_are_those_that_count(asked):
     first, second = asked(score_examples=4, schedule="linear")
     assert first[2].totals["count"] == second[2].totals["count"] == 3 * 4

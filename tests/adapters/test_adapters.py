@@ -157,6 +157,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[fedprune.Result, Path
     return federate(configure(LM), folder=folder), folder
 
 
+@pytest.mark.slow
 def test_only_adapters_are_trained_and_travel(run):
     result, _ = run
     config = configure(LM)

@@ -32,6 +32,7 @@ def tuned(cut, tmp_path_factory) -> tuple[Path, Result]:
     return out, federate(configure({**TUNED, "init": str(cut)}), folder=out)
 
 
+@pytest.mark.slow
 def test_what_was_cut_stays_cut_and_only_what_adapters_change_moves(cut, tuned):
     before, after = (state_of(fedprune.load(folder)) for folder in (cut, tuned[0]))
     assert {n: t.shape for n, t in before.items()} == {n: t.shape for n, t in after.items()}
@@ -55,6 +56,7 @@ def test_of_the_cut_model_clients_are_sent_what_is_not_their_base_models(tuned):
     assert 0 < result.summary["bytes_down"] < 4 * bare * KEYS["clients"] * rounds / 2
 
 
+@pytest.mark.slow
 def test_its_bits_are_those_of_a_resumed_run(cut, tuned, tmp_path):
     half = tmp_path / "half"
     config = configure({**TUNED, "init": str(cut), "rounds": 1})

@@ -73,6 +73,7 @@ def test_a_mask_alone_tells_the_dominant_class():
     assert sum(map(int, right)) >= 4
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", ["g", "|g|", "votes"])
 def test_a_random_message_tells_nothing(name):
     s = made(name, **HEAD)

@@ -1,5 +1,7 @@
 import math
 
+import pytest
+
 from fedprune.attacks.canary import Audited, Draw, Noised
 from fedprune.attacks.replayed import replayed
 from fedprune.privacy.accounting_terms import AccountingTerms
@@ -28,6 +30,7 @@ def cohort(round_: int, order: int = 0, kind: str = "tune", *partitions: int) ->
     return Occasion("pruned", round_, kind, order, "cohort", partitions or (0, 1, 2), 12)
 
 
+@pytest.mark.slow
 def test_what_one_cohort_is_asked_in_one_round_is_one_draw():
     terms = AccountingTerms("client", "fixed", 3, 12)
     scores, changes = gaussian(1.0, math.sqrt(2.0), 3.0), gaussian(0.5, 1.0, 4.0)
@@ -99,6 +102,7 @@ def test_without_noise_there_is_nothing_to_audit():
         assert replayed(booked(terms, (cohort(1), (FREE, OPEN))).lines, terms) is None
 
 
+@pytest.mark.slow
 def test_a_real_ledger_is_replayed_with_all_its_sums(tmp_path):
     from fedprune import federate
     from fedprune.config.terms import accounting_terms_of

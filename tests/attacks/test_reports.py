@@ -35,6 +35,7 @@ def few(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, *kept: str) -> 
     monkeypatch.setattr(module, name, {key: table[key] for key in kept})
 
 
+@pytest.mark.slow
 def test_images_in_closed_form(monkeypatch, ticks):
     few(monkeypatch, image_report, "IMAGE_CASES", "|g|", "|g|, 80 % pruned", "Σx²")
     found = image_report.closed_form_findings([0], [10.0], lambda: ticks.append(1))
@@ -57,6 +58,7 @@ def test_images_by_search(monkeypatch, ticks):
     assert section.table.columns == ["quantity", "plain", "sum of 4", "epsilon 10", CHANCE]
 
 
+@pytest.mark.slow
 def test_labels(monkeypatch, ticks):
     few(monkeypatch, label_report, "LABEL_CASES", "change", "g², with head")
     monkeypatch.setattr(label_report, "_SIZES", (32,))
@@ -80,6 +82,7 @@ def test_texts(monkeypatch, ticks):
     assert len(listed.table.rows) == 2
 
 
+@pytest.mark.slow
 def test_models(monkeypatch, ticks):
     few(monkeypatch, portrait_report, "_MODELS", "untrained")
     found = portrait_report.portrait_findings([0], lambda: ticks.append(1))

@@ -83,6 +83,7 @@ def studied():
     return dense_and_pruned(config, (0.0, 0.9), 6, lambda: told.append(1)), told
 
 
+@pytest.mark.slow
 def test_members_are_remembered(studied):
     (dense, sparse), told = studied
     assert len(told) == 6
@@ -98,6 +99,7 @@ def test_members_are_remembered(studied):
         assert abs(auc(scores[wrong], scores[~wrong]) - 0.5) < 0.02
 
 
+@pytest.mark.slow
 def test_pruning_by_nothing_is_the_dense_model(studied):
     again = dense_and_pruned(quick(tiny, local_steps=150), (0.0,), 6)[0]
     np.testing.assert_array_equal(again.confidence, studied[0][0].confidence)

@@ -240,6 +240,7 @@ def test_a_client_whose_scores_are_all_equal_votes_by_magnitude_then_position(cn
     assert gone.max() <= size[mask][aggregate.votes == 1].min()
 
 
+@pytest.mark.slow
 def test_a_client_without_finite_statistics_has_no_vote(cnn):
     host, about = cnn
     shard = host.shards[1]

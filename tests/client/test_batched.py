@@ -245,6 +245,7 @@ def test_who_fails_fails_alone(dp, caplog):
     assert "one by one" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_whole_run_comes_to_the_same():
     """Rows to rounding; the same clients failed, the same is in the ledger, to the last digit."""
     keys = {**MLP, **NOISE, "local_epochs": 1, "local_steps": 0}

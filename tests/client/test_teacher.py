@@ -43,6 +43,7 @@ def test_the_teacher_is_the_model_before_it_is_pruned():
     assert all(row["divergence"] > 0 for row in result.rows[2:])
 
 
+@pytest.mark.slow
 def test_a_teacher_changes_the_result_and_nothing_before_it():
     plain, taught = overheard(tiny())[0], overheard(tiny(**LEARNS))[0]
     digests = [[row["weights_digest"] for row in r.rows] for r in (plain, taught)]
@@ -93,6 +94,7 @@ def test_weights_may_fall_over_rounds():
     assert factor(tiny(**LEARNS), 5) == 1.0
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_same_teacher(tmp_path):
     config = tiny(**LEARNS, baselines=("dense",))
     whole = federate(config, inline_port(house_of(config)), folder=tmp_path / "whole")

@@ -127,6 +127,7 @@ def coded(head: dict[str, Any], mask: bytes = b"") -> bytes:
     return body + hashlib.sha256(body).digest()
 
 
+@pytest.mark.slow
 def test_what_claims_to_be_large_is_refused_in_a_few_megabytes(subtests):
     for what, decode, data in claims():
         with subtests.test(what):

@@ -66,6 +66,7 @@ def test_never_more_than_a_bit_a_weight(masks):
     assert len(encode_mask(masks)) <= math.ceil(n / 8) + 64 + described(masks)
 
 
+@pytest.mark.sampled(24)
 @pytest.mark.parametrize("percent", range(1, 100))
 def test_random_masks_are_within_two_percent_of_their_entropy(percent):
     masks = {"w": spread_out(MILLION, MILLION * percent // 100, percent)}

@@ -23,6 +23,7 @@ def steps(values: torch.Tensor, bits: int) -> torch.Tensor:
     return (padded.abs().amax(1) / (2 ** (bits - 1) - 1)).repeat_interleave(CHUNK)[: len(values)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", BITS.values())
 def test_on_average_nothing_is_lost(bits):
     values, times = drawn(700), 4000

@@ -13,6 +13,7 @@ from fedprune.redundancy.analysis import analysed
 from fedprune.tensors.models import state_of
 
 
+@pytest.mark.slow
 def test_a_run_is_analysed_with_what_its_clients_see(run_folder, tmp_path, capsys):
     file = tmp_path / "found.json"
     assert main(["analyse", str(run_folder), "--json", str(file), "--energy", "0.8"]) == 0

@@ -53,6 +53,7 @@ def test_the_figures_are_of_the_run_s_own_examples(plain):
     assert at["false"] <= 0.01 * at["others"]
 
 
+@pytest.mark.slow
 def test_a_private_run_s_claim_stands_beside_what_canaries_prove(private, capsys):
     assert main(["audit", str(private), "--canaries", "200"]) == 0
     said = capsys.readouterr().out

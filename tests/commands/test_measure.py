@@ -30,6 +30,7 @@ def test_a_run_beside_its_dense_model(run_folder, capsys):
     assert mine["speedup"][1] <= mine["speedup"][0] <= mine["speedup"][2]
 
 
+@pytest.mark.slow
 def test_a_model_folder_is_measured_on_the_test_split_of_its_task(run_folder, capsys):
     (mine, other), _ = measured(
         capsys, str(run_folder / "model"), "--baseline", str(run_folder), "--threads", "2"

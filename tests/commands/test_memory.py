@@ -27,6 +27,7 @@ def test_a_process_that_fails_says_why():
         peak_of({**ABOUT, "path": "nowhere"})
 
 
+@pytest.mark.slow
 def test_elsewhere_it_is_not_measured(run_folder, monkeypatch):
     monkeypatch.setattr(memory, "_CLEAR", Path("/nowhere"))
     assert measured_peak({**ABOUT, "path": str(run_folder)}) is None

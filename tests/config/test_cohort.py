@@ -45,6 +45,7 @@ def noise(**keys):
     return noise_of_budget(config)
 
 
+@pytest.mark.slow
 def test_a_budget_is_planned_with_what_each_client_takes_part_in():
     in_turn = noise(sampling="round-robin")
     assert noise(sampling="round-robin", secure="secagg") == pytest.approx(in_turn, rel=0.01)

@@ -480,6 +480,7 @@ def conflicts_of(keys: Keys) -> dict[tuple[str, int], list[Conflict]]:
     return found
 
 
+@pytest.mark.slow
 def test_every_conflict_has_an_example():
     missing: dict[tuple[str, int], set[int]] = {}
     for keys in [DIGITS, *(keys_of(row.split(" | ")[0]) for row in ROWS)]:

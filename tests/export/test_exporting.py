@@ -146,6 +146,7 @@ def test_a_model_without_a_config_is_refused(tmp_path):
         export(Cargo(dense_model(config).eval(), config), "hf", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_nothing_is_pickled_anywhere():
     """But for what goes to workers of the same run, as all does that Ray is given."""
     to_workers = ROOT / "fedprune/engines/ray/letters.py"

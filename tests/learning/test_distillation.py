@@ -200,6 +200,7 @@ def lesson_for(name: str, teacher: nn.Module, **keys: float) -> Distillation:
     return Distillation(teacher, LOSSES[PURPOSES[name]], **weights)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", PURPOSES)
 def test_each_term_is_zero_against_oneself_and_draws_towards_another(name):
     student = model_of(name).eval()

@@ -193,6 +193,7 @@ def test_terms_act_in_the_gradient_or_after_the_step():
     assert pulled(l1=50.0) == 0.0
 
 
+@pytest.mark.slow
 def test_zeros_of_proximal_steps_survive_the_average_and_are_not_pruned():
     plain, gradient = played(tiny()), played(tiny(l1=0.02, shrinkage="gradient"))
     proximal = played(tiny(l1=0.02))

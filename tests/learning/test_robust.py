@@ -209,6 +209,7 @@ def astray(monkeypatch) -> None:
 SHORT = {"clients": 5, "cohort": 5, "rounds": 2, "warmup": 0, "end": 1, "local_steps": 1}
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.usefixtures("astray")
 @pytest.mark.parametrize("rule", RULES)
 def test_a_run_with_one_that_lies_ends_well_whoever_adds_up(rule):

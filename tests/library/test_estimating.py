@@ -17,6 +17,7 @@ RUNS = [
 ]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("changes", RUNS, ids=lambda c: " ".join(map(str, c.values())))
 def test_bytes_are_those_that_the_run_then_sends(changes):
     """Of every method: they are counted on real answers, of one client for many."""
@@ -29,6 +30,7 @@ def test_bytes_are_those_that_the_run_then_sends(changes):
     assert found.flops > 0 < found.seconds < 60
 
 
+@pytest.mark.slow
 def test_operations_are_those_of_every_step_and_example():
     """Twice the steps are twice the training; scoring and measuring stay as they were."""
     keys = {"model": "mlp", "rounds": 1, "warmup": 0, "end": 1}

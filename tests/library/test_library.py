@@ -68,6 +68,7 @@ FORMS = {
 }
 
 
+@pytest.mark.slow
 def test_all_forms_of_data_are_the_same_task():
     runs = [federate(own_task(net(), f), clients=3, rounds=2, lr=0.05) for f in FORMS.values()]
     digests = {run.summary["weights_digest"] for run in runs}
@@ -189,6 +190,7 @@ def test_a_result_is_looked_at_drawn_and_saved(tmp_path):
         result.to_hf(tmp_path / "hf")
 
 
+@pytest.mark.slow
 def test_a_language_model_of_a_result_is_one_of_transformers(tmp_path):
     from transformers import AutoModelForCausalLM
 
@@ -249,6 +251,7 @@ def test_progress_is_printed_where_asked_for_and_in_notebooks(capsys, monkeypatc
     assert "pruned      2" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_the_page_about_python_shows_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
@@ -294,6 +297,7 @@ class Heard(Callback):
         self.said.append(summary and summary["rounds_completed"])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pages")
 def test_callbacks_hear_every_round_once_also_when_resumed_and_the_board_has_it(
     tmp_path, capsys, monkeypatch

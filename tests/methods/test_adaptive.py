@@ -60,6 +60,7 @@ def sparsities(result: Result) -> list[float]:
     return [round(row["sparsity"], 3) for row in result.rows]
 
 
+@pytest.mark.slow
 def test_it_goes_as_far_as_the_limit_steps_back_waits_and_widens():
     config = tiny(**{**ADAPTIVE, "tolerance": 0.1, "candidates": 4, "sparsity": 0.8, "rounds": 6})
     script = {

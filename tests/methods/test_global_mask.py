@@ -216,6 +216,7 @@ def test_an_exchange_drops_by_score_and_grows_by_gradient():
     assert all(not tuned.weights[n][m].any() for n, m in fresh.items()), "they begin at 0"
 
 
+@pytest.mark.slow
 def test_the_standard_error_of_an_estimate_is_told():
     result, _, _ = run(score="perturbation", probes=8)
     errors = [row["standard_error"] for row in result.rows]
@@ -372,6 +373,7 @@ def test_clients_own_masks_are_as_far_as_the_schedule():
     assert result.summary["failures"] == 0
 
 
+@pytest.mark.slow
 def test_only_the_last_of_a_rounds_prunings_goes_back():
     """Every step scores trained weights; survivors are rewound once."""
     _, asked, _ = run(rewind=0, score_steps=3)

@@ -51,6 +51,7 @@ def near(left: Named, right: Named, few: int = 4) -> None:
     assert off <= few, off
 
 
+@pytest.mark.slow
 def test_feddst_is_its_algorithm():
     given = {**SMALL, "method": "feddst", "rounds": 4, "end": 4, "frequency": 1, "regrow": 0.4}
     config = configure({**given, "local_epochs": 2, "sparsity": 0.6, "lr_schedule": "constant"})
@@ -87,6 +88,7 @@ def test_feddst_is_its_algorithm():
         assert any((after.masks[n] & ~before.masks[n]).any() for n in LAYERS), "some grew"
 
 
+@pytest.mark.slow
 def test_candidates_of_fedtiny_are_compared_by_statistics_of_their_own_at_any_server_rate():
     keys = {"model": "cnn", "method": "fedtiny", "warmup": 0, "rounds": 2, "end": 2}
     found = [played(tiny(**keys, server_lr=lr)).rows[0]["method"] for lr in (1.0, 0.3)]
@@ -102,6 +104,7 @@ def test_the_first_pruning_of_prunefl_is_of_another_client_where_the_first_one_f
     assert result.state.prunings == 3
 
 
+@pytest.mark.slow
 def test_dispfl_is_its_algorithm():
     given = {**SMALL, "method": "dispfl", "rounds": 3, "sparsity": 0.6, "lr_schedule": "constant"}
     options = {"network": "full", "exchange": 0.5}

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from fedprune.engines.inline import inline_port
@@ -11,6 +12,7 @@ from tests.runs import house_of, overheard, tiny
 TIERS = (1.0, 0.5, 0.25)
 
 
+@pytest.mark.slow
 def test_each_weight_is_the_mean_over_the_clients_whose_part_has_it():
     config = tiny(
         **{"clients": 5, "cohort": 4, "rounds": 3, "warmup": 1, "end": 3, "model": "cnn"},

@@ -31,6 +31,7 @@ def test_the_model_is_measured_after_every_so_many_rounds_and_the_last(every, ro
     assert [row["loss"] for row in result.rows if row["loss"] is not None] == known
 
 
+@pytest.mark.slow
 def test_some_who_are_drawn_stand_for_all_and_tests_ask_everyone():
     keys, there = {"clients": 8, "cohort": 2}, set(range(8))
     result, asked = watched(tiny(**keys, measure_cohort=3))

@@ -22,6 +22,7 @@ def words_of_code(path: Path) -> set[str]:
     return texts | {n.id for n in nodes if isinstance(n, ast.Name)}
 
 
+@pytest.mark.slow
 def test_nothing_but_the_table_of_methods_knows_a_published_method():
     """So whatever it imports was there before it, and was not edited for it."""
     seen = {p: words_of_code(p) for p in CORE.rglob("*.py") if p != CORE / "methods" / "catalog.py"}

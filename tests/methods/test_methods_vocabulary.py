@@ -100,6 +100,7 @@ def test_a_run_keeps_what_its_clients_train_and_validate_on_and_the_marks(
     assert torch.equal(back.get_submodule(path).weight, table.weight)
 
 
+@pytest.mark.slow
 def test_without_asking_nothing_is_cut_and_no_client_is_asked(config):
     asked = []
     for vocabulary in ("full", "used"):

@@ -23,6 +23,7 @@ def written(tmp_path: Path) -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 def test_a_method_of_one_s_own_remembers_scores(written, tmp_path):
     path = written["my_method.py"]
     assert len(Path(path).read_text().splitlines()) <= 50

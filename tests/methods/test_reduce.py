@@ -153,6 +153,7 @@ def test_units_that_pruning_emptied_are_gone_when_ranks_are_looked_for(reduces, 
     assert fits.layout.shapes == {n: w.shape for n, w in after.weights.items()}
 
 
+@pytest.mark.slow
 def test_validation_decides_how_far_to_go(reduces):
     far, near = (reduces(rank_tolerance=t) for t in (10.0, 0.0))
     state, plan, port = opened(far)
@@ -266,6 +267,7 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Path
     return config, folder, federate(config, folder=folder)
 
 
+@pytest.mark.slow
 def test_factors_are_tuned_pruned_and_sent_in_the_rounds_that_follow(whole_run):
     _, folder, result = whole_run
     rows = [row for row in result.rows if row["arm"] == "pruned"]
@@ -285,6 +287,7 @@ def test_factors_are_tuned_pruned_and_sent_in_the_rounds_that_follow(whole_run):
         assert same(state_of(load(path)), result.state.weights)
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_after_reducing_goes_on_to_the_same_bits(whole_run, tmp_path):
     config, _, result = whole_run
     stopped = config.model_copy(update={"baselines": ()})
@@ -295,6 +298,7 @@ def test_a_run_that_stops_after_reducing_goes_on_to_the_same_bits(whole_run, tmp
     assert [r["weights_digest"] for r in again.rows] == ends
 
 
+@pytest.mark.slow
 def test_a_schedule_that_asks_for_less_than_is_gone_already_takes_nothing():
     keys = {"reduce": ["low-rank"], "rank_budget": 0.3, "score_steps": 2, "reduce_round": 3}
     result = federate(tiny(rounds=4, warmup=1, end=4, sparsity=0.2, **keys))

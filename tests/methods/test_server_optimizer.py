@@ -54,6 +54,7 @@ def test_it_is_the_papers_loop_on_what_is_kept(name, lr, b1):
     assert not mask.all()
 
 
+@pytest.mark.slow
 def test_statistics_take_their_whole_mean_change():
     """With the adaptive rules --server-lr is the size of a step, which is no part of a mean."""
     keys = {"rounds": 2, "warmup": 0, "end": 2}

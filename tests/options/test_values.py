@@ -67,6 +67,7 @@ def configured_table(text: str) -> dict[str, Any]:
 TEXTS = ["007", "1e3", "1e9", "1.5", "-2", "nan", "False", "none", "a,b"]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("text", TEXTS)
 def test_every_key_is_read_the_same_from_all_three(text, tmp_path):
     # A plug-in that a file names is refused, whatever it says.

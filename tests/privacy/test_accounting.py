@@ -256,6 +256,7 @@ RELEASES = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(RELEASES, st.sampled_from(["fixed", "poisson"]), st.sampled_from(["client", "example"]))
 def test_epsilon_is_a_number_that_no_further_release_makes_smaller(what, sampling, unit):
@@ -271,6 +272,7 @@ def test_epsilon_is_a_number_that_no_further_release_makes_smaller(what, samplin
         before = now
 
 
+@pytest.mark.slow
 def test_steps_on_examples_and_a_randomised_vote_add_up():
     """A client's vote hides any examples of it: both cost the client's examples."""
     steps = noisy(1.0, unit="example", mechanism="sampled-gaussian", rate=0.1, steps=10)

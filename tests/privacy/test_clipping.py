@@ -39,6 +39,7 @@ def generated(rng: np.random.Generator) -> Tensor:
     return torch.from_numpy(values if dtype.is_floating_point else whole).to(dtype)
 
 
+@pytest.mark.slow
 def test_ten_thousand_updates_fit_or_are_refused():
     rng = np.random.default_rng(5)
     fit = refused = 0

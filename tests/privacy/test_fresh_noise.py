@@ -57,6 +57,7 @@ def test_seeded_noise_is_the_same_twice_and_goes_from_a_difference():
     assert torch.equal(scored(config), scored(config))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pages")
 def test_what_is_simulated_is_called_so_beside_every_epsilon(tmp_path, capsys):
     config = configure({**PRIVATE, "noise_source": "seeded"})

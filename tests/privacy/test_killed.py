@@ -181,6 +181,7 @@ def whole(
     return config, host, epsilon, booked, world.moments
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("seed", range(RUNS // 3))
 def test_epsilon_is_never_less_than_what_was_released(seed, whole, tmp_path, patch):
     config, host, unbroken, once, moments = whole

@@ -126,6 +126,7 @@ def seen_of(host: Host, folder: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "keys", [NOISE, {**NOISE, "combine": "votes"}, {**NOISE, "dp": "example"}], ids=str
 )

@@ -220,6 +220,7 @@ def test_a_run_stops_before_the_round_that_the_budget_does_not_allow(tmp_path):
     assert spent == sorted(spent)
 
 
+@pytest.mark.slow
 def test_a_budget_alone_says_how_much_noise_and_is_spent_at_the_end():
     c = config_of(dp="client", panel=2, epsilon=20.0)
     assert c.dp_noise is not None

@@ -16,6 +16,7 @@ from fedprune.server.watch import Watch
 from tests.runs import Killed, house_of, tiny
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arm", "alone"),
     [
@@ -37,6 +38,7 @@ ALONE = {"model": "mlp", "clients": 3, "rounds": 3, "warmup": 1, "end": 2, "alph
 BOTH = ("local-only", "centralised")
 
 
+@pytest.mark.slow
 def test_clients_alone_are_runs_of_one_client_and_go_on_after_a_kill(tmp_path):
     """Each is the run of a federation without the others; its model is measured on everyone."""
     config = tiny(**ALONE, baselines=BOTH)
@@ -103,6 +105,7 @@ def test_the_gap_is_withheld_where_its_denominator_may_be_nothing():
     assert gap_closure([], [0.5], [0.2])["withheld"] == "a loss is not known"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", [{"model": "cnn"}, {"model": "vit", "local_steps": 1}])
 def test_the_small_dense_model_has_the_pruned_size(keys):
     config = tiny(**keys, rounds=2, warmup=0, end=2, sparsity=0.6, baselines=("dense-small",))

@@ -150,6 +150,7 @@ def edited(folder: Path) -> None:
     path.write_text(path.read_text().replace("seed = 3", "seed = 4"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pages")
 def test_another_configuration_is_refused_or_written_down(copied):
     config, folder = copied

@@ -168,6 +168,7 @@ def test_a_run_killed_after_any_round_ends_as_an_unbroken_one(arm, round_, runs)
     runs.ends_as_unbroken()
 
 
+@pytest.mark.slow
 def test_a_run_killed_many_times_ends_as_an_unbroken_one(runs):
     runs.killed(killed_after(2))
     for arm, round_ in [("pruned", 3), ("dense", 2), ("dense", 5), ("random", 1), ("random", 4)]:
@@ -225,6 +226,7 @@ def test_a_finished_run_resumed_is_as_it_was(runs):
     assert_as_unbroken(runs.folder, runs.whole)
 
 
+@pytest.mark.slow
 def test_a_failure_and_a_pending_pruning_survive_a_kill(tmp_path):
     config = tiny(cohort=5, min_clients=3, schedule="one-shot", end=3)
     host = house_of(config)

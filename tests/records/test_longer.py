@@ -30,6 +30,7 @@ def test_the_best_round_is_the_lowest_loss_of_the_sparsest_models(more):
     assert result.summary["weights_digest"] == want["weights_digest"]
 
 
+@pytest.mark.slow
 def test_an_arm_ends_when_nothing_better_comes_and_resumes_to_the_same(tmp_path):
     config = tiny(**{**MLP, "lr": 8.0, "rounds": 12}, patience=1, save="best")
     whole = played(config)
@@ -42,6 +43,7 @@ def test_an_arm_ends_when_nothing_better_comes_and_resumes_to_the_same(tmp_path)
     assert again.summary["weights_digest"] == whole.summary["weights_digest"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more", [{"baselines": ("dense",)}, {"error_feedback": True, "uplink": "int8"}], ids=str
 )

@@ -137,6 +137,7 @@ def test_what_was_cut_where_the_new_model_has_nothing_is_refused(before):
         continued(configure({"init": str(before[0])}), cut)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pages")
 def test_results_are_kept_where_the_earlier_data_is_gone(tmp_path):
     old, new, one, two = (tmp_path / name for name in ("old.txt", "new.txt", "one", "two"))

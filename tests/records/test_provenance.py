@@ -2,6 +2,7 @@ import json
 import subprocess
 from pathlib import Path
 
+import pytest
 import torch
 
 from fedprune import federate
@@ -15,6 +16,7 @@ from tests.runs import house_of, tiny
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_a_summary_says_where_it_comes_from(tmp_path):
     host = house_of(tiny(rounds=2, warmup=1, end=2))
     federate(host.config, inline_port(host), folder=tmp_path)

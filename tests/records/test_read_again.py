@@ -25,6 +25,7 @@ def folder(run_folder, tmp_path) -> Path:
     return shutil.copytree(run_folder, tmp_path / "run")
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", [*(n for n in READ_AGAIN if "adapter" not in n), SUMS_NAME])
 def test_every_corruption_of_every_kind_of_file_is_refused_by_its_name(folder, name):
     path = folder / name

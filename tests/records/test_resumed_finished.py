@@ -11,6 +11,7 @@ from fedprune.engines.inline import inline_port
 from tests.runs import tiny
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "keys",
     [{}, {"dp": "client", "dp_noise": 1.0, "panel": 2}, {"dp": "client", "dp_noise": 1.0}],

@@ -154,6 +154,7 @@ def fit(
     return conversed(talk, Book(), plan, inline_port(host))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("calibration", ["dense", "sequential"])
 @pytest.mark.parametrize("kind", RECONSTRUCTIONS)
 def test_a_pruned_model_comes_closer_to_what_it_was(kind, calibration, llama):

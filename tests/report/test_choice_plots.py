@@ -92,6 +92,7 @@ def test_any_number_of_layers_has_curves(count):
     assert axes.lines[0].get_ydata()[0] == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pages")
 def test_a_run_shows_what_was_chosen(tmp_path):
     keys = {"schedule": "adaptive", "adaptive": "layer", "tolerance": 0.01, "rounds": 4}

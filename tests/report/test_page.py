@@ -61,6 +61,7 @@ def test_the_page_tells_the_run(make_run):
         assert told in words, told
 
 
+@pytest.mark.slow
 def test_the_page_tells_the_earlier_task_before_and_after(make_run):
     folder = make_run()
     path = folder / "summary.json"
@@ -84,6 +85,7 @@ def test_the_page_shows_every_key_and_every_round(make_run):
     assert page.words.count("4.25 s") == 36
 
 
+@pytest.mark.slow
 def test_the_page_asks_for_nothing(make_run):
     text = write_page(make_run()).read_text("utf-8")
     tags = {tag for tag, _ in Reader(text).tags}
@@ -200,6 +202,7 @@ def test_nested_configuration_has_dotted_keys():
     assert flat_table(config) == [["a", "1"], ["b.c", "1, 2"], ["b.d.e", "(empty)"]]
 
 
+@pytest.mark.slow
 def test_the_report_is_all_of_it_and_the_same_again(failed_run):
     write_report(failed_run)
     first = (failed_run / "report.html").read_bytes()

@@ -121,6 +121,7 @@ def test_a_single_round_without_baselines_can_be_drawn():
     assert all(svg(Picture(str(i), "t", "f", figure)) for i, figure in enumerate(figures))
 
 
+@pytest.mark.slow
 def test_svg_takes_its_colours_from_the_page_and_is_the_same_each_time(make_run):
     run = read_run(make_run())
     first, second = ([svg(p) for p in pictures(run).values()] for _ in range(2))

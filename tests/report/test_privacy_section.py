@@ -40,6 +40,7 @@ def make_booked(make_run) -> Folder:
     return make
 
 
+@pytest.mark.slow
 def test_a_private_run_shows_epsilon_the_releases_the_curve_and_the_statement(make_booked):
     folder = make_booked(AccountingTerms(dp="client", cohort=5, population=20), NOISY)
     run = read_run(folder)
@@ -65,6 +66,7 @@ def test_what_is_not_covered_makes_the_total_infinite_and_its_reason_is_text(mak
     assert "&lt;b&gt;as they are" in html
 
 
+@pytest.mark.slow
 def test_without_noise_the_section_is_short(make_booked):
     folder = make_booked(AccountingTerms(), RAW)
     run = read_run(folder)
@@ -79,6 +81,7 @@ def test_a_run_without_a_ledger_says_so(make_run):
     assert "This run kept no ledger" in write_page(folder).read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_before_its_summary_has_a_section(make_booked):
     folder = make_booked(AccountingTerms(dp="client", cohort=5, population=20), NOISY)
     path = folder / "summary.json"

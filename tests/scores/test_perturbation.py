@@ -94,6 +94,7 @@ def test_patterns_depend_on_seed_number_and_tensor_and_remove_a_tenth():
     assert all(abs(float(d.double().mean()) - REMOVED) < 0.015 for d in drawn)
 
 
+@pytest.mark.slow
 def test_the_standard_error_is_the_spread_of_the_estimate_over_seeds():
     s = pair()
     found, errors = [], []

@@ -70,6 +70,7 @@ def scored(name: str, s: Specimen, parts: list[Part], unit: str, size: int = 10*
     return SCORES[name].finalise(taken(SCORES[name], s, parts, size=size, unit=unit))
 
 
+@pytest.mark.sampled(28)
 @pytest.mark.parametrize("absent", [(), (1,), (0, 2)], ids=str)
 @pytest.mark.parametrize("family", LAWFUL)
 @pytest.mark.parametrize("name", ADDITIVE)
@@ -80,6 +81,7 @@ def test_federated_equals_pooled(name, family, absent):
     assert furthest(apart, scored(name, s, [s.pooled(there)], unit)) < 1e-9
 
 
+@pytest.mark.sampled(19)
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("family", LAWFUL)
 @pytest.mark.parametrize("name", ADDITIVE)
@@ -230,6 +232,7 @@ def test_what_is_collected_has_the_names_and_shapes_that_were_announced(name, fa
         assert not any(t.requires_grad for t in sums.values())
 
 
+@pytest.mark.sampled(37)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", SCORES)
 def test_every_score_scores_every_weight_of_every_family(name, family):

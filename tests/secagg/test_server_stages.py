@@ -252,6 +252,7 @@ def test_own_masks_are_counted_before_anything_is_added(sealed, masks):
         assert torch.allclose(ours[name][~hidden], theirs[name][~hidden], atol=1e-9)
 
 
+@pytest.mark.slow
 def test_drop_outs_between_counting_and_adding_start_both_again(sealed):
     """Else a coordinate of three holders would be opened for those of them that are left."""
     host = house_of(sealed(masks="union"))
@@ -280,6 +281,7 @@ def test_who_holds_what_is_not_counted_again_without_one_or_two(sealed, gone):
     assert "would show the masks" in found.failures[0].reason
 
 
+@pytest.mark.slow
 def test_a_whole_run_ends_as_it_does_in_the_open():
     sizes = {"clients": 6, "cohort": 5, "hosts": 3, "rounds": 3, "warmup": 1, "end": 2}
     ours, theirs = played(tiny(**sizes, secure="secagg")), played(tiny(**sizes))

@@ -110,6 +110,7 @@ def test_the_noise_on_a_secure_sum_is_what_is_booked(hidden, kind):
     assert noisy.votes is None
 
 
+@pytest.mark.slow
 def test_a_run_books_what_its_clients_add(hidden):
     config = hidden(rounds=3, warmup=1, end=2, metrics="noised")
     result = played(config)

@@ -84,6 +84,7 @@ def one_unit(f: Family, unit: str, number: int) -> dict[str, torch.Tensor]:
     return {name: label != number for name, label in labels.items()}
 
 
+@pytest.mark.sampled(18)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("unit", ["head", "neuron", "head-neuron"])
 def test_a_masked_unit_is_silent_as_if_only_nobody_read_it(name, unit):

@@ -120,6 +120,7 @@ def test_what_is_kept_is_what_was_measured_and_no_worse_than_the_whole(blend, gr
     assert any(row["blend"]["loss"] < row["blend"]["plain"] for row in result.rows)
 
 
+@pytest.mark.slow
 def test_the_whole_change_is_no_blending_bit_for_bit():
     kept, _, _ = run(blend="global", blend_grid=(1.0, 0.0))
     plain, _, _ = run()
@@ -129,6 +130,7 @@ def test_the_whole_change_is_no_blending_bit_for_bit():
     assert kept.summary["bytes_up"] > plain.summary["bytes_up"], "what it costs is counted"
 
 
+@pytest.mark.slow
 def test_with_too_few_answers_the_whole_change_is_kept_and_said():
     few = {"min_clients": 3, "cohort": 3}
     kept, _, _ = run(
@@ -147,6 +149,7 @@ def test_a_void_round_has_no_change_to_blend():
     assert [q.round for q, _, _ in exchanges if q.kind == "compare"] == [1, 3]
 
 
+@pytest.mark.slow
 def test_a_client_that_fails_to_compare_is_as_one_never_asked(monkeypatch):
     keys = {"blend": "layer", "blend_grid": (1.0, 1.5)}
     spared, _, _ = run(lambda q, p: q.kind == "compare" and p == 1, **keys)

@@ -282,6 +282,7 @@ def test_what_counts_or_draws_does_so_in_the_shapes_before_the_cut(method):
         assert mine["loss"] == pytest.approx(other["loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_model_of_which_nothing_is_left_is_not_cut(plays):
     config = plays(sparsity=None, threshold=1e9, floor=0, shrink="every", unit="weight", end=2)
     state = federate(config).state

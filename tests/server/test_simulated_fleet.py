@@ -54,6 +54,7 @@ def test_classes_are_dealt_by_their_shares(clients):
     assert all(abs(found[n] - clients * s / 8.5) < 1 for n, s in shares.items())
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("keys", "passes"),
     [
@@ -146,6 +147,7 @@ def test_memory_is_what_a_client_does(keys, bytes_a_weight, monkeypatch):
         assert bytes_needed(state.model, plan) == bytes_a_weight * left
 
 
+@pytest.mark.slow
 def test_profiles_change_the_clock_alone_and_cut_models_are_faster(tmp_path):
     plain, there = played(tiny(clients=8, cohort=4)), federate(simulated(tmp_path))
     assert plain.summary["weights_digest"] == there.summary["weights_digest"]
@@ -156,6 +158,7 @@ def test_profiles_change_the_clock_alone_and_cut_models_are_faster(tmp_path):
     assert cut.rows[-1]["clock"] < masked.rows[-1]["clock"]
 
 
+@pytest.mark.slow
 def test_who_is_away_or_too_small_is_not_asked_and_is_measured_on(tmp_path):
     config = simulated(tmp_path, memory=10.0, rounds=5)
     fleet, result = fleet_of(config), federate(config)
@@ -170,6 +173,7 @@ def test_who_is_away_or_too_small_is_not_asked_and_is_measured_on(tmp_path):
     assert len(set(there)) > 1
 
 
+@pytest.mark.slow
 def test_who_drops_out_is_a_failure_and_the_run_resumes_to_the_same_bits(tmp_path):
     config = simulated(tmp_path, dropout=0.5, rounds=5, model="mlp")
     whole = federate(config)
@@ -284,6 +288,7 @@ def test_a_device_has_the_largest_part_that_its_budget_allows(tmp_path, method, 
     assert result.summary["failures"] == 0
 
 
+@pytest.mark.slow
 def test_ranks_follow_a_budget_and_who_fits_no_rank_is_not_asked(tmp_path):
     keys = {"model": "mlp", "adapters": "lora", "ranks": (1, 2, 4), "cohort": 8, "rounds": 2}
     keys |= {"clients": 8, "warmup": 1, "end": 2, "agreement": False}

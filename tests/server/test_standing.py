@@ -80,6 +80,7 @@ def test_in_a_first_round_the_bound_is_the_rounds_own(lied):
     assert max(seen.state.book.norms) < 10.0
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("limit", [1e6, "auto", None])
 def test_a_bound_that_all_keep_changes_nothing(limit):
     there, plain = federate(tiny(**KEYS, max_norm=limit)), federate(tiny(**KEYS))
@@ -124,6 +125,7 @@ def cohorts(result: Result) -> list[list[int]]:
     return [row["cohort"] for row in result.rows]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pages")
 def test_who_fails_again_and_again_is_left_out_for_a_while(lied, tmp_path, capsys):
     """Twice in a row: out for two rounds; back, it has one try. Screen, rows and page say so."""
@@ -156,6 +158,7 @@ def test_who_answers_again_begins_anew(lied):
     assert seen.rows[3]["weights_digest"] == plain.rows[3]["weights_digest"]
 
 
+@pytest.mark.slow
 def test_strikes_and_norms_come_back_after_a_kill(lied, tmp_path):
     keys = {**KEYS, "rounds": 6, "strikes": 2, "max_norm": "auto"}
     lied(3, fails)

@@ -37,6 +37,7 @@ FORWARD_ONLY = [
 ]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("family", "changes"), FORWARD_ONLY, ids=str)
 def test_masks_weights_and_losses_are_those_of_the_whole_model(tmp_path, family, changes):
     folder = saved_model(tmp_path / "base", family, torch.bfloat16)
@@ -55,6 +56,7 @@ def test_masks_weights_and_losses_are_those_of_the_whole_model(tmp_path, family,
     assert streamed.summary["quality"] == whole.summary["quality"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score", ["taylor", "fisher", "second_moment_per_client"])
 def test_gradients_a_block_at_a_time_make_the_same_masks(tmp_path, score):
     folder = saved_model(tmp_path / "base", "llama", torch.bfloat16)
@@ -68,6 +70,7 @@ def test_gradients_a_block_at_a_time_make_the_same_masks(tmp_path, score):
     assert digest(read.state.weights) == digest(whole.state.weights)
 
 
+@pytest.mark.slow
 def test_weights_of_the_whole_model_are_not_held_twice(tmp_path, monkeypatch):
     folder = saved_model(tmp_path / "base", "tied", torch.bfloat16)
     config = untrained(folder, stream="off", schedule="cubic", rounds=3, end=2)
@@ -84,6 +87,7 @@ def test_weights_of_the_whole_model_are_not_held_twice(tmp_path, monkeypatch):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calibration", ["dense", "sequential"])
 def test_sparsegpt_asks_of_one_block_at_a_time_and_makes_the_same_weights(tmp_path, calibration):
     folder = saved_model(tmp_path / "base", "llama", torch.float32)
@@ -96,6 +100,7 @@ def test_sparsegpt_asks_of_one_block_at_a_time_and_makes_the_same_weights(tmp_pa
     assert streamed.summary["quality"] == whole.summary["quality"]
 
 
+@pytest.mark.slow
 def test_what_is_written_is_read_again_and_a_run_goes_on(tmp_path):
     folder = saved_model(tmp_path / "base", "llama", torch.bfloat16)
     config = untrained(folder, stream="on")

@@ -49,6 +49,7 @@ def test_every_form_is_written_of_it(run, tmp_path, to):
     assert {p.dtype for p in result.model.parameters()} != {torch.float32}  # left as it was
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -67,6 +68,7 @@ def test_masks_are_much_as_those_of_float32(tmp_path, changes):
     assert same > 0.95 * sum(m.numel() for m in whole.state.masks.values())
 
 
+@pytest.mark.slow
 def test_weights_on_the_wire_are_as_wide_as_they_are(tmp_path):
     sizes = [
         federate(untrained(saved_model(tmp_path / str(t), "llama", t), base="sent")).summary

@@ -35,6 +35,7 @@ def written(model: nn.Module, **how: object) -> tuple[Tensor, Tensor]:
 CUT = ["both", "an attention", "the last block", "the first block", "the first block alone"]
 
 
+@pytest.mark.sampled(16)
 @pytest.mark.parametrize("case", CUT)
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_cut_model_writes_the_same_with_a_cache_as_without(name, case):

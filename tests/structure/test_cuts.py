@@ -66,6 +66,7 @@ def test_a_unit_lives_as_long_as_any_of_its_weights():
         assert edits_of(masks, layout) == ()
 
 
+@pytest.mark.sampled(18)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("case", ["both", "the first block", "everything"])
 def test_restrict_undoes_expand_bit_for_bit(name, case):

@@ -119,6 +119,7 @@ def lost(f: Family, case: str, masks: Masks) -> int:
     return count
 
 
+@pytest.mark.sampled(66)
 @matrix
 def test_parameters_fall_by_what_was_counted(name, case):
     f = family(name)
@@ -163,6 +164,7 @@ def run(name: str, model: nn.Module) -> Loss:
     return Loss(torch.tensor(0.0), 0, 1)
 
 
+@pytest.mark.sampled(18)
 @pytest.mark.parametrize("case", ["both", "the first block", "everything"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_cut_model_can_be_copied_pickled_and_filled_by_name(name, case):
@@ -319,6 +321,7 @@ ADAPTED = {
 }
 
 
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("case", ["both", "the first block"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_cut_model_takes_low_rank_adapters_that_train_and_merge(name, case):

@@ -63,6 +63,7 @@ def test_the_last_line_of_a_log(tmp_path):
     assert last_line(log) == "Killed"
 
 
+@pytest.mark.slow
 def test_no_run_waits_for_what_only_a_study_needs():
     code = "import sys, fedprune.commands.run; print('scipy.stats' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

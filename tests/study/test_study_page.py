@@ -34,6 +34,7 @@ def study(tmp_path_factory):
     return out, collected, write_study(out, collected).read_bytes()
 
 
+@pytest.mark.slow
 def test_every_run_is_a_row_with_what_its_summary_says(study):
     out, collected, _ = study
     rows = list(csv.DictReader((out / "results.csv").open()))
@@ -71,6 +72,7 @@ def test_means_are_those_of_the_rows(study):
     assert "11 of 12 runs have a result" in text
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_and_escapes_what_others_wrote(study):
     out, collected, page = study
     text = page.decode()
@@ -85,6 +87,7 @@ def test_the_page_needs_nothing_and_escapes_what_others_wrote(study):
         assert f'id="{name}"' in text
 
 
+@pytest.mark.slow
 def test_runs_that_are_there_are_compared(study, tmp_path, capsys):
     _, collected, _ = study
     folders = [str(o.folder) for o in collected.outcomes[:8]]

@@ -130,6 +130,7 @@ def test_lazy_layers_get_their_shapes_from_the_example():
     assert int(first[1].num_batches_tracked) == 0, "seen in eval mode"
 
 
+@pytest.mark.slow
 def test_wrappers_that_only_change_how_a_model_is_computed_are_taken_off():
     inner = nn.Sequential(nn.Linear(6, 2))
     assert ready(lambda: torch.compile(nn.DataParallel(inner))) is inner

@@ -79,6 +79,7 @@ def first_rows(part: Part, n: int) -> Part:
 CASES = [(name, model) for name in SMALL for model in TASKS[name].models]
 
 
+@pytest.mark.sampled(25)
 @pytest.mark.parametrize(("name", "model"), CASES)
 def test_every_task_runs_with_every_model_of_its_own(name, model, config_of):
     task: Task = TASKS[name]

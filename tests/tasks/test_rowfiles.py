@@ -53,6 +53,7 @@ def test_a_number_of_json_is_the_text_of_its_digits(tmp_path):
         column(read_table(str(tmp_path / "a.json")), "label-column", "a")
 
 
+@pytest.mark.slow
 def test_nothing_depends_on_where_a_row_stands_or_on_the_order_of_files_and_columns(tmp_path):
     first, second = ["007", "u1"] * 10_000, ["007", "008"] * 10_000
     (tmp_path / "one.csv").write_text("\n".join(["id,t", *(f"{i},x" for i in first + second)]))

@@ -72,6 +72,7 @@ def test_a_direction_with_an_underscore_astray_ends_with_its_paragraph(direction
     assert said[1][2] == "Indeed.\n"
 
 
+@pytest.mark.slow
 def test_there_are_38_plays_of_spoken_words(plays):
     assert len({play for _, play, _ in plays}) == 38
     assert all(text.strip() and text.endswith("\n") for _, _, text in plays)

@@ -187,6 +187,7 @@ def test_what_is_cut_or_unknown_is_counted_as_by_hand(own, tmp_path, asked):
     assert (f"unknown to the model's symbols: 3 of {seen}" in lines[0]) == own
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pages")
 def test_what_is_left_out_of_texts_is_in_the_summary_and_the_report(tmp_path):
     rows = [{"text": "x" * 20, "label": "ab"[i % 2]} for i in range(40)]

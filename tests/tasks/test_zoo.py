@@ -182,6 +182,7 @@ def test_what_can_write_writes_from_the_padding_on(name):
 SIZES = [(1, 16), (3, 48), (2, 80)]
 
 
+@pytest.mark.sampled(28)
 @pytest.mark.parametrize(("depth", "width"), SIZES)
 @pytest.mark.parametrize(("name", "purpose"), PAIRS)
 def test_a_family_has_the_depth_and_width_that_are_asked(name, purpose, depth, width):

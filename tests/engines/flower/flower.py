@@ -4,11 +4,13 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sysconfig
 import time
 import urllib.request
 from collections.abc import Callable
+from http.client import HTTPException
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -49,39 +51,36 @@ class Flower:
         self.started.append(process)
         return process
 
-    def superlink(self, *more: str) -> str:
-        """Start a SuperLink for devices and give back its address, once it answers."""
-        port = free_port()
-        self.start(
-            "superlink.log",
-            "flower-superlink",
-            "--insecure",
-            "--disable-runtime-dependency-installation",
-            *("--host", "127.0.0.1", "--port", str(port)),
-            *more,
-        )
-        address = f"127.0.0.1:{port}"
-        wait_until(lambda: answers(f"http://{address}/health"), 60, "the SuperLink")
-        (self.home / "config.toml").write_text(
-            '[superlink]\ndefault = "devices"\n\n[superlink.devices]\n'
-            f'address = "{address}"\ninsecure = true\n'
-        )
-        return address
+    def superlink(self, trust: Path) -> str:
+        """Start a SuperLink with the certificate of a folder; its address, once it answers."""
+        port = str(free_port())
+        self.start("superlink.log", "fedprune", "devices", "superlink", str(trust), "--port", port)
+        health = f"https://127.0.0.1:{port}/health"
+        wait_until(lambda: answers(health, trust), 60, "the SuperLink")
+        return f"127.0.0.1:{port}"
 
-    def supernode(self, address: str, partition: int | str, data: Path) -> subprocess.Popen[bytes]:
-        """Start a device that has its own data, or a site of several: "0,1"."""
+    def supernode(
+        self, address: str, partition: int | str, data: Path, trust: Path
+    ) -> subprocess.Popen[bytes]:
+        """Start a device that has its own data and key, or a site of several: "0,1"."""
         return self.start(
             f"device-{partition}.log",
-            "flower-supernode",
-            "--insecure",
-            *("--superlink", address, "--host", "127.0.0.1", "--port", str(free_port())),
-            *("--node-config", f'partition-id={json.dumps(partition)} data="{data}"'),
+            *("fedprune", "devices", "node", str(trust), "--superlink", address),
+            *("--port", str(free_port())),
+            *("--config", f'partition-id={json.dumps(partition)} data="{data}"'),
         )
+
+    def devices(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run `fedprune devices` to its end."""
+        return self._ended("fedprune", "devices", *arguments)
 
     def flwr(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run Flower's command line to its end."""
+        return self._ended("flwr", *arguments)
+
+    def _ended(self, *command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["flwr", *arguments],
+            command,
             capture_output=True,
             text=True,
             cwd=self.folder,
@@ -143,11 +142,13 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-def answers(address: str) -> bool:
+def answers(address: str, trust: Path | None = None) -> bool:
+    """Whether it does, to one who trusts the authority of a folder."""
+    known = ssl.create_default_context(cafile=trust / "ca.crt") if trust else None
     try:
-        with urllib.request.urlopen(address, timeout=1) as reply:
+        with urllib.request.urlopen(address, timeout=1, context=known) as reply:
             return bool(reply.status == 200)
-    except OSError:
+    except (OSError, HTTPException):
         return False
 
 

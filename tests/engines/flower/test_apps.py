@@ -34,6 +34,7 @@ def idle(model: Any, masks: Any, steps: Any, task: Any, *rest: Any, **more: Any)
     return Tuned(1.0, sum(task.labels(batch) for step in steps for batch in step))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("app", "lr"), [(clients.app.app, 0.1), (client_app(halved), 0.05)])
 def test_a_training_of_ones_own_is_what_clients_do(app, lr, workers, monkeypatch):
     """On nodes of Flower; that of the repository's app, as it lies there, is the usual one."""

@@ -120,6 +120,7 @@ def test_each_way_for_itself(devices, config_of, keys):
     assert close(row["bytes_down"], scale.down, scale.messages)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("keys", "summed"),
     [
@@ -165,6 +166,7 @@ def test_sites_that_cut_across_hosts_give_the_bits_of_a_simulation(
     assert [r["weights_digest"] for r in seen.rows] == [r["weights_digest"] for r in right.rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["devices", "workers"])
 def test_what_a_client_remembers_is_weighed_nowhere_and_never_leaves_a_device(
     devices, workers, config_of, folders, where

@@ -99,6 +99,7 @@ def test_a_run_goes_on_without_who_refuses_it(
     assert f"this node cannot take part: {first[0].removesuffix(NAMED)}" in caplog.text
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("floors", "options"),
     [
@@ -118,6 +119,7 @@ def test_what_meets_the_floors_is_answered_with_the_same_bits(
         assert result.summary["weights_digest"] == free.summary["weights_digest"]
 
 
+@pytest.mark.slow
 def test_the_ledger_outlives_a_run(devices: Any, folder: Path):
     """Rounds, bytes and epsilon of one run after the other, whatever the server says of them."""
     assert not any(said(run(devices, folder, {}, max_rounds=3)))

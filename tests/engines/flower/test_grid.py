@@ -84,6 +84,7 @@ def floats(*values: float, count: int = 1) -> bytes:
     return bytes(as_bytes(torch.tensor(values).float().repeat(count)))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_workers_give_the_bits_of_one_process(workers, count):
     ticks: list[int] = []
@@ -187,6 +188,7 @@ def test_the_order_in_which_devices_came_does_not_matter(devices, device_config,
     assert run_on(grid, device_config()).rows == run_on(devices(2), device_config()).rows
 
 
+@pytest.mark.slow
 def test_a_device_that_forgot_is_asked_again_and_weighed(devices, device_config):
     def forget(node: int, question: Message, reply: Message) -> Message:
         head = question.content.config_records["fields"].get("head", b"")
@@ -308,6 +310,7 @@ def answer_with(content: RecordDict | Error) -> Callable[..., Message]:
     return meddle
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("content", "field", "reason"),
     [
@@ -359,6 +362,7 @@ def test_a_node_that_leaves_while_it_is_awaited_is_not_asked_again(
     assert [row["cohort"] for row in seen.rows] == [[0, 1], [0, 1], [0]]
 
 
+@pytest.mark.slow
 def test_a_client_that_raises_in_a_worker_leaves_the_bits_of_one_never_asked(workers):
     config = tiny(task="failing", plugin="tests/failing_task.py", cohort=5, split="iid")
     seen = run_on(workers(2), config)
@@ -374,6 +378,7 @@ def test_a_client_that_raises_in_a_worker_leaves_the_bits_of_one_never_asked(wor
     assert seen.summary["weights_digest"] == federate(config, never.port).summary["weights_digest"]
 
 
+@pytest.mark.slow
 def test_a_client_that_kills_its_worker_leaves_the_bits_of_one_never_asked(workers):
     def breaks(_: int, message: Message, reply: Message) -> Message | None:
         asked = dict(message.content.config_records["fields"])

@@ -76,6 +76,7 @@ def same_model(a, b) -> bool:
     return digest(a.state.weights) == digest(b.state.weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [{}, {"local_steps": 2, "rounds": 3, "exclude": ("model.layers.0.*",)}],
@@ -100,6 +101,7 @@ def test_a_pruning_without_training_sends_masks_alone(folder, texts):
     assert result.state.book.traffic.evaluation < CLIENTS * weights
 
 
+@pytest.mark.slow
 def test_a_device_that_lacks_it_is_sent_everything(folder, texts, monkeypatch):
     config = config_of(folder)
     expected, full = here(config, texts), on_devices(config_of(folder, base="sent"), texts)

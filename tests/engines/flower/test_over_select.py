@@ -26,6 +26,7 @@ def silent(node: int, question: Message, reply: Message) -> Message | None:
     return None if node == 78 and question.metadata.message_type[:5] == "train" else reply
 
 
+@pytest.mark.slow
 def test_the_first_cohort_of_answers_counts_and_a_slow_one_holds_nobody_up(devices):
     result, _ = run_on(devices(3, meddle=silent))
     assert [len(row["cohort"]) for row in result.rows] == [3, 3]
@@ -37,6 +38,7 @@ def test_the_first_cohort_of_answers_counts_and_a_slow_one_holds_nobody_up(devic
     assert others.summary["failures"] > 0
 
 
+@pytest.mark.slow
 def test_a_reply_that_comes_with_the_last_one_needed_is_paid_for_and_counts_nothing(devices):
     all_there, two = run_on(devices(3))[0], run_on(devices(3, meddle=silent))[0]
     assert {row["answered"] for row in all_there.rows} == {2}

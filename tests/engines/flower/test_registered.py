@@ -50,6 +50,7 @@ def told(result: Result) -> dict[int, str]:
     return {f["partition"]: f["reason"] for row in result.rows for f in row["failures"]}
 
 
+@pytest.mark.slow
 def test_keys_of_supernodes_change_no_sum(registered, devices):
     config = tiny(**RUN)
     grid = registered()

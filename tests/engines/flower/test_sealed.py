@@ -52,6 +52,7 @@ def test_workers_do_not_pass_off_derived_keys_as_secret(workers):
         run_on(workers(1), config)
 
 
+@pytest.mark.slow
 def test_devices_add_up_what_nobody_saw(devices, sealed):
     grid = devices(3)
     result = run_on(grid, sealed())
@@ -193,6 +194,7 @@ class Twice(FakeGrid):
         return reply
 
 
+@pytest.mark.slow
 def test_a_device_masks_no_second_vector_under_another_configuration(devices, sealed):
     """The masks would be the same: with a learning rate of nothing, what is left is its change."""
     config = sealed(rounds=1, warmup=0, end=1, secure_minimum=2, min_clients=2)

@@ -89,6 +89,7 @@ def test_a_run_whose_server_is_gone_goes_on_to_the_bits_of_one_that_was_not(
         start(devices(2), **quick, **{"resume-anyway": True})
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pages")
 def test_the_command_that_repeats_it_is_flower_s_own(devices, quick, tmp_path):
     start(devices(2), **quick, exclude="hidden*,head*", out=str(tmp_path / "run"))
@@ -107,6 +108,7 @@ def test_the_command_that_repeats_it_is_flower_s_own(devices, quick, tmp_path):
     assert parse_config_args([on]) == {"resume": str(tmp_path / "run")}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pages")
 def test_results_go_to_runs_by_default(devices, quick, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -116,6 +118,7 @@ def test_results_go_to_runs_by_default(devices, quick, tmp_path, monkeypatch):
     assert (folder / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_a_whole_configuration_comes_as_toml_and_flat_keys_win(workers, tmp_path):
     text = to_toml(tiny(rounds=4, engine="ray"))
     start(workers(2), toml=text, rounds=5, out=str(tmp_path / "run"))
@@ -148,6 +151,7 @@ def test_bad_values_are_one_line(devices, tmp_path, monkeypatch, changes, words)
     assert logging.Formatter().format(record) == str(e.value)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pages")
 def test_a_run_without_enough_answers_fails_and_says_so(devices, quick, joined, folders, tmp_path):
     grid = devices(1)

@@ -108,6 +108,7 @@ def test_changes_are_checked_and_named(workers):
         start(workers(1), num_rounds=0)
 
 
+@pytest.mark.slow
 def test_train_config_takes_the_command_lines_names(workers):
     result = FedPrune(tiny()).start(
         workers(1),

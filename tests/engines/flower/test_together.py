@@ -49,6 +49,7 @@ REMEMBERING = {**MLP, "plugin": "tests/remembering.py", "score": "moving", "end"
 REMEMBERING |= {"hosts": 3, "cohort": 4}
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("keys", "bytes_", "most"),
     [
@@ -71,6 +72,7 @@ def test_as_many_are_on_their_way_as_there_is_room_for(
     assert result.rows == federate(config).rows
 
 
+@pytest.mark.slow
 def test_who_is_lost_among_many_is_the_one_who_is_missed():
     """As in a run without that client, but for its failure."""
     config = configure(LOTTERY)
