@@ -576,6 +576,7 @@ def test_whatever_sums_inputs_refuses_alike(key, keys, play):
     refused_inputs(play, key, keys, "by hand")
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("keys", REDUCES, ids=str)
 def test_redundancy_is_not_measured_on_inputs_that_were_not_seen(keys, play):
     for kind in ("by hand", "both", "never"):
@@ -624,6 +625,7 @@ def test_the_port_of_a_house_is_not_rehearsed_twice(monkeypatch):
     assert federate(config, port).summary["failures"] == 0
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("family", ["Bert", "Roberta", "Electra"])
 def test_an_encoder_is_no_language_model_unless_it_is_a_decoder(family, tmp_path):
     transformers = pytest.importorskip("transformers")

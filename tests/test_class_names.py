@@ -51,6 +51,7 @@ def test_names_are_in_every_file_in_the_order_of_the_outputs(run):
     assert "classes 0.10, a, b, x, in this order" in (run / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_classifier_is_loaded_without_its_data(run, capsys):
     whole = state_of(fedprune.load(run))
     for path in ("", "model"):

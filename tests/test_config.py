@@ -264,6 +264,7 @@ def configurations(draw: st.DrawFn) -> dict[str, Any]:
     return keys
 
 
+@pytest.mark.slow
 @given(configurations())
 def test_its_toml_gives_the_configuration_again(keys):
     try:

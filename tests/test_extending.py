@@ -92,6 +92,7 @@ def config_of(**keys: object) -> RunConfig:
     return configure({"engine": "inline", "task": "line", "clients": 4, "sparsity": 0.5, **keys})
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tables")
 def test_an_own_task_model_and_score_through_the_tables():
     config = config_of(score="inputs")
@@ -243,6 +244,7 @@ TASKS = {
 """
 
 
+@pytest.mark.slow
 def test_channels_of_a_model_that_cannot_be_traced_are_pruned_by_depgraph(tmp_path):
     pytest.importorskip("torch_pruning", reason="torch-pruning is not installed")
     (tmp_path / "branches.py").write_text(BRANCHES)

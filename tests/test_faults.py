@@ -39,6 +39,7 @@ def test_a_fault_is_noticed(name):
     assert noticed(name)
 
 
+@pytest.mark.slow
 def test_a_fault_is_gone_afterwards():
     fault = FAULTS["sign of a score"]
     before = sound(fault.run)

@@ -246,6 +246,7 @@ SCORES = {
 """
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("keys", "why"),
     [

@@ -81,6 +81,7 @@ def test_a_killed_run_remembers_what_an_unbroken_one_does(after, whole, tmp_path
     assert federate(whole.config, folder=tmp_path, resume=True).rows == whole.rows
 
 
+@pytest.mark.slow
 def test_what_is_remembered_makes_a_difference(whole):
     forgetful = federate(configure({**KEYS, "score": "taylor"}))
     assert forgetful.summary["weights_digest"] != whole.summary["weights_digest"]

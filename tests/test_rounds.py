@@ -59,6 +59,7 @@ def test_every_round_removes_exactly_what_the_schedule_says(schedule, sparsity, 
             assert abs(gone - sparsity * mask.numel()) < 1, name
 
 
+@pytest.mark.slow
 def test_pruning_every_other_round_ends_at_the_same_count():
     config = tiny(warmup=0, rounds=6, end=5, frequency=2, local_steps=1, schedule="linear")
     shares = [math.floor(0.7 * f * PRUNABLE + 0.5) for f in (1 / 3, 1 / 3, 2 / 3, 2 / 3, 1, 1)]
@@ -81,6 +82,7 @@ def test_phases_cohorts_and_digests_of_a_run():
     assert summary["parameters"] == sum(p.numel() for p in result.model.parameters())
 
 
+@pytest.mark.slow
 def test_a_removed_weight_is_zero_in_every_payload(monkeypatch):
     seen: list[str] = []
 
@@ -131,6 +133,7 @@ def own_masks(host: Host, question: Question, cohort: Sequence[int]) -> list[Mas
     return masks
 
 
+@pytest.mark.slow
 def test_agreement_is_the_mean_overlap_of_the_clients_own_masks():
     config = tiny()
     result, asked, _ = overheard(config)
@@ -304,6 +307,7 @@ def first(host: Host) -> tuple[dict[str, Tensor], Masks]:
     return weights, masks
 
 
+@pytest.mark.slow
 def test_too_few_answers_void_a_round():
     config = tiny(cohort=5, min_clients=3)
     result, _, states = overheard(config, lambda q, p: q.kind == "tune" and q.round == 2 and p > 1)
@@ -313,6 +317,7 @@ def test_too_few_answers_void_a_round():
     assert result.summary["rounds_completed"] == 4
 
 
+@pytest.mark.slow
 def test_a_pruning_that_too_few_answered_is_made_up_for():
     config = tiny(cohort=5, min_clients=3, schedule="one-shot", end=3)
     result, _, states = overheard(config, lambda q, p: q.kind == "score" and q.round == 3 and p > 1)
@@ -342,6 +347,7 @@ def test_a_run_that_nobody_answers_completes_no_round(monkeypatch):
     assert result.summary["failures"] == 5 * 3 + 3 * 3
 
 
+@pytest.mark.slow
 def test_a_run_that_nothing_can_measure_still_ends():
     result, _, _ = overheard(tiny(), lambda question, _: question.kind == "evaluate")
     assert column(result, "loss") == [None] * 5
@@ -394,6 +400,7 @@ def test_a_smaller_type_changes_what_the_clients_see():
         assert torch.equal(seen.weights[name], w.bfloat16().float())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", [False, True])
 def test_a_mask_is_sent_only_to_those_who_lack_it(failing):
     config = tiny(wire="bf16", cohort=4)
@@ -531,6 +538,7 @@ def test_the_same_run_twice_is_the_same_bits_and_another_seed_is_not():
     )
 
 
+@pytest.mark.slow
 def test_watching_changes_nothing():
     assert overheard(tiny())[0].rows == played(tiny()).rows
 

@@ -15,6 +15,7 @@ from tests.runs import house_of, played, tiny
 FREE = {"local_steps": 0, "schedule": "one-shot", "end": 3, "score": "wanda", "scope": "row"}
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("score", ["magnitude", "wanda", "taylor"])
 def test_what_is_kept_is_as_it_was(score):
     scope = {"scope": "row"} if score == "wanda" else {"scope": "global"}

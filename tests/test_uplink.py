@@ -36,6 +36,7 @@ def test_clients_send_so_many_bits_and_get_the_whole_weights(uplink, bits):
     assert all(not result.state.weights[n][~m].any() for n, m in result.state.masks.items())
 
 
+@pytest.mark.slow
 def test_quality_is_not_lost_to_eight_bits():
     whole, few = played(tiny()).summary, played(tiny(uplink="int8")).summary
     assert few["quality"]["final"]["loss"] == pytest.approx(
@@ -124,6 +125,7 @@ def test_a_client_that_failed_keeps_nothing_back():
     assert not memory.held
 
 
+@pytest.mark.slow
 def test_the_summary_counts_what_was_sent():
     whole, few = played(tiny()), played(tiny(uplink="int4"))
     assert few.summary["bytes_up"] < 0.6 * whole.summary["bytes_up"]  # statistics travel too

@@ -30,6 +30,7 @@ def asked() -> Asked:
     return run
 
 
+@pytest.mark.slow
 def test_everyone_is_asked(asked):
     assert [who for _, who, _ in asked(score_cohort="all")] == [[0, 1, 2, 3, 4]] * 2
     assert [len(who) for _, who, _ in asked()] == [3, 3]
@@ -77,6 +78,7 @@ def test_examples_are_drawn_anew_in_every_round_and_are_those_that_count(asked):
     assert asked(score_examples=10_000)[0][2].totals["count"] == whole
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("keys", "scores"),
     [
@@ -92,6 +94,7 @@ def test_a_mean_of_scores_weighs_clients(keys, scores, asked):
     assert aggregate.weight == (scores or aggregate.totals["count"])
 
 
+@pytest.mark.slow
 def test_what_a_client_drew_counts_as_much_as_all_it_has(asked):
     """The weight of its own score is its number of labels, not of those it was scored on."""
     some, whole = asked(combine="mean", score_examples=4)[0][2], asked(combine="mean")[0][2]

@@ -50,6 +50,7 @@ def made(its: Family, rank: int = 3) -> tuple[Tensors, Tensors]:
     return adapters, masks
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", FACTS)
 def test_merging_keeps_the_mask_exactly_and_says_what_the_layers_with_factors_say(name):
     its = family(name)
@@ -185,6 +186,7 @@ def test_the_result_is_the_merged_model_as_sparse_as_its_mask(run):
     assert 2 * wanted == sum(m.numel() for m in model.masks.values())
 
 
+@pytest.mark.slow
 def test_the_count_of_labels_is_about_no_adapters():
     """Every client failed it, so that the run lacked what the commonest label reaches."""
     keys = {"model": "mlp", "rounds": 1, "warmup": 0, "end": 1, "adapters": "lora", "rank": 1}
@@ -194,6 +196,7 @@ def test_the_count_of_labels_is_about_no_adapters():
     assert summed == plain
 
 
+@pytest.mark.slow
 def test_an_image_model_of_transformers_takes_adapters_and_trains_its_head():
     result = federate(tiny(model="vit", rounds=1, warmup=0, end=1, adapters="lora", rank=1))
     assert result.rows[0]["failures"] == []

@@ -58,6 +58,7 @@ def broken(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr("fedprune.protocol.client_privacy.clipped", lambda values, _: values)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_promise():
     bound, claim = audited(configured(0))
     assert bound < claim < 2.0

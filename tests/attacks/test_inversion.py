@@ -69,6 +69,7 @@ def place(found: Part, p: int) -> float:
     return float((far < far[p]).sum()) / (len(PARTS) - 1)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", ["g", "|g|", "g²", "|g·w|", "Σx²", "votes"])
 def test_negative_control_a_random_message_gives_chance(name):
     """What is made of it is no closer to the client's image than to those of others."""
@@ -80,6 +81,7 @@ def test_negative_control_a_random_message_gives_chance(name):
     assert sum(places) / len(places) > 0.25  # 0.5 on average, 0.25 is three deviations below
 
 
+@pytest.mark.slow
 def test_labels_of_random_messages_are_right_by_luck_alone():
     made = scene("|g|", PARTS[:1], KEYS)
     right = int(PARTS[0]["labels"])

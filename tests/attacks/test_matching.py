@@ -23,6 +23,7 @@ def far(images: torch.Tensor) -> float:
     return float((images - square()["images"]).square().mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["g", "|g|"])
 def test_an_image_is_found_through_convolutions_and_not_in_a_random_message(name):
     made = scene(name, [square()], KEYS)

@@ -11,6 +11,7 @@ def attacked(sparsity: float, gain: float) -> Attacked:
     return Attacked(sparsity, noise + gain * inside, inside, (0.99, 0.9))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("gains", "words"),
     [

@@ -15,6 +15,7 @@ def truth_of(part: Part) -> list[int]:
     return [*part["inputs"][0].tolist(), int(part["labels"][0, -1])]
 
 
+@pytest.mark.slow
 def test_more_characters_are_in_place_than_in_any_order(texts, text_keys):
     made = scene("change", texts, text_keys)
     truth = truth_of(texts[0])

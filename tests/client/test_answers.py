@@ -110,6 +110,7 @@ def test_the_sum_is_the_score_of_everybodys_data(cnn):
     assert (aggregate.total - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", COMBINES)
 def test_the_order_of_clients_and_their_hosts_do_not_matter(name, cnn):
     host, about = cnn
@@ -154,6 +155,7 @@ SCALELESS = [
 ]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("keys", SCALELESS, ids=str)
 def test_one_loud_client_owns_the_mask_unless_its_scale_is_taken_away(keys, cnn):
     host, about = cnn

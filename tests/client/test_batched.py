@@ -193,6 +193,7 @@ SCORES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("score", SCORES)
 def test_scores_are_those_of_each_client_by_itself(score, monkeypatch):
     host = build_host(tiny(**SCORES[score], score=score))
@@ -212,6 +213,7 @@ def test_scores_are_those_of_each_client_by_itself(score, monkeypatch):
         )
 
 
+@pytest.mark.slow
 def test_a_teacher_teaches_all_at_once():
     host = build_host(tiny(**MLP, distil=0.5, local_epochs=1, local_steps=0))
     teacher = copy.deepcopy(host.model).eval().requires_grad_(False)

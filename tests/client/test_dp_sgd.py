@@ -66,6 +66,7 @@ def asked(host: Host, score: str, **more: Any) -> Question:
 PLAIN = [n for n, s in SCORES.items() if s.asks and s.additive and not s.units and n != "grasp"]
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("score", PLAIN)
 def test_statistics_are_the_sum_of_bounded_ones_of_single_examples(score, exact):

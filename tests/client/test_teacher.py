@@ -53,6 +53,7 @@ def test_a_teacher_changes_the_result_and_nothing_before_it():
     assert masks[0] == masks[1], "it is learned from after the pruning"
 
 
+@pytest.mark.slow
 def test_a_partition_receives_a_teacher_once():
     _, asked, states = overheard(tiny(**LEARNS))
     taught: set[int] = set()

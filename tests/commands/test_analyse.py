@@ -40,6 +40,7 @@ def test_a_pretrained_model_is_analysed_by_its_weights_alone(tmp_path, capsys):
     assert "rank_inputs" not in found["matrices"][0]
 
 
+@pytest.mark.slow
 def test_what_is_put_into_a_model_is_found():
     found = subject("t5", "shakespeare-restore")
     state = state_of(found.model)

@@ -66,6 +66,7 @@ def test_a_private_run_s_claim_stands_beside_what_canaries_prove(private, capsys
     assert "The bound is not above the claim." in (private / "audit.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_claim_that_canaries_refute_is_an_error(private, tmp_path):
     """As if the ledger had promised a tenth of what its noise is good for."""
     folder = Path(shutil.copytree(private, tmp_path / "lying"))
@@ -76,6 +77,7 @@ def test_a_claim_that_canaries_refute_is_an_error(private, tmp_path):
     assert "the promise is not kept" in (folder / "audit.html").read_text()
 
 
+@pytest.mark.slow
 def test_shadow_models_add_an_attack(plain, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "120")
     assert main(["audit", str(plain), "--shadows", "6"]) == 0

@@ -35,6 +35,7 @@ def test_the_threshold_looks_at_how_sure_the_run_s_model_is(looked):
     assert len(others) == sum(map(examples, people.others))
 
 
+@pytest.mark.slow
 def test_shadows_know_half_of_the_examples_and_order_them(looked):
     everyone = people_of(looked, [{"cohort": [0]}])
     people = People(everyone.members[:1], everyone.others[:1])

@@ -443,6 +443,7 @@ def refused(keys: Keys) -> ConfigError:
 ROWS = EXAMPLES.strip().splitlines()
 
 
+@pytest.mark.sampled(93)
 @pytest.mark.parametrize("row", ROWS)
 def test_a_contradiction_is_refused(row):
     given, key, allowed = row.split(" | ")

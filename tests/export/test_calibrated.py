@@ -107,6 +107,7 @@ def outlying(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", list(CALIBRATIONS))
 def test_a_run_with_sums_is_quantised_with_less_error_on_held_out_text(by, tmp_path, capsys):
     config = tiny(**RUN, quantise_by=by)

@@ -20,6 +20,7 @@ MORE = [
 ]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("cut", "given"), [*((cut, {}) for cut in CUTS), *MORE])
 def test_every_cut_is_read_again(cut, given, tmp_path):
     cargo = goods(cut, **given)

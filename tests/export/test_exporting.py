@@ -80,6 +80,7 @@ def test_ties_are_told_and_come_back_tied(cargo, tmp_path):
     assert back.lm_head.weight is back.transformer.wte.weight
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("family", ["llama", "t5", "bert"])
 def test_what_a_plain_config_says_is_loaded_by_transformers(family, cargo, tmp_path):
     import transformers

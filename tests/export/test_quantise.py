@@ -84,6 +84,7 @@ def quantised(name: str, kind: str, **more):
     return before, model, paths
 
 
+@pytest.mark.sampled(16)
 @pytest.mark.parametrize("kind", PRECISIONS)
 @pytest.mark.parametrize("name", TEXTS)
 def test_every_family_runs_quantised_and_what_was_pruned_stays_zero(name, kind):

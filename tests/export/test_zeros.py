@@ -39,6 +39,7 @@ def test_a_mask_of_nothing_is_refused():
         zeros_callback(net(), {"1.weight": torch.ones(2, 2).bool()})
 
 
+@pytest.mark.slow
 def test_a_trainer_of_transformers_keeps_them(tmp_path):
     pytest.importorskip("accelerate")
     from transformers import Trainer, TrainingArguments

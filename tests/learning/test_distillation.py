@@ -153,6 +153,7 @@ def test_distance_of_attention_is_the_divergence_of_its_rows():
     assert attention_apart(s[:, :2], t).item() == pytest.approx(means)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", PURPOSES)
 def test_parts_belong_together_by_how_far_up_they_are(name):
     small, large = model_of(name), model_of(name, depth=4)

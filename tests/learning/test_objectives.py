@@ -207,6 +207,7 @@ def test_zeros_of_proximal_steps_survive_the_average_and_are_not_pruned():
     assert last["zeros"] == alive - nonzero
 
 
+@pytest.mark.slow
 def test_group_lasso_empties_whole_units():
     # The smallest row has 9 weights: its threshold a step is 0.05 * 0.5 * 3.
     result = played(tiny(group_lasso=0.5, unit="row", sparsity=0.5))

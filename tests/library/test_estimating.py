@@ -39,6 +39,7 @@ def test_operations_are_those_of_every_step_and_example():
     assert two > one
 
 
+@pytest.mark.slow
 def test_what_is_not_rehearsed_is_as_the_last_round(monkeypatch):
     whole = estimate(tiny(model="mlp"))
     monkeypatch.setattr(estimating, "REHEARSAL", 0.0)

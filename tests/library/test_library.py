@@ -239,6 +239,7 @@ def test_a_loss_that_is_a_mean_is_refused():
         federate(own_task(net(), (X, Y), loss=nn.CrossEntropyLoss()), clients=2)
 
 
+@pytest.mark.slow
 def test_progress_is_printed_where_asked_for_and_in_notebooks(capsys, monkeypatch):
     federate(own_task(net(), (X, Y)), clients=2, rounds=2)
     assert not capsys.readouterr().out

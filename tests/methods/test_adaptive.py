@@ -117,6 +117,7 @@ def test_it_stops_by_itself_and_asks_nobody_then():
     assert result.summary["reached"]
 
 
+@pytest.mark.slow
 def test_it_stops_when_tries_get_too_fine():
     config = tiny(**{**ADAPTIVE, "candidates": 64, "sparsity": 0.2})
     result, _, _ = played(house_of(config), lambda q: [1.0] + [2.0] * (len(q.candidates) - 1))
@@ -150,6 +151,7 @@ def additive(costs: Mapping[str, float]) -> Losses:
     return losses
 
 
+@pytest.mark.slow
 def test_layer_by_layer_the_dear_layer_is_spared():
     config = tiny(
         **{**ADAPTIVE, "adaptive": "layer", "sparsity": 0.6, "candidates": 3, "tolerance": 0.05}

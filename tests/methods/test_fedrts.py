@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pytest
 import torch
 
 from fedprune.methods.fedrts import Memory
@@ -17,6 +18,7 @@ def flat(masks: Masks, names: list[str]) -> np.ndarray:
     return np.concatenate([masks[n].numpy().ravel() for n in names])
 
 
+@pytest.mark.slow
 def test_the_mask_is_drawn_from_posteriors_that_every_outcome_moves():
     config = tiny(
         **{"clients": 3, "cohort": 3, "rounds": 4, "warmup": 1, "end": 4, "model": "mlp"},

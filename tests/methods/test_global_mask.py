@@ -185,6 +185,7 @@ def test_stages_are_the_tensors_in_model_order(cnn):
     assert stages_of(host.layout) == [(name,) for name in host.layout.prunable]
 
 
+@pytest.mark.slow
 def test_an_exchange_drops_by_score_and_grows_by_gradient():
     """The third round's mask, from what the port gave back."""
     result, asked, states = run(schedule="regrow", regrow=0.5)
@@ -307,6 +308,7 @@ def test_a_pruning_that_too_few_answered_is_made_up_for(keys):
     assert never.summary["sparsity"] == 0.0
 
 
+@pytest.mark.slow
 def test_an_exchange_that_too_few_answered_changes_no_mask():
     def silent(question: Question, partition: int) -> bool:
         return question.round == 3 and question.dense and partition > 0
@@ -316,6 +318,7 @@ def test_an_exchange_that_too_few_answered_changes_no_mask():
     assert (states[2].pending, result.rows[2]["exchanged"]) == (True, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [16_000, 25_000])
 def test_the_file_on_disk_is_as_small_as_was_asked(target, tmp_path):
     config = tiny(target_bytes=target, sparsity=None, local_steps=1)
@@ -339,6 +342,7 @@ def test_a_target_that_cannot_be_is_refused_with_what_can(keys, line):
         run(**keys, sparsity=None)
 
 
+@pytest.mark.slow
 def test_a_score_that_sets_weights_sets_them():
     """SparseGPT: the survivors make up for what went."""
     result, asked, _ = run(score="sparsegpt")
@@ -351,6 +355,7 @@ def test_a_score_that_sets_weights_sets_them():
     assert result.summary["failures"] == 0
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", ["random", "magnitude", "synflow"])
 def test_a_score_that_asks_nobody_asks_nobody(name):
     result, asked, states = run(score=name)
@@ -364,6 +369,7 @@ def test_a_score_that_asks_nobody_asks_nobody(name):
         assert equal(states[1].masks, select(sizes, 0.7 * 7 / 8))
 
 
+@pytest.mark.slow
 def test_clients_own_masks_are_as_far_as_the_schedule():
     """Caps fall on the way: votes at the final cap would be refused, and void good statistics."""
     result, asked, _ = run(max_density=0.35, sparsity=0.7, rounds=6, end=5)

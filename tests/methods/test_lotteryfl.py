@@ -1,5 +1,6 @@
 """LotteryFL against its algorithm 1, written out as a loop over clients."""
 
+import pytest
 import torch
 
 from fedprune import federate
@@ -36,6 +37,7 @@ def without_smallest(weights: Tensors, masks: Masks) -> Masks | None:
     return {n: ~p.reshape(m.shape) for (n, m), p in zip(masks.items(), parts, strict=True)}
 
 
+@pytest.mark.slow
 def test_a_run_is_the_loop_of_the_paper():
     config = tiny(
         **{"clients": 3, "cohort": 3, "rounds": 5, "warmup": 1, "end": 4, "model": "mlp"},

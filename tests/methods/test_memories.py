@@ -74,6 +74,7 @@ def test_what_is_not_of_the_model_stays(cut):
     assert alike(after, Deep({3: dict(small.weights)}, (), other, 2.5))
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("name", KINDS)
 def test_a_memory_of_matrices_that_factors_replaced_is_refused(name, cut):
     state, plan, _, _ = cut

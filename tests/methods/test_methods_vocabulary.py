@@ -131,6 +131,7 @@ def test_counts_add_up_and_test_parts_are_not_looked_at(config):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", [1, 9])
 def test_a_census_that_nobody_answers_is_asked_for_again(lost, config):
     c = config("shakespeare", "llama")

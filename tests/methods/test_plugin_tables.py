@@ -52,6 +52,7 @@ KEYS = [
 ]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("keys", KEYS, ids=str)
 def test_tables_of_one_s_own_change_what_they_say(keys, written):
     config = tiny(plugin=written["my_tables.py"], model="mlp", **keys)

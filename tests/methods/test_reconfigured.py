@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -42,6 +43,7 @@ def test_what_pays_for_its_time_is_kept():
     assert kept.sum() < worth(earned, costs, kept, 5.0, 400).sum() < 400
 
 
+@pytest.mark.slow
 def test_prunefl_is_its_algorithm():
     given = {**SMALL, "method": "prunefl", "rounds": 3, "end": 3, "sparsity": 0.3}
     options = {"constant": 1e-3, "comm": 1e-6, "comp": 1e-6, "dec": 0.4, "initial": 2}
@@ -74,6 +76,7 @@ def test_prunefl_is_its_algorithm():
     assert len(set(sizes)) > 1, "the model's size moves"
 
 
+@pytest.mark.slow
 def test_fedtiny_takes_the_candidate_of_the_lowest_loss_and_moves_block_by_block():
     given = {**SMALL, "method": "fedtiny", "rounds": 4, "end": 4, "sparsity": 0.6, "regrow": 0.4}
     config = configure({**given, "method_options": {"candidates": 3, "spread": 0.4}})
@@ -141,6 +144,7 @@ def by_largest_inputs(weights: dict[str, Tensor], x: Tensor, y: Tensor, part: fl
     return slopes
 
 
+@pytest.mark.slow
 def test_fedmef_presses_what_is_about_to_go_and_prunes_inputs():
     given = {**SMALL, "method": "fedmef", "rounds": 3, "end": 3, "sparsity": 0.6, "regrow": 0.4}
     options = {"extrusion": 0.3, "activations": 0.4}

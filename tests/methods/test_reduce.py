@@ -104,6 +104,7 @@ def test_a_matrix_of_low_rank_becomes_factors_that_do_the_same(reduces):
     assert after.book.traffic.up > 0
 
 
+@pytest.mark.slow
 def test_the_error_in_the_row_is_the_one_on_the_cohort_s_inputs(reduces):
     config = reduces(rank_budget=0.5)
     state, plan, port = opened(config)
@@ -129,6 +130,7 @@ def test_the_error_in_the_row_is_the_one_on_the_cohort_s_inputs(reduces):
     assert other.book.traffic.up == 0
 
 
+@pytest.mark.slow
 def test_a_budget_is_kept(reduces):
     for budget in (0.7, 0.4):
         state, plan, port = opened(reduces(rank_budget=budget))
@@ -139,6 +141,7 @@ def test_a_budget_is_kept(reduces):
         assert kinds.count(Factored) == len(told["ranks"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dead", "merge"])
 def test_units_that_pruning_emptied_are_gone_when_ranks_are_looked_for(reduces, method):
     state, plan, port = opened(reduces(reduce=(method, "low-rank"), rank_energy=0.9))

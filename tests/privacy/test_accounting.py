@@ -88,6 +88,7 @@ def test_64_randomised_bits_are_composed_one_by_one():
     assert rdp == pytest.approx(3.537, abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", ["fixed", "poisson"])
 def test_all_releases_of_a_cohort_in_a_round_are_one_event(sampling):
     terms = AccountingTerms(dp="client", sampling=sampling, cohort=5, population=50)
@@ -180,6 +181,7 @@ def test_only_a_cohort_that_is_not_seen_protects_by_chance():
     assert cost(terms, panel) == 0
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("sampling", ["fixed", "poisson"])
 @pytest.mark.parametrize("z", [1e-3, 0.3, 1.0, 30.0, 1e3, 1e5, 1e8])
 def test_being_drawn_by_chance_never_costs_more_than_being_there(sampling, z):

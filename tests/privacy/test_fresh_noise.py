@@ -52,6 +52,7 @@ def test_two_runs_of_one_seed_do_not_share_their_noise(more, least):
         assert float(free.std()) > least
 
 
+@pytest.mark.slow
 def test_seeded_noise_is_the_same_twice_and_goes_from_a_difference():
     config = configure({**PRIVATE, "noise_source": "seeded"})
     assert torch.equal(scored(config), scored(config))

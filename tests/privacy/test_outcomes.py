@@ -146,6 +146,7 @@ def test_what_is_said_to_be_never_negative_is_not_when_it_leaves(clip):
     assert signed.min() < 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score", ["wanda", "fisher"])
 def test_32_bits_do_at_defaults(score):
     """Statistics as large as 35,000: the ranges are widened until they fit, the sum is right."""

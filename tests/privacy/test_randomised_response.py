@@ -139,6 +139,7 @@ def test_a_client_flips_whole_units_of_its_own_mask():
     assert sum(map(float, by_unit)) / rows == pytest.approx(p, abs=4 * math.sqrt(0.2 / rows))
 
 
+@pytest.mark.slow
 def test_a_strong_epsilon_gives_the_mask_without_response():
     plain, strong = (
         played(tiny(**VOTES, **more)) for more in ({}, {"response": 1e9, "noise_source": "seeded"})

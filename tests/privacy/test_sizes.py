@@ -57,6 +57,7 @@ def neighbours(shard: Shard) -> list[Shard]:
     return [other(labels=flipped), other(labels=same), spoilt(float("nan")), spoilt(float("inf"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", CASES, ids=lambda keys: " ".join(map(str, keys.values())))
 def test_the_length_of_an_answer_tells_nothing_of_the_data(keys, monkeypatch):
     seen, released = set[str](), partition_answers.released

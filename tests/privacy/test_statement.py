@@ -36,6 +36,7 @@ def test_without_noise_it_claims_nothing():
     assert "hides" not in text
 
 
+@pytest.mark.slow
 def test_it_says_unit_relation_delta_sampling_and_what_nothing_covers():
     terms = AccountingTerms(dp="client", cohort=5, population=20, delta=1e-5)
     text = said(terms, noisy(), MODEL, RAW)

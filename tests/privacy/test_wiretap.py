@@ -120,6 +120,7 @@ QUICK = [EXAMPLES[0], NOISE]
 CASES = [e if e in QUICK else pytest.param(e, marks=pytest.mark.slow) for e in EXAMPLES]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", CASES, ids=lambda keys: " ".join(map(str, keys.values())))
 def test_whatever_left_is_in_the_ledger(keys, monkeypatch, tmp_path):
     tap = Tap()

@@ -206,6 +206,7 @@ def test_what_the_budget_does_not_allow_is_not_asked(host):
     assert {line["round"] for line in ledger.lines} == set(asked)
 
 
+@pytest.mark.slow
 def test_a_run_stops_before_the_round_that_the_budget_does_not_allow(tmp_path):
     c = config_of(**NOISE, epsilon=4.0, rounds=12)
     result = federate(c, folder=tmp_path / "run")

@@ -287,6 +287,7 @@ def test_a_run_of_any_kind_killed_after_any_round_ends_as_an_unbroken_one(keys, 
         runs.ends_as_unbroken()
 
 
+@pytest.mark.slow
 def test_weights_to_go_back_to_are_those_of_the_first_run(tmp_path):
     config = tiny(rewind=1, local_steps=1)
     states: dict[int, State] = {}

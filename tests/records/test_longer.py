@@ -66,6 +66,7 @@ def test_more_rounds_are_those_of_a_run_that_was_planned_so_long(
     assert len(read_rows(tmp_path / "rounds.jsonl")) == len(whole.rows)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("planned", "words"),
     [
@@ -89,6 +90,7 @@ def test_what_would_have_been_played_otherwise_is_refused(planned, words, tmp_pa
     assert told.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_fewer_rounds_are_refused_and_anyway_is_said(tmp_path):
     federate(tiny(**{**MLP, "lr_schedule": "cosine", "rounds": 5}), folder=tmp_path)
     for rounds, words in (("4", "the run has 5"), ("x", "rounds"), ("0", "rounds")):

@@ -33,6 +33,7 @@ def again(folder: Path, **keys: Any) -> Result:
     return federate(config, inline_port(build_host(config)))
 
 
+@pytest.mark.slow
 def test_without_more_it_goes_on_from_the_same_weights_and_masks(before):
     folder, result = before
     found = previous_run(str(folder))
@@ -55,6 +56,7 @@ def test_naming_the_same_task_takes_nothing_back(before):
     assert (gone.clients, gone.model) == (20, "cnn")
 
 
+@pytest.mark.slow
 def test_measuring_on_the_earlier_runs_data_is_in_the_ledger(before, tmp_path):
     folder, _ = before
     config = configure({"init": str(folder), "engine": "inline", "rounds": 1, "warmup": 0})
@@ -97,6 +99,7 @@ def test_the_earlier_task_is_measured_with_its_own_weights(before):
     assert told["now"] == result.summary["quality"]["final"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_as_good_as_its_checkpoint(before, tmp_path):
     """Of a whole run the model is as it was after the last round: so is the last checkpoint."""
     cut = tmp_path / "cut"

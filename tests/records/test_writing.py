@@ -12,6 +12,7 @@ class Killed(Exception):
     """Ends a run in its middle."""
 
 
+@pytest.mark.slow
 def test_a_folder_has_one_writer_at_a_time(tmp_path):
     """A second is refused in one line and changes nothing; after the first was ended it goes on."""
     config, folder = tiny(model="mlp", rounds=2, warmup=0, end=1, local_steps=1), tmp_path / "run"

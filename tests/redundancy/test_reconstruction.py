@@ -117,6 +117,7 @@ def rows_through(model: Any, names: list[str], host: Host, part: Part) -> dict[s
     return {n: tuple(torch.cat(t).double() for t in zip(*v, strict=True)) for n, v in found.items()}
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("model", ["cnn", "llama"])
 @pytest.mark.parametrize("kind", RECONSTRUCTIONS)
 def test_clients_sums_are_those_of_pooled_data(kind, model, request):
@@ -213,6 +214,7 @@ def test_a_round_without_a_pruning_asks_nothing(llama):
     assert book == Book()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", RECONSTRUCTIONS)
 def test_a_run_reconstructs_after_each_pruning(kind):
     config = tiny(reconstruct=kind)

@@ -44,6 +44,7 @@ def test_the_finding_counts():
     assert "Nothing was taken out" in same
 
 
+@pytest.mark.slow
 def test_the_page_draws_it(make_run):
     folder = make_run()
     path = folder / "summary.json"

@@ -71,6 +71,7 @@ def test_zeros_alone_are_not_sold_as_speed(sparse, parameters, notes):
     assert notes_on(model, {"parameters": 100}) == notes
 
 
+@pytest.mark.slow
 def test_the_table_is_in_the_report(run_folder):
     page = write_page(run_folder).read_text()
     assert "Size and speed" in page
@@ -79,6 +80,7 @@ def test_the_table_is_in_the_report(run_folder):
     assert all(cell in page for row in table.rows for cell in row)
 
 
+@pytest.mark.slow
 def test_a_run_without_figures_has_no_table(make_run):
     assert figures_in(read_run(make_run()))[0].rows == []
     assert "Size and speed" not in write_page(make_run()).read_text()

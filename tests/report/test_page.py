@@ -44,6 +44,7 @@ def read(folder: Path) -> Reader:
     return Reader(write_page(folder).read_text("utf-8"))
 
 
+@pytest.mark.slow
 def test_the_page_tells_the_run(make_run):
     words = read(make_run()).words
     assert "The earlier task" not in words
@@ -77,6 +78,7 @@ def test_the_page_tells_the_earlier_task_before_and_after(make_run):
         assert said in words
 
 
+@pytest.mark.slow
 def test_the_page_shows_every_key_and_every_round(make_run):
     folder = make_run()
     page = read(folder)
@@ -97,6 +99,7 @@ def test_the_page_asks_for_nothing(make_run):
     assert "default-src 'none'" in text
 
 
+@pytest.mark.slow
 def test_every_section_is_in_the_contents(make_run):
     tags = read(make_run()).tags
     links = [attributes["href"] for tag, attributes in tags if tag == "a"]
@@ -104,6 +107,7 @@ def test_every_section_is_in_the_contents(make_run):
     assert len(links) >= 7
 
 
+@pytest.mark.slow
 def test_marks_say_what_they_stand_for(make_run):
     folder = make_run()
     told = [a["data-value"] for tag, a in read(folder).tags if tag == "use" and "data-value" in a]
@@ -127,6 +131,7 @@ def test_intervals_are_those_of_statsmodels_definition():
         assert low <= share <= high
 
 
+@pytest.mark.slow
 def test_ids_are_unique_and_figures_have_words(make_run):
     tags = read(make_run()).tags
     ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
@@ -136,6 +141,7 @@ def test_ids_are_unique_and_figures_have_words(make_run):
     assert all(label and re.search(r"\d", label) for label in labels)
 
 
+@pytest.mark.slow
 def test_what_clients_wrote_is_only_ever_text(failed_run):
     page = read(failed_run)
     tags = [tag for tag, _ in page.tags]
@@ -145,6 +151,7 @@ def test_what_clients_wrote_is_only_ever_text(failed_run):
     assert "2 answers were refused or missing" in page.words
 
 
+@pytest.mark.slow
 def test_failures_are_bounded_in_number_and_length(make_run):
     failure = {"partition": 1, "phase": "tune", "field": None, "reason": "x" * 5000}
     folder = make_run(failures=(failure,) * (FAILURES_SHOWN + 5))
@@ -154,6 +161,7 @@ def test_failures_are_bounded_in_number_and_length(make_run):
     assert f"The first {FAILURES_SHOWN} are shown" in read(folder).words
 
 
+@pytest.mark.slow
 def test_no_failure_is_said(make_run):
     assert re.search(r"Failures\s+None\.", read(make_run()).words)
 
@@ -171,6 +179,7 @@ def test_an_empty_folder_has_a_page(tmp_path):
     assert (tmp_path / "report.html").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["perplexity", "accuracy"])
 def test_without_a_dense_model_nothing_is_compared(make_run, metric):
     folder = make_run(arms=("pruned",), metric=metric)
@@ -184,6 +193,7 @@ def test_without_a_dense_model_nothing_is_compared(make_run, metric):
     assert [row[since] for row in table.rows] == ["\u2013"] * 2
 
 
+@pytest.mark.slow
 def test_higher_accuracy_is_better(make_run):
     words = read(make_run(metric="accuracy")).words
     assert "ends at a test accuracy of 57.0 %, better than" in words

@@ -113,6 +113,7 @@ def test_any_number_of_layers_can_be_drawn(count):
     assert ElementTree.fromstring(text.replace("xlink:href", "href")).tag == "svg"
 
 
+@pytest.mark.slow
 def test_a_single_round_without_baselines_can_be_drawn():
     row = {"arm": "pruned", "round": 1, "sparsity": 0.0, "loss": 3.0, "agreement": 0.5}
     row |= {"bytes_up": 0, "bytes_down": 0, "bytes_dense": 0}
@@ -141,6 +142,7 @@ def test_labels_are_escaped():
     assert "&lt;script&gt;&amp;.$a$" in text
 
 
+@pytest.mark.slow
 def test_plots_are_written_and_stale_ones_go(make_run):
     folder = make_run()
     style = dict(matplotlib.rcParams)

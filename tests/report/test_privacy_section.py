@@ -58,6 +58,7 @@ def test_a_private_run_shows_epsilon_the_releases_the_curve_and_the_statement(ma
     assert "one client&#39;s whole data" in html
 
 
+@pytest.mark.slow
 def test_what_is_not_covered_makes_the_total_infinite_and_its_reason_is_text(make_booked):
     folder = make_booked(AccountingTerms(dp="client", cohort=5, population=20), NOISY, RAW)
     assert "The total is infinite: weights are" in privacy_sentences(read_run(folder))[0]
@@ -76,6 +77,7 @@ def test_without_noise_the_section_is_short(make_booked):
     assert "<details><summary>All that left, 1 kinds" in write_page(folder).read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_a_run_without_a_ledger_says_so(make_run):
     folder = make_run()
     assert "This run kept no ledger" in write_page(folder).read_text("utf-8")

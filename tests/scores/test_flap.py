@@ -76,6 +76,7 @@ def first(part: Part) -> Part:
     return {name: t[:20] for name, t in part.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["llama-gqa", "gpt2"])
 def test_what_went_is_as_if_it_always_did_what_it_does_on_average(model):
     host, state = a_run(model=model)
@@ -124,6 +125,7 @@ def standing_in(layer: nn.Module, there: torch.Tensor, mean: torch.Tensor) -> No
     )
 
 
+@pytest.mark.slow
 def test_a_config_of_llama_holds_the_biases_and_one_that_cannot_says_so():
     host, state = a_run(unit="head", scope="layer")
     cut, dense = cut_model(host, state), dense_model(host.config)

@@ -247,6 +247,7 @@ def test_every_score_scores_every_weight_of_every_family(name, family):
     assert len(torch.cat([t.flatten() for t in scores.values()]).unique()) > 1
 
 
+@pytest.mark.sampled(28)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", ADDITIVE)
 def test_a_score_of_some_tensors_is_that_of_all(name, family):

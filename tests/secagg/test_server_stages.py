@@ -105,6 +105,7 @@ def agrees(found: Aggregate, right: Aggregate, step: float = 2.0**-36) -> None:
     assert found.totals.get("count") == right.totals.get("count")
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", ["score", "tune", "evaluate", "describe", "inputs"])
 def test_a_secure_sum_is_the_sum_in_the_open(sealed, kind):
     host = house_of(sealed())
@@ -135,6 +136,7 @@ def test_who_drops_out_is_left_out_and_named(sealed, stage, gone):
     assert found.tries == 1
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("stage", STAGES)
 def test_with_too_few_left_the_sum_is_tried_again_among_them(sealed, stage):
     host = house_of(sealed())
@@ -204,6 +206,7 @@ def test_what_leaves_a_host_is_masked(sealed):
     assert not np.isin(total, counts.numpy().astype(np.uint64)).any()
 
 
+@pytest.mark.slow
 def test_the_number_of_hosts_does_not_show(sealed):
     question = question_of(house_of(sealed()), "tune")
     one, many = (put(house_of(sealed(hosts=n)), question, range(10), {})[0] for n in (1, 10))
@@ -269,6 +272,7 @@ def test_drop_outs_between_counting_and_adding_start_both_again(sealed):
     assert found.votes.equal(right.votes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gone", [{6}, {6, 7}])
 def test_who_holds_what_is_not_counted_again_without_one_or_two(sealed, gone):
     """The difference of two counts would be what those few hold."""

@@ -91,6 +91,7 @@ def asked(
     return secure_ask(question, partitions, layout, host.config, reached), question
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tune", "score"])
 def test_the_noise_on_a_secure_sum_is_what_is_booked(hidden, kind):
     """The sum with almost no noise is taken away: what is left has the deviation in the ledger."""
@@ -146,6 +147,7 @@ def test_narrow_integers_have_no_room_for_much_noise(hidden):
         asked(host, "tune", range(10))
 
 
+@pytest.mark.slow
 def test_small_noise_fits_into_narrow_integers(hidden):
     found, _ = asked(house_of(hidden(secure_bits=32)), "tune", range(10))
     wide, _ = asked(house_of(hidden()), "tune", range(10))

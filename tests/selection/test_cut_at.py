@@ -11,6 +11,7 @@ from fedprune.selection import cut
 VALUES = st.floats(allow_nan=False, width=32) | st.sampled_from([0.0, -0.0, 1.0, -1.0, np.inf])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 @given(data=st.data())
 def test_bits_find_what_sorting_finds(kind, data):

@@ -99,6 +99,7 @@ def test_shrinking_again_changes_nothing(halved):
     assert plan is smaller
 
 
+@pytest.mark.slow
 def test_every_side_builds_the_same_shape(halved):
     config, _, small, _, smaller = halved
     host = with_edits(house_of(config), small.edits)

@@ -96,6 +96,7 @@ def test_the_clock_is_the_slowest_of_each_phase_by_hand(tmp_path, keys, passes):
     assert (compared > 0) == (passes is None)
 
 
+@pytest.mark.slow
 def test_more_are_asked_than_count_and_the_slowest_count_for_nothing(tmp_path):
     keys = {"model": "mlp", "cohort": 4, "rounds": 3, "end": 3}
     config = simulated(tmp_path, over_select=1.5, **keys)
@@ -197,6 +198,7 @@ def test_who_drops_out_is_a_failure_and_the_run_resumes_to_the_same_bits(tmp_pat
         federate(config, folder=tmp_path / "run", resume=True)
 
 
+@pytest.mark.slow
 def test_who_would_miss_the_deadline_is_a_failure_that_the_round_waits_for(tmp_path):
     free = federate(simulated(tmp_path, model="mlp"))
     config = simulated(tmp_path, model="mlp", deadline=free.rows[0]["clock"] / 3)
@@ -226,6 +228,7 @@ def test_operations_are_those_of_the_layers_that_are_there():
     assert work_for(replace(question, kind="tokens"), 10, plan) == 0.0
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -260,6 +263,7 @@ PARTS = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("method", "budget"),
     [*((method, "memory") for method in PARTS), ("heterofl", "flops"), ("heterofl", "bytes")],
@@ -307,6 +311,7 @@ def test_ranks_follow_a_budget_and_who_fits_no_rank_is_not_asked(tmp_path):
     assert {fleet_of(config)[p].name for p in asked} == {"fast"}
 
 
+@pytest.mark.slow
 def test_slower_devices_take_fewer_steps(tmp_path):
     """Half as many as the fastest: what they send is what they would with so many steps asked."""
     keys = {"model": "mlp", "clients": 8, "cohort": 8, "rounds": 2, "agreement": False}

@@ -58,6 +58,7 @@ def named(row: Row) -> list[tuple[int, str]]:
     return [(f["partition"], f["reason"]) for f in row["failures"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [5.0, "auto"])
 def test_a_change_beyond_the_bound_is_refused_by_name(limit, lied):
     """The others' changes are those of a run in which it never answered."""
@@ -94,6 +95,7 @@ def test_the_running_median_is_of_what_counted():
     assert limit_of(configure({"task": "digits", "max_norm": 7}), (1.0,)) == 7.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1e31, 3e38])
 def test_who_would_make_the_model_infinite_is_refused_alone(size, lied):
     lied(1, lambda _, given: replace(given, values=torch.full_like(given.values, -size)))
@@ -149,6 +151,7 @@ def test_who_fails_again_and_again_is_left_out_for_a_while(lied, tmp_path, capsy
     assert all(len(cohort) >= 4 for cohort in cohorts(seen))
 
 
+@pytest.mark.slow
 def test_who_answers_again_begins_anew(lied):
     lied(3, fails, range(2, 3))
     seen = federate(tiny(**KEYS, strikes=2))

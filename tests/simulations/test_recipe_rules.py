@@ -180,6 +180,7 @@ def test_sparsegpt(recipe):
         assert int(((found - weights[name]).abs() > 1e-4).sum()) <= 0.01 * found.numel()
 
 
+@pytest.mark.slow
 def test_synflow(recipe):
     run = recipe("synflow", rounds=1)
     (tuned, _), *_ = run.questions("tune")

@@ -25,6 +25,7 @@ def run(request, tmp_path_factory) -> tuple[Path, torch.dtype, fedprune.Result]:
     return root / "run", dtype, federate(config, folder=root / "run")
 
 
+@pytest.mark.slow
 def test_it_stays_so_in_memory_and_on_disk(run):
     folder, dtype, result = run
     assert {t.dtype for t in result.state.weights.values()} == {dtype}

@@ -37,6 +37,7 @@ def test_masks_become_the_edits_of_the_units_they_silence_and_of_no_others(name)
     assert edits_of(full_masks(masks, masks), layout) == ()
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_second_cut_is_in_original_indices_and_the_same_as_one_cut(name):
     f = family(name)

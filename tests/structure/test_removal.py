@@ -31,6 +31,7 @@ def dressed(model: nn.Module) -> tuple[nn.Module, Layout]:
 PURPOSES = [(name, purpose) for name, f in SMALL_MODELS.items() for purpose in f.purposes]
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize(("name", "purpose"), PURPOSES)
 def test_every_family_of_the_tasks_is_cut_whatever_it_is_for(name, purpose):
     import transformers as t

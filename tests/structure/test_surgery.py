@@ -51,6 +51,7 @@ def test_a_cut_model_says_what_the_masked_one_says(name, case, way):
     assert (whole - want).abs().max() > 1e-2
 
 
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", NAMES)
 def test_in_float32_it_does_too(name, way):
@@ -74,6 +75,7 @@ def test_what_stays_are_the_same_numbers_under_the_same_names(name, case):
     assert all(p.is_contiguous() for p in small.parameters())
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_training_step_on_the_cut_model_is_one_on_the_masked_model(name):
     f = family(name)

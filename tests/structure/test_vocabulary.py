@@ -96,6 +96,7 @@ def test_a_step_of_training_is_the_same_on_what_stays(name):
     assert moved > 5
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", TEXTS)
 def test_cutting_heads_and_tokens_goes_together_and_a_cut_model_is_an_ordinary_one(name):
     # A model of its own: transformers leaves hooks that nobody can pickle in one that another test

@@ -19,6 +19,7 @@ TINY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["bert", "gpt2"])
 def test_a_model_speaks_in_units_of_the_labels_in_every_form(model, rows_file, tmp_path):
     transformers = pytest.importorskip("transformers")

@@ -113,6 +113,7 @@ CLAIMS: dict[str, tuple[Callable[[Path], None], Callable[[Path], Any], str]] = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", CLAIMS)
 def test_what_claims_more_than_its_bytes_can_hold_is_refused_by_name(name, tmp_path, monkeypatch):
     """With less to spare than there is, so that the test's own files are small."""

@@ -106,6 +106,7 @@ def test_rows_say_what_devices_send_and_get_and_what_a_simulation_says(
     assert not seen.state.book.failed
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("keys", CASES[:3], ids=str)
 def test_each_way_for_itself(devices, config_of, keys):
     """Without what is measured, which rows do not tell apart."""
@@ -154,6 +155,7 @@ def test_a_site_of_several_partitions_sends_what_is_smaller(
     assert t.down < right.state.book.traffic.down / 2, "the question came once, not three times"
 
 
+@pytest.mark.slow
 def test_sites_that_cut_across_hosts_give_the_bits_of_a_simulation(
     devices, joined, config_of, folders, tmp_path
 ):

@@ -199,6 +199,7 @@ def announcing(text: str) -> Callable[..., Message]:
     return meddle
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "text",
     [

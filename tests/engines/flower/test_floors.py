@@ -82,6 +82,7 @@ def test_a_configuration_below_a_floor_is_refused_by_its_name(
     assert refused.value.told == str(refused.value), "where clients hide reasons too"
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("floors", "options"),
     [({"require_secure": True}, {}), ({"noise": "secret"}, SECURE), ({"max_epsilon": 7}, PRIVATE)],
@@ -133,6 +134,7 @@ def test_the_ledger_outlives_a_run(devices: Any, folder: Path):
     assert sent[-1][0].endswith(NAMED), "not only by its partition, which works"
 
 
+@pytest.mark.slow
 def test_budgets_of_runs_add_up(devices: Any, folder: Path):
     def reasons(seed: int) -> list[str]:
         rows = said(run(devices, folder, PRIVATE | {"seed": seed, "epsilon": 5.0}, max_epsilon=5.0))
@@ -147,6 +149,7 @@ def test_budgets_of_runs_add_up(devices: Any, folder: Path):
     assert f"and other runs were given {one:.4g}; allowed: 5 in all" in told[0]
 
 
+@pytest.mark.slow
 def test_a_ledger_that_was_cut_ends_the_answers(devices: Any, folder: Path):
     run(devices, folder, {}, max_rounds=3)
     book = folder.with_name("own.given") / "given.jsonl"

@@ -182,6 +182,7 @@ def test_a_device_gets_a_mask_and_the_configuration_once(devices, device_config)
     ]
 
 
+@pytest.mark.slow
 def test_the_order_in_which_devices_came_does_not_matter(devices, device_config, joined, folders):
     grid = devices(0)
     grid.contexts.update({5: joined(5, 1, folders[1]), 6: joined(6, 0, folders[0])})
@@ -210,6 +211,7 @@ def test_a_device_that_forgot_is_asked_again_and_weighed(devices, device_config)
     assert sizes + text < more[2] < sizes + text + 6000, "values, the mask and the configuration"
 
 
+@pytest.mark.slow
 def test_a_device_that_never_remembers_fails(devices, device_config):
     def missing(node: int, question: Message, reply: Message) -> Message:
         if node != 78 or question.metadata.message_type == "query.hello":
@@ -223,6 +225,7 @@ def test_a_device_that_never_remembers_fails(devices, device_config):
     assert {f["reason"] for f in failures(seen)} == {"lacks the mask or the configuration"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["devices", "workers"])
 def test_a_reply_lost_once_is_asked_for_again(request, device_config, engine):
     made = request.getfixturevalue(engine)

@@ -67,6 +67,7 @@ def test_keys_of_supernodes_change_no_sum(registered, devices):
     assert more - less == 96 * 3 * sums * (1 + 4 * 3), "up once, down to everyone in four stages"
 
 
+@pytest.mark.slow
 def test_a_device_of_another_key_is_named_and_the_others_go_on(registered, tmp_path):
     """It is who it says by its own file of signers; the others' say something else."""
     key = MADE["P-384"]()
@@ -84,6 +85,7 @@ def test_a_device_of_another_key_is_named_and_the_others_go_on(registered, tmp_p
     assert {f["field"] for f in result.rows[0]["failures"]} == {"keys"}
 
 
+@pytest.mark.slow
 def test_a_device_alone_with_keys_says_whom_it_does_not_know(devices, registered):
     grid = devices(3)
     grid.contexts[79] = registered().contexts[79]
@@ -152,6 +154,7 @@ def test_devices_with_signers_answer_nothing_in_the_open(registered):
     )
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -65,6 +65,7 @@ def test_devices_add_up_what_nobody_saw(devices, sealed):
     assert kinds.count("query.keys") == kinds.count("query.unmask")
 
 
+@pytest.mark.slow
 def test_a_device_forgets_its_seed_when_the_sum_is_open(devices, sealed):
     seen: list[int] = []
 
@@ -160,6 +161,7 @@ def test_a_reply_that_is_malformed_counts_as_none(devices, sealed, changes):
     assert result.rows[0]["answered"] == 2
 
 
+@pytest.mark.slow
 def test_a_vector_of_another_length_counts_as_none(devices, sealed):
     def meddle(asked: int, question: Message, reply: Message) -> Message:
         if asked == 78 and question.metadata.message_type == "train.tune":

@@ -170,6 +170,7 @@ def test_a_run_without_enough_answers_fails_and_says_so(devices, quick, joined, 
     assert (out / "report.html").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pages")
 def test_a_run_that_nobody_came_to_fails(devices, quick, tmp_path):
     with pytest.raises(RunFailed, match="no round was completed"):

@@ -32,6 +32,7 @@ def right() -> str:
     return str(done.summary["weights_digest"])
 
 
+@pytest.mark.slow
 def test_both_apps_give_the_bits_of_one_process(right, workers, tmp_path, monkeypatch):
     monkeypatch.setattr(grids, "app", client_app.app)
     given = {key.replace("_", "-"): value for key, value in SMALL.items()}

@@ -62,6 +62,7 @@ LETTERS = st.builds(
 ) | st.builds(Packet, st.just({}), BUFFERS)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "read",
     [

@@ -47,6 +47,7 @@ def test_in_a_users_own_server_app(devices):
     assert zeros > 0.8 * 12944
 
 
+@pytest.mark.slow
 def test_the_result_is_that_of_the_same_run_in_one_process(workers):
     result = FedPrune(tiny()).start(workers(2))
     right = played(tiny())
@@ -59,6 +60,7 @@ def test_the_result_is_that_of_the_same_run_in_one_process(workers):
     assert result.evaluate_metrics_serverapp == {}
 
 
+@pytest.mark.slow
 def test_it_begins_with_the_arrays_given(workers):
     config = tiny(rounds=1, warmup=0, end=1)
     given = {n: torch.full_like(t, 0.01) for n, t in state_of(dense_model(config)).items()}

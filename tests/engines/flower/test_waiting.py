@@ -54,6 +54,7 @@ def stuck(node: int, question: Message, reply: Message) -> Message | None:
     return None if (node, question.metadata.message_type) == (78, "train.tune") else reply
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("deadline", [None, 20.0, "auto"])
 def test_a_stuck_device_costs_one_deadline_once(devices: Any, deadline: Any):
     config: RunConfig = tiny(

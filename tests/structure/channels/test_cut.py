@@ -63,6 +63,7 @@ def pair(name: str, sparsity: float) -> tuple[nn.Module, nn.Module, Masks, list[
     return net, cut_by(copy.deepcopy(net), edits), masks, edits, seen
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("sparsity", SPARSITIES)
 @pytest.mark.parametrize("name", NETS)
