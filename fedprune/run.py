@@ -56,6 +56,7 @@ from fedprune.report.board import Board
 from fedprune.report.callback import Callback, Telling, callbacks_of
 from fedprune.report.live import LivePage
 from fedprune.report.result import Result
+from fedprune.report.tracking import trackers_of
 from fedprune.runtime.process import put_back, trim_memory
 from fedprune.server.plan import Plan
 from fedprune.server.round import Round
@@ -112,6 +113,7 @@ def run_federated(
     if config.engine == "auto":  # whoever brings a port or none, has chosen
         config = with_values(config, {"engine": "inline"})
     own = callbacks_of(config.plugin) if callbacks is None else callbacks
+    own = [*trackers_of(config), *own]
     told = Telling(own if folder is None else [Board(), LivePage(), *own])
     with put_back(), ExitStack() as held, told:
         going, looking = Going(resume, anyway), (told.beside(watch or Watch()), told)

@@ -33,6 +33,7 @@ EXCLUDED = {
     "task": "together with its models, as the factor model",
     "engine": "the same bits in all of them, which tests/test_engines.py holds",
     "compile": "a minute a run; tests/learning/test_local_training.py has it",
+    "track": "who else is told; tests/report/test_tracking.py",
     "verbose": "how much Flower and Ray write",
     "method": "follows from schedule, masks and score_during, which are; others: tests/methods",
     **dict.fromkeys(("plugin", "init", "teacher", "data", "profiles"), "a file or a folder"),

@@ -24,6 +24,7 @@ from fedprune.options.refusal import ConfigError
 from fedprune.records.bound import Going
 from fedprune.records.folder import CONFIG_NAME, check_resumable, fresh_folder
 from fedprune.report.screen import Screen
+from fedprune.report.tracking import check_trackers
 from fedprune.run import NoRoundCompleted, run_federated
 from fedprune.runtime.ending import (
     BAD_INPUT,
@@ -70,6 +71,7 @@ def _main(arguments: list[str], program: str, leaving: bool) -> int:
         config, resume, anyway = run_asked_for(arguments, program)
         if config.engine == "flower":
             raise ConfigError("engine='flower': started by flwr run; allowed: auto, ray, inline")
+        check_trackers(config)
         folder = fresh_folder(config) if resume is None else resume
         if resume is not None:
             check_resumable(resume)

@@ -23,6 +23,13 @@ Baseline = Literal[
 ]
 
 
+TRACKERS = {
+    "wandb": "Weights & Biases, in FOLDER/wandb; WANDB_MODE=offline sends nothing",
+    "mlflow": "MLflow, at MLFLOW_TRACKING_URI or else in FOLDER/mlruns",
+    "csv": "FOLDER/rounds.csv, a line a round",
+}
+
+
 LOCAL, CENTRAL, SMALL = "local-only", "centralised", "dense-small"
 
 OWN_START = (LOCAL, CENTRAL, SMALL)
@@ -185,6 +192,13 @@ class Results(Section):
         "on validation (0: never)",
         0,
         ge=0,
+    )
+    track: tuple[Literal["wandb", "mlflow", "csv"], ...] = option(
+        "results",
+        "where else the rows are logged as they come, through libraries of their own "
+        "(docs/running.md)",
+        (),
+        names=TRACKERS,
     )
     out: str = option("results", "folder of the results (default runs/<task>-<time>)", "")
     verbose: bool = option("results", "show Flower's and Ray's own logs", False)

@@ -29,7 +29,7 @@ _PACKAGES = ("fedprune", "torch", "numpy", "transformers")
 ENGINE = "engine"
 """The one thing that may differ unasked: every engine has the same bits. It is written down."""
 
-RESUMABLE = {"engine", "workers", "gpus", "ray_address", "timeout", "deadline", "verbose"}
+RESUMABLE = {"engine", "workers", "gpus", "ray_address", "timeout", "deadline", "verbose", "track"}
 """Keys that may change on --resume: no bit of a result depends on them."""
 
 _ANYWAY = "anyway"
