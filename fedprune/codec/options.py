@@ -19,7 +19,7 @@ class Wire(Section):
     base: Literal["auto", "held", "sent"] = option(
         "wire",
         "weights of a pretrained model that clients have from the same files: held, so that only "
-        "what differs is sent, or sent (auto: held, but with --secure); held also spares the first "
+        "what differs is sent, or sent; held also spares the first "
         "weights of a model from scratch, which clients make by the seed",
         "auto",
     )

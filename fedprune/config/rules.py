@@ -100,8 +100,6 @@ def _sent(c: AllOptions, task: Task) -> list[Conflict]:
     """What is sent, and what clients keep back of it."""
     files = task.paths and from_files(c.model, task.models)
     scratch = not files and c.adapters == "none"
-    sums = "secure sums send all weights"
-    no_base = "its weights come from no file" if scratch else sums
     keeps, whole = c.error_feedback, c.error_feedback and (c.uplink or c.wire) not in BITS
     kept, never = "residuals of --error-feedback", "never, or no --error-feedback"
     arms = "with --error-feedback clients keep one residual, not one for each arm"
@@ -109,8 +107,7 @@ def _sent(c: AllOptions, task: Task) -> list[Conflict]:
     shrinks = keeps and c.shrink != "never"
     random = f"false, or --uplink {', '.join(BITS)}"
     return [
-        ("secure", c.secure != "none" and c.base == "held", sums, "none, or --base auto"),
-        ("base", c.base == "sent" and (scratch or c.secure != "none"), no_base, "auto"),
+        ("base", c.base == "sent" and scratch, "its weights come from no file", "auto"),
         ("stream", c.stream == "on" and bool(why_unstreamed(c)), why_unstreamed(c), "auto, off"),
         ("error-feedback", whole, "nothing is rounded at random", random),
         *only(c, keeps, f"{kept} are of one mask for all", masks="global"),

@@ -34,6 +34,10 @@ class Broadcast:
     held: Mapping[str, frozenset[int]]
     without_base: Callable[[], Broadcast] | None = None
 
+    def for_who(self, *, lacks: bool) -> Broadcast:
+        """The same for who holds the base model, or lacks it."""
+        return self.without_base() if lacks and self.without_base else self
+
     def packet(self, partitions: Sequence[int], *, lean: bool = False) -> Packet:
         """What the host of these partitions is sent.
 

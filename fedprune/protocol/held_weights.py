@@ -113,7 +113,7 @@ def has_base(config: RunConfig) -> bool:
     task = tasks_of(config.plugin)[config.task]
     brings = task.paths and from_files(config.model, task.models)
     stays = brings or config.adapters != "none" or config.base == "held"
-    return bool(stays and config.secure == "none" and config.base != "sent")
+    return bool(stays and config.base != "sent")
 
 
 def base_of(config: RunConfig, model: nn.Module) -> BaseModel | None:

@@ -244,7 +244,7 @@ def _source(s: _Sitting, partition: int) -> Source:
 
 def _asked(s: _Sitting, packet: Packet) -> _Asked:
     host = with_edits(s.host, edits_in(packet["bits"]))
-    question = decode_question(packet, host.layout)
+    question = decode_question(packet, host.layout, host.base)
     form = form_of(question, host.config, host.layout)
     noises = noises_of(question, form, host.config, host.layout)
     pieces = pieces_of(

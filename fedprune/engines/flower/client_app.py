@@ -162,6 +162,8 @@ def _stage(
         context.state[SECURE_RECORD] = ConfigRecord(vars(memory))
         charge(ledger, reply.size())
         return reply
+    except Lacking:
+        return Packet({"missing": BASE})
     except Exception as error:  # such as keys of a sum that this device knows nothing of
         _log("this node cannot take part in a secure sum", error)
         failures = tuple(_failed(config, p, stage, error) for p in partitions)

@@ -168,8 +168,7 @@ class _Asked:
         return Request(KINDS[kind].flower, kind, *how)
 
     def _packet(self, group: list[int], lean: bool) -> Packet:
-        lacks = not self.fleet.lacking.isdisjoint(group)
-        sent = self.sent.without_base() if lacks and self.sent.without_base else self.sent
+        sent = self.sent.for_who(lacks=not self.fleet.lacking.isdisjoint(group))
         packet = sent.packet(group, lean=lean)
         fields = {**packet.fields, "sum": self._summable(group)}
         return Packet(fields, {**packet.buffers, **self._remembered(group)})

@@ -63,7 +63,8 @@ def _request(fleet: Fleet, call: Call, enclosed: Enclosure | None) -> Request[St
         said = call_packet(call_for(call, group))
         if enclosed is None:
             return said
-        asked = enclosed.sent.packet(group, lean=lean)
+        sent = enclosed.sent.for_who(lacks=not fleet.lacking.isdisjoint(group))
+        asked = sent.packet(group, lean=lean)
         return Packet({**asked.fields, **said.fields}, {**asked.buffers, **said.buffers})
 
     def read(reply: Packet, group: list[int]) -> StageReply:
@@ -74,9 +75,16 @@ def _request(fleet: Fleet, call: Call, enclosed: Enclosure | None) -> Request[St
         return replace(said, bytes_up=reply.size() if said.present else 0)
 
     def resent(packet: Packet, group: list[int], again: bool) -> int:
-        """What devices are sent a second time; the first time is counted by who asks."""
-        del group
-        return packet.size() if again and not fleet.simulated() else 0
+        """What devices are sent a second time, or for want of the base model.
+
+        The first time is counted by who asks, as if everyone had it.
+        """
+        if fleet.simulated():
+            return 0
+        if again or enclosed is None:
+            return packet.size() if again else 0
+        lacks = not fleet.lacking.isdisjoint(group)
+        return enclosed.sent.for_who(lacks=lacks).size(group) - enclosed.sent.size(group)
 
     kind = KINDS[enclosed.question.kind].flower if enclosed else f"query.{call.stage}"
     return Request(kind, call.stage, packet, read, resent)

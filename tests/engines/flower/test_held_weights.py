@@ -79,8 +79,12 @@ def same_model(a, b) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"local_steps": 2, "rounds": 3, "exclude": ("model.layers.0.*",)}],
-    ids=["pruned only", "tuned"],
+    [
+        {},
+        {"local_steps": 2, "rounds": 3, "exclude": ("model.layers.0.*",)},
+        {"secure": "secagg"},
+    ],
+    ids=["pruned only", "tuned", "in secure sums"],
 )
 def test_held_weights_change_nothing_but_what_is_sent(folder, texts, changes):
     held, sent = (here(config_of(folder, base=b, **changes), texts) for b in ("held", "sent"))
@@ -102,9 +106,11 @@ def test_a_pruning_without_training_sends_masks_alone(folder, texts):
 
 
 @pytest.mark.slow
-def test_a_device_that_lacks_it_is_sent_everything(folder, texts, monkeypatch):
-    config = config_of(folder)
-    expected, full = here(config, texts), on_devices(config_of(folder, base="sent"), texts)
+@pytest.mark.parametrize("secure", ["none", "secagg"])
+def test_a_device_that_lacks_it_is_sent_everything(folder, texts, monkeypatch, secure):
+    config = config_of(folder, secure=secure)
+    expected = here(config, texts)
+    full = on_devices(config_of(folder, secure=secure, base="sent"), texts)
     built = hosts.base_of
 
     def other(config, model) -> BaseModel:
@@ -118,17 +124,9 @@ def test_a_device_that_lacks_it_is_sent_everything(folder, texts, monkeypatch):
     assert down[1] < down[0] < 1.1 * down[1]
 
 
-@pytest.mark.parametrize(
-    ("given", "why"),
-    [
-        ({"model": "llama", "base": "sent"}, "come from no file"),
-        ({"secure": "secagg", "base": "held"}, "secure sums send all"),
-    ],
-    ids=str,
-)
-def test_where_nothing_is_held_that_is_said(folder, given, why):
-    with pytest.raises(ConfigError, match=why):
-        config_of(folder, **given)
+def test_where_nothing_is_held_that_is_said(folder):
+    with pytest.raises(ConfigError, match="come from no file"):
+        config_of(folder, model="llama", base="sent")
 
 
 def test_what_is_like_it_is_found_under_a_mask():
