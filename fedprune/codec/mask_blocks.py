@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from io import BytesIO
 
 
 def signature(name: str, shape: Sequence[int]) -> bytes:
@@ -12,7 +11,25 @@ def signature(name: str, shape: Sequence[int]) -> bytes:
     return _number(len(text)) + text + b"".join(map(_number, [len(shape), *shape]))
 
 
-def read_signatures(stream: BytesIO, most: int) -> dict[str, tuple[int, ...]]:
+class Cursor:
+    """Bytes that are read one part after the other, without a copy of any."""
+
+    def __init__(self, data: bytes | memoryview) -> None:
+        self.data, self.at = memoryview(data), 0
+
+    def read(self, size: int) -> memoryview:
+        """The next bytes; fewer where they end."""
+        part = self.data[self.at : self.at + size]
+        self.at += len(part)
+        return part
+
+    @property
+    def over(self) -> bool:
+        """Whether all bytes were read."""
+        return self.at == len(self.data)
+
+
+def read_signatures(stream: Cursor, most: int) -> dict[str, tuple[int, ...]]:
     """Name to shape of all signatures that follow, so many at the most.
 
     Raises:
@@ -20,10 +37,10 @@ def read_signatures(stream: BytesIO, most: int) -> dict[str, tuple[int, ...]]:
         ValueError: more of them, a name twice, or bytes that `signature` does not write.
     """
     shapes: dict[str, tuple[int, ...]] = {}
-    while not at_end(stream):
+    while not stream.over:
         if len(shapes) == most:
             raise ValueError(f"more than {most} masks")
-        name = _read(stream, _read_number(stream)).decode("utf-8", "surrogatepass")
+        name = bytes(_read(stream, _read_number(stream))).decode("utf-8", "surrogatepass")
         if name in shapes:
             raise ValueError(f"two masks of one name, {name[:100]!r}")
         shapes[name] = tuple(_read_number(stream) for _ in range(_few(_read_number(stream))))
@@ -44,7 +61,7 @@ def mask_block(code: int, payload: bytes) -> bytes:
     return bytes([code]) + _number(len(payload)) + payload
 
 
-def read_block(stream: BytesIO) -> tuple[int, bytes]:
+def read_block(stream: Cursor) -> tuple[int, memoryview]:
     """The inverse of `mask_block`, of the next one.
 
     Raises:
@@ -64,7 +81,7 @@ def _number(value: int) -> bytes:
 _LONGEST_NUMBER = 9  # bytes: 63 bits
 
 
-def _read_number(stream: BytesIO) -> int:
+def _read_number(stream: Cursor) -> int:
     value = 0
     for at in range(_LONGEST_NUMBER):
         byte = _read(stream, 1)[0]
@@ -76,13 +93,8 @@ def _read_number(stream: BytesIO) -> int:
     raise ValueError("a number of too many bytes")
 
 
-def _read(stream: BytesIO, size: int) -> bytes:
+def _read(stream: Cursor, size: int) -> memoryview:
     data = stream.read(size)
     if len(data) < size:
         raise EOFError(f"{size} bytes expected, {len(data)} left")
     return data
-
-
-def at_end(stream: BytesIO) -> bool:
-    """Whether all bytes were read."""
-    return stream.tell() == stream.getbuffer().nbytes

@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from io import BytesIO
 
 import numpy as np
 import torch
@@ -25,11 +24,11 @@ from numpy.typing import NDArray
 from pcodec import ChunkConfig, DeltaSpec, ModeSpec, standalone
 from torch import Tensor
 
-from fedprune.codec.bounded import most_weights, numbers_in, unzipped
-from fedprune.codec.mask_blocks import at_end, mask_block, read_block, read_signatures, signature
+from fedprune.codec.bounded import Buffer, most_weights, numbers_in, unzipped
+from fedprune.codec.mask_blocks import Cursor, mask_block, read_block, read_signatures, signature
 from fedprune.runtime.json_text import MOST_TENSORS
 from fedprune.streaming.packed import PackedMasks
-from fedprune.tensors.holding import bytes_of_bits, packed_bits
+from fedprune.tensors.holding import Bits, bytes_of_bits, packed_bits
 from fedprune.tensors.lazy import bare_of, holding_of, shapes_of
 from fedprune.tensors.named import Masks
 
@@ -53,19 +52,19 @@ def encode_mask(masks: Mapping[str, Tensor]) -> bytes:
     """
     shapes = shapes_of(masks)
     size = sum(shape.numel() for shape in shapes.values())
-    ways = []
+    ways: list[list[bytes]] = []
     if len(masks) < 2 or size < _LARGE:  # of more the head of a block is no matter, memory is
         flats = [_flat(name, mask) for name, mask in masks.items()]
-        ways.append(mask_block(*_code_bits(np.concatenate(flats) if flats else np.empty(0, bool))))
+        ways.append([mask_block(*_code_bits(np.concatenate([np.empty(0, bool), *flats])))])
     if len(masks) > 1:
-        ways.append(b"".join(mask_block(*_code_bits(_flat(n, m))) for n, m in masks.items()))
+        ways.append([mask_block(*_code_bits(_flat(n, m))) for n, m in masks.items()])
     header = b"".join(signature(name, shape) for name, shape in shapes.items())
-    body = mask_block(*_code_bytes(header)) + min(ways, key=len)
-    return MASK_MAGIC + bytes([VERSION]) + _checksum(body) + body
+    body = [mask_block(*_code_bytes(header)), *min(ways, key=lambda way: sum(map(len, way)))]
+    return b"".join([MASK_MAGIC, bytes([VERSION]), _checksum(*body), *body])
 
 
 def decode_mask(
-    data: bytes,
+    data: Buffer,
     most: int | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     *,
@@ -79,7 +78,7 @@ def decode_mask(
             it, whatever the bytes claim. None: `fedprune.codec.bounded.most_weights` of
             the bytes of their bits.
         shapes: of the tensors that masks may be of; None: any.
-        packed: they stay eight flags a byte.
+        packed: they stay eight flags a byte, where they are coded so in the memory of the bytes.
 
     Raises:
         ValueError: the bytes are not an encoded mask, not of this version, cut short, damaged, of
@@ -93,11 +92,11 @@ def decode_mask(
         raise ValueError(f"encoded mask is cut short: {len(data)} bytes")
     if data[len(MASK_MAGIC)] != VERSION:
         raise ValueError(f"encoded mask has version {data[len(MASK_MAGIC)]}, expected {VERSION}")
-    body = data[start:]
+    body = memoryview(data)[start:]
     if data[len(MASK_MAGIC) + 1 : start] != _checksum(body):
         raise ValueError("encoded mask is cut short or damaged: its checksum does not match")
     try:
-        return _decode_body(BytesIO(body), most, shapes, packed=packed)
+        return _decode_body(Cursor(body), most, shapes, packed=packed)
     except Exception as error:  # sound bytes of some other writer: the codecs raise what they like
         raise ValueError(f"encoded mask is malformed: {error}") from error
 
@@ -127,8 +126,11 @@ def _check_boolean(name: str, mask: Tensor) -> None:
         raise ValueError(f"mask of {name!r} must be boolean, got {mask.dtype}")
 
 
-def _checksum(body: bytes) -> bytes:
-    return hashlib.blake2b(body, digest_size=CHECKSUM_BYTES).digest()
+def _checksum(*body: Buffer) -> bytes:
+    found = hashlib.blake2b(digest_size=CHECKSUM_BYTES)
+    for part in body:
+        found.update(part)
+    return found.digest()
 
 
 _MANY = 2**18
@@ -145,17 +147,17 @@ _RATIO = 200
 
 
 def _decode_body(
-    stream: BytesIO, most: int | None, known: Mapping[str, Sequence[int]] | None, *, packed: bool
+    stream: Cursor, most: int | None, known: Mapping[str, Sequence[int]] | None, *, packed: bool
 ) -> Masks:
     code, payload = read_block(stream)
     signatures = _decode_bytes(code, payload, 2**16 + _RATIO * len(payload))
-    shapes = read_signatures(BytesIO(signatures), MOST_TENSORS if known is None else len(known))
+    shapes = read_signatures(Cursor(signatures), MOST_TENSORS if known is None else len(known))
     for name, shape in shapes.items():
         if known is not None and (name not in known or tuple(known[name]) != shape):
             raise ValueError(f"a mask of {name[:100]!r}, {shape}; there is no such tensor")
     sizes = [math.prod(shape) for shape in shapes.values()]
-    blocks: list[tuple[int, bytes]] = []
-    while not at_end(stream):
+    blocks: list[tuple[int, Buffer]] = []
+    while not stream.over:
         if len(blocks) > len(sizes):
             raise ValueError("more blocks than masks")
         blocks.append(read_block(stream))
@@ -163,6 +165,10 @@ def _decode_body(
         most = most_weights(sum(len(bits) for _, bits in blocks))
     if sum(sizes) > most:
         raise ValueError(f"it is of {sum(sizes)} weights; allowed: {most}")
+    whole = {name: torch.Size(shape) for name, shape in shapes.items()}
+    if packed and len(blocks) == len(sizes):
+        coded = zip(whole, blocks, sizes, strict=True)
+        return PackedMasks(whole, {name: _packed_bits_in(*b, size) for name, b, size in coded})
     if len(blocks) == 1:
         bits = _decode_bits(*blocks[0], sum(sizes))
         flats: Iterable[_Bools] = np.split(bits, np.cumsum(sizes, dtype=np.int64))[:-1]
@@ -170,7 +176,6 @@ def _decode_body(
         flats = (_decode_bits(*b, size) for b, size in zip(blocks, sizes, strict=True))
     named = zip(shapes.items(), flats, strict=True)
     if packed:
-        whole = {n: torch.Size(s) for n, s in shapes.items()}
         return PackedMasks(whole, {n: packed_bits(torch.from_numpy(f)) for (n, _), f in named})
     return {name: torch.from_numpy(flat).reshape(shape) for (name, shape), flat in named}
 
@@ -184,14 +189,27 @@ def _code_bits(bits: _Bools) -> tuple[int, bytes]:
     return min(codes, key=lambda code: len(code[1]))
 
 
-def _decode_bits(code: int, payload: bytes, size: int) -> _Bools:
+def _packed_bits_in(code: int, payload: Buffer, size: int) -> Bits | None:
+    """What `_code_bits` was given, eight a byte; None where all are True."""
+    if code not in (PLAIN, ZSTD):
+        return packed_bits(torch.from_numpy(_decode_bits(code, payload, size)))
+    packed = _packed(code, payload, size)
+    return None if np.bitwise_count(packed).sum(dtype=np.int64) == size else packed
+
+
+def _packed(code: int, payload: Buffer, size: int) -> Bits:
+    """So many bits, eight a byte; over the same memory, unless they are compressed."""
+    whole = (size + 7) // 8
+    packed = np.frombuffer(_decode_bytes(code, payload, whole), np.uint8)
+    if len(packed) != whole or (size % 8 and packed[-1] << size % 8 & 0xFF):
+        raise ValueError(f"{len(packed)} bytes for {size} bits, or bits beyond")
+    return packed
+
+
+def _decode_bits(code: int, payload: Buffer, size: int) -> _Bools:
     """The inverse of `_code_bits`, (size,)."""
     if code in (PLAIN, ZSTD):
-        whole = (size + 7) // 8
-        packed = np.frombuffer(_decode_bytes(code, payload, whole), np.uint8)
-        if len(packed) != whole or (size % 8 and packed[-1] << size % 8 & 0xFF):
-            raise ValueError(f"{len(packed)} bytes for {size} bits, or bits beyond")
-        return np.unpackbits(packed, count=size).view(np.bool_)
+        return np.unpackbits(_packed(code, payload, size), count=size).view(np.bool_)
     if code not in (KEPT_GAPS, REMOVED_GAPS):
         raise ValueError(f"unknown code {code}")
     bits, before = np.full(size, code == REMOVED_GAPS), -1
@@ -230,5 +248,5 @@ def _code_bytes(data: bytes) -> tuple[int, bytes]:
     return (ZSTD, smaller) if len(smaller) < len(data) else (PLAIN, data)
 
 
-def _decode_bytes(code: int, payload: bytes, most: int) -> bytes:
+def _decode_bytes(code: int, payload: Buffer, most: int) -> Buffer:
     return unzipped(payload, most) if code == ZSTD else payload

@@ -43,7 +43,7 @@ def edits_in(bits: Buffer) -> Edits:
     Raises:
         ValueError: they are damaged.
     """
-    packed = bytes(bits)[_start(bits) - _length(bits) : _start(bits)]
+    packed = bytes(memoryview(bits)[_start(bits) - _length(bits) : _start(bits)])
     if not packed:
         return ()
     try:
@@ -52,9 +52,9 @@ def edits_in(bits: Buffer) -> Edits:
         raise ValueError(f"edits: {error}") from None
 
 
-def mask_bits(bits: Buffer) -> bytes:
-    """The encoded mask of such a buffer."""
-    return bytes(bits)[_start(bits) :]
+def mask_bits(bits: Buffer) -> Buffer:
+    """The encoded mask of such a buffer, in its memory."""
+    return memoryview(bits)[_start(bits) :]
 
 
 def _length(bits: Buffer) -> int:

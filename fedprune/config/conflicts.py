@@ -145,7 +145,14 @@ def _making_up(c: AllOptions, score: Score) -> list[Conflict]:
     shape = f"{name} gives layers biases, and what is kept is of the shapes before"
     return [
         *only(c, does, sums, combine="sum", normalise="none", masks="global"),
-        *only(c, does, sets, rewind=None, schedule=_STEADY, method="global", adapters="none"),
+        *only(c, does, sets, rewind=None, schedule=_STEADY, method="global"),
+        (
+            "adapters",
+            does and c.adapters != "none",
+            f"{sets}, and adapters are of whole layers",
+            f"two runs: --score {c.score} --local-steps 0 --shrink end --out CUT, "
+            f"then --init CUT --adapters {c.adapters} --sparsity 0",
+        ),
         *only(c, does, shape, error_feedback=False, scaffold=False, blend="none", moving="none"),
     ]
 

@@ -62,7 +62,6 @@ profiles=f over-select=1.5 selector=labels | selector | uniform
 engine=flower over-select=1.5 secure=secagg | secure | none
 engine=flower over-select=1.5 PANEL | dp | none
 profiles=f over-select=1.5 clients=4 cohort=4 | over-select | 1, or a smaller --cohort
-secure=secagg base=held | secure | none, or --base auto
 robust=median baselines=local-only | robust | none
 sparsity=0 baselines=dense-small | sparsity | another --sparsity
 baselines=local-only secure=secagg | secure | none
@@ -98,6 +97,7 @@ score=sparsegpt target-bytes=9 | sparsity | a number
 score=sparsegpt min-density=0.1 | min-density | 0
 score=sparsegpt max-density=0.5 | max-density | 1
 score=sparsegpt combine=mean | combine | sum
+FLAP adapters=lora | adapters | two runs: --score flap --local-steps 0 --shrink end ...
 FLAP combine=mean | combine | sum
 FLAP normalise=l1 | normalise | none
 FLAP masks=union | masks | global
@@ -294,7 +294,6 @@ local-steps=2 local-epochs=1 | local-steps | one of them
 local-steps=0 sparsity=0.0 | local-steps | above 0
 local-steps=0 lr=0.3 | lr | leave it out, or steps above 0
 base=sent | base | auto
-secure=secagg base=held | secure | none, or --base auto
 stream=on | stream | auto, off
 engine=flower deadline=0.0 | deadline | above 0, or auto
 profiles=f deadline=auto | deadline | a number, or left out
