@@ -97,14 +97,13 @@ score=sparsegpt target-bytes=9 | sparsity | a number
 score=sparsegpt min-density=0.1 | min-density | 0
 score=sparsegpt max-density=0.5 | max-density | 1
 score=sparsegpt combine=mean | combine | sum
-FLAP adapters=lora | adapters | two runs: --score flap --local-steps 0 --shrink end ...
+FLAP adapters=lora | adapters | two runs: --score flap --local-steps 0 --shrink end...
 FLAP combine=mean | combine | sum
 FLAP normalise=l1 | normalise | none
 FLAP masks=union | masks | global
 FLAP rewind=0 | rewind | leave it out
 FLAP schedule=adaptive | schedule | one-shot, linear, cubic, exponential
 FLAP method=heterofl | method | global
-FLAP adapters=lora | adapters | none
 FLAP error-feedback=true uplink=int8 shrink=never | error-feedback | false
 FLAP scaffold=true optimizer=sgd | scaffold | false
 FLAP blend=global | blend | none
