@@ -26,11 +26,12 @@ import torch
 
 from fedprune import federate
 from fedprune.config import configure
-from fedprune.protocol.aggregate import Aggregate, RunningSum
+from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Question
 from fedprune.protocol.models import layout_at
 from fedprune.protocol.port import Port
+from fedprune.protocol.running_sum import RunningSum
 from fedprune.server.watch import Watch
 
 BASE: dict[str, Any] = {"task": "digits", "model": "mlp", "seed": 1, "local_steps": 1}

@@ -21,13 +21,15 @@ from fedprune.client.host import Host, build_host
 from fedprune.client.partition_answers import released
 from fedprune.codec.wire import Packet
 from fedprune.config import RunConfig, recorded, to_toml
-from fedprune.protocol.aggregate import Aggregate, as_sum
+from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.broadcast import encode_question
 from fedprune.protocol.checks import check_summand
 from fedprune.protocol.coded_answers import decode_answer
-from fedprune.protocol.forms import Form, form_of
+from fedprune.protocol.form import Form
+from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Question
 from fedprune.protocol.questions import decode_question
+from fedprune.protocol.running_sum import as_sum
 from fedprune.structure.layout import Layout
 
 app = ClientApp()

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,6 +15,7 @@ from fedprune.client.host import build_host
 from fedprune.client.memory import in_run
 from fedprune.config import RunConfig, with_values
 from fedprune.config.cohort import newcomers_of
+from fedprune.config.options import Results
 from fedprune.config.streamed import why_unstreamed
 from fedprune.config.terms import accounting_terms_of
 from fedprune.engines.inline import inline_port
@@ -25,13 +25,9 @@ from fedprune.methods.measuring import outcome
 from fedprune.opening import opening_of, unfailed, without_model
 from fedprune.privacy.ledger import open_ledger
 from fedprune.privacy.ledger_file import LEDGER_NAME
-from fedprune.privacy.release import Occasion, Release
-from fedprune.protocol.forms import form_of
 from fedprune.protocol.limits import metric_spread
-from fedprune.protocol.messages import Question
 from fedprune.protocol.models import shaped
 from fedprune.protocol.port import Port
-from fedprune.protocol.releases import OPEN
 from fedprune.protocol.server_privacy import ready_port as opened_port
 from fedprune.protocol.stored import RELEASED_FOLDER as RELEASED_NAME
 from fedprune.protocol.stored import Stored, forget
@@ -43,14 +39,15 @@ from fedprune.records.gap import gap_of
 from fedprune.records.playing_arms import ArmsWorld, play_arms
 from fedprune.records.pooled import check_poolable
 from fedprune.records.previous import (
-    PreviousRun,
     on_the_earlier_task,
     previous_run,
+    release_of_before,
 )
 from fedprune.records.provenance import provenance_of
 from fedprune.records.repeating import commands_for
 from fedprune.records.results import write_results, write_summary
-from fedprune.records.summary import About, Summary, summary_of
+from fedprune.records.sizes import Summary
+from fedprune.records.summary import About, failed, stopped, summary_of
 from fedprune.records.writing import only_writer
 from fedprune.report.board import Board
 from fedprune.report.callback import Callback, Telling, callbacks_of
@@ -60,11 +57,9 @@ from fedprune.report.tracking import trackers_of
 from fedprune.runtime.process import put_back, trim_memory
 from fedprune.server.plan import Plan
 from fedprune.server.round import Round
-from fedprune.server.rows import Row
 from fedprune.server.state import State
 from fedprune.server.watch import Watch
 from fedprune.structure.edits import Edits
-from fedprune.structure.layout import Layout
 from fedprune.tensors.models import load_into
 from fedprune.tensors.named import Tensors
 
@@ -159,9 +154,9 @@ def _federated(
     about = About(type(model).__name__, sizes, seconds, naive, plan, port.own_data())
     summary = summary_of(config, blank.layout, end, tests, about)
     if before is not None and config.engine != "flower":
-        ledger.book(*_measured_before(before, end.round, blank.layout))
-    summary["privacy"] = ledger.closing() | _stopped(config, ends[PRUNED][0])
-    summary |= _failed(end, book.rows, summary["privacy"])
+        ledger.book(*release_of_before(before, end.round, blank.layout))
+    summary["privacy"] = ledger.closing() | stopped(config, ends[PRUNED][0])
+    summary |= failed(end, book.rows, summary["privacy"])
     summary["privacy"]["metrics_sd"] = metric_spread(config)
     summary |= gap_of(config, tests, played.alone) | played.said
     summary |= {"resumed_anyway": book.differences} if book.differences else {}
@@ -187,7 +182,7 @@ def _holding(end: State, config: RunConfig, resident: nn.Module | None) -> nn.Mo
     return model.eval()
 
 
-def _starts(config: RunConfig, fresh: State, blank: Plan, port: Port) -> dict[str, State]:
+def _starts(config: Results, fresh: State, blank: Plan, port: Port) -> dict[str, State]:
     """What each arm begins with, once the riders have opened."""
     # A client that cannot answer now is asked again in every round, and counted there.
     start = Round(0, blank, present=lambda: list(port.present()))
@@ -240,36 +235,3 @@ def _adapters_written(
     left = adapters if cuts else cut_adapters(adapters, plan.layout)
     if left:
         write_adapter(folder / ADAPTER_NAME, model, left, end.masks, scale)
-
-
-def _measured_before(
-    before: PreviousRun, round_: int, layout: Layout
-) -> tuple[Occasion, tuple[Release, ...]]:
-    """What leaves the earlier run's clients when the new model is measured on their data."""
-    everyone = tuple(range(before.config.clients))
-    occasion = Occasion("before", round_, "evaluate", 0, "everyone", everyone, len(everyone))
-    form = form_of(Question("evaluate", round_, {}, {}, part="test"), before.config, layout)
-    fields = tuple(f"totals.{name}" for name in sorted(form.totals))
-    return occasion, (Release("metrics", fields, reason=OPEN),)
-
-
-def _stopped(config: RunConfig, end: State) -> dict[str, str]:
-    """Why a run ended before its last round, if its privacy budget made it do so."""
-    waited = config.patience and end.best is not None and end.best.waited >= config.patience
-    if end.round == config.rounds or waited:
-        return {}
-    due = end.round + 1
-    return {"stopped": f"round {due} of {config.rounds} would exceed epsilon={config.epsilon:g}"}
-
-
-def _failed(end: State, rows: Sequence[Row], privacy: Mapping[str, Any]) -> dict[str, str]:
-    """Why a run came to nothing, with the first failure of a client; nothing where it did not."""
-    if end.completed:
-        return {}
-    failures = [f for row in rows for f in row["failures"]]
-    why = str(privacy.get("stopped", "too few clients answered"))
-    if failures:
-        first = next((f for f in failures if f["phase"] == "tune"), failures[0])
-        field_ = f"{first['field']}: " if first["field"] else ""
-        why += f"; client {first['partition']}, phase {first['phase']}: {field_}{first['reason']}"
-    return {"failed": f"no round was completed: {why}"}

@@ -18,7 +18,7 @@ from fedprune.config.terms import accounting_terms_of
 from fedprune.privacy.accounting_terms import SIMULATED
 from fedprune.privacy.calibration import calibrated
 from fedprune.privacy.release import Occasion, Release
-from fedprune.report.plots import canvas, styled
+from fedprune.report.drawing import canvas, styled
 from fedprune.tensors.named import Masks
 
 Keys = dict[str, Any]

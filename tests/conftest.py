@@ -23,7 +23,7 @@ from fedprune.client.host import Host, build_host
 from fedprune.engines.inline import inline_port
 from fedprune.protocol.messages import Question
 from fedprune.tasks.language import windows
-from fedprune.tasks.tokenization import encode
+from fedprune.tasks.token_rows import encode
 from fedprune.tensors.models import state_of
 from fedprune.tensors.named import Masks, copied, masked
 from tests.runs import house_of, played, tiny, with_pages

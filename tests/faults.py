@@ -164,7 +164,7 @@ FAULTS: dict[str, Fault] = {
         "distil",
     ),
     "clients not weighed": Fault(
-        "fedprune.protocol.aggregate.as_sum",
+        "fedprune.protocol.running_sum.as_sum",
         lambda f, answer, *args, **more: f(replace(answer, weight=1.0), *args, **more),
         "int8",
     ),

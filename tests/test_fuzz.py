@@ -55,9 +55,8 @@ from fedprune.records.checkpoint import load_state, save_state
 from fedprune.runtime.files import write_verified
 from fedprune.runtime.json_text import read_json
 from fedprune.secagg.keys import Keys
-from fedprune.secagg.messages import (
-    Call,
-    StageReply,
+from fedprune.secagg.messages import Call, StageReply
+from fedprune.secagg.packets import (
     call_of,
     call_packet,
     reply_of,

@@ -15,7 +15,7 @@ from fedprune.attacks.page import Passage, Table, png_of
 from fedprune.attacks.roc import AtRate, Sides, auc, found_at, roc
 from fedprune.attacks.shadows import Attacked, dense_and_pruned
 from fedprune.config import configure
-from fedprune.report.plots import FAINT, STYLE
+from fedprune.report.drawing import FAINT, STYLE
 
 RATES = (0.01, 0.001)
 """False positive rates at which true positives are told."""

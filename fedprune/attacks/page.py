@@ -14,7 +14,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from fedprune.report.plots import PAPER, STYLE
+from fedprune.report.drawing import PAPER, STYLE
 from fedprune.report.tables import Table
 from fedprune.report.template import framed, rendered
 

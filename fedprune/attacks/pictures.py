@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from fedprune.attacks.page import png_of
-from fedprune.report.plots import styled
+from fedprune.report.drawing import styled
 
 TILE = 0.62
 """Inches."""

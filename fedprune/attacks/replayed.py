@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedprune.attacks.canary import Audited, Draw, Noised
-from fedprune.privacy.accounting import AMPLIFICATION
 from fedprune.privacy.accounting_terms import AccountingTerms
 from fedprune.privacy.ledger_lines import partitions_in
 from fedprune.privacy.statement import Line
+from fedprune.privacy.tally import AMPLIFICATION
 
 
 def replayed(

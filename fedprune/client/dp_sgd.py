@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.client.context import ClientContext, warn_once
-from fedprune.config import RunConfig
 from fedprune.learning.local_training import Backward, Done
 from fedprune.privacy.clipping import bounded_sum
 from fedprune.privacy.noise import Source, gaussian, uniforms
-from fedprune.protocol.forms import fitting
+from fedprune.privacy.options import Privacy
+from fedprune.protocol.form import fitting
 from fedprune.protocol.messages import Question
 from fedprune.protocol.noise import source_for
 from fedprune.scores.catalog import scores_of
@@ -120,19 +120,19 @@ def _alive(rows: Tensor, mask: Tensor | None) -> Tensor:
     return rows[:, mask.flatten().nonzero().squeeze(1).to(rows.device)]
 
 
-def poisson_steps(part: Part, config: RunConfig, source: Source) -> Iterator[list[Part]]:
-    """The steps of a round: for each of `local_steps`, every example by itself at `dp_rate`.
+def poisson_steps(part: Part, steps: int, rate: float, source: Source) -> Iterator[list[Part]]:
+    """The steps of a round, in each of which every example is drawn by itself at a rate.
 
     A step is a list of one batch, or of none where nothing was drawn: it is noise then.
 
     Draws go to rows by their place, so that a row more shifts which of them the rows after it get.
     That moves no example in the sense of the bound: draws are independent of each other and of the
     data and, with a secret source, new in every answer, so that each example is in a step with
-    probability `dp_rate` whoever else is there, which is all that amplification asks for (Abadi et
+    probability `rate` whoever else is there, which is all that amplification asks for (Abadi et
     al. 2016, section 3.1). Seeded draws are of a simulation, as its noise is.
     """
-    for _ in range(config.local_steps):
-        drawn = uniforms(examples(part), source) < (config.dp_rate or 0.0)
+    for _ in range(steps):
+        drawn = uniforms(examples(part), source) < rate
         chosen = torch.from_numpy(drawn.nonzero()[0])
         yield [{name: t[chosen] for name, t in part.items()}] if len(chosen) else []
 
@@ -141,7 +141,8 @@ def noisy_steps(
     model: nn.Module,
     task: Task,
     masks: Mapping[str, Tensor],
-    config: RunConfig,
+    privacy: Privacy,
+    batch_size: int,
     source: Source,
     said: set[str] | None = None,
 ) -> Backward:
@@ -157,7 +158,7 @@ def noisy_steps(
     shapes = shapes_of(named)
     alive = {n: m.cpu() for n, m in masks.items()}
     taken = ExampleGradients(model, task.loss, tuple(named))
-    norm, size = config.dp_clip or 1.0, values_in(shapes, alive)
+    norm, size = privacy.dp_clip or 1.0, values_in(shapes, alive)
 
     def of(batch: Part) -> tuple[Tensor, float, int]:
         total, loss, count = torch.zeros(size, dtype=torch.float64), 0.0, 0
@@ -174,8 +175,8 @@ def noisy_steps(
         for part, its_loss, its_count in (s for b in step for s in whatever_fails(of, b, told)):
             total += part
             loss, count = loss + its_loss, count + its_count
-        total += gaussian(size, (config.dp_noise or 0.0) * norm, source)
-        for name, g in scattered(total / config.batch_size, shapes, alive).items():
+        total += gaussian(size, (privacy.dp_noise or 0.0) * norm, source)
+        for name, g in scattered(total / batch_size, shapes, alive).items():
             named[name].grad = g.to(named[name])
         return Done(loss, count)
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
@@ -26,7 +26,6 @@ from urllib.parse import quote
 from safetensors.torch import load, save
 from torch import Tensor
 
-from fedprune.codec.wire import Packet
 from fedprune.config import RunConfig
 from fedprune.protocol.messages import Question
 from fedprune.runtime.files import read_verified, write_verified
@@ -126,7 +125,7 @@ def recall(memory: ClientMemory, of: str, partition: int, at: int) -> Remembered
     """
     if not at:
         return {}
-    content = _content(memory, (of, partition, at))
+    content = kept_content(memory, (of, partition, at))
     if content is None:
         where = memory.folder or "this process"
         raise ValueError(f"what was kept in round {at} is not in {where}")
@@ -159,10 +158,11 @@ def keep(
     this counts is not known yet, and after a resume `since` is what counted last.
     """
     flat = {f"{n}/{k}": t.contiguous() for n, ts in remembered.items() for k, t in ts.items()}
-    _put(memory, (of, partition, at), since, save(flat))
+    keep_content(memory, (of, partition, at), since, save(flat))
 
 
-def _put(memory: ClientMemory, key: Key, since: int, content: bytes) -> None:
+def keep_content(memory: ClientMemory, key: Key, since: int, content: bytes) -> None:
+    """Keep bytes, and of earlier rounds what was kept in round `since` alone."""
     of, partition, at = key
     if memory.folder is None:
         kept = memory.held.get((of, partition), {})
@@ -177,7 +177,7 @@ def _put(memory: ClientMemory, key: Key, since: int, content: bytes) -> None:
             file.unlink()
 
 
-def _content(memory: ClientMemory, key: Key) -> bytes | None:
+def kept_content(memory: ClientMemory, key: Key) -> bytes | None:
     """What was kept, as a file holds it; None: nothing.
 
     Raises:
@@ -192,59 +192,6 @@ def _content(memory: ClientMemory, key: Key) -> bytes | None:
 def _path(folder: Path, key: Key) -> Path:
     of, partition, at = key
     return folder / quote(of, safe="") / str(partition) / f"{partition}-{at}.safetensors"
-
-
-_BUFFER = "remembered "
-
-
-def enclosed(memory: ClientMemory, of: str, counted: Mapping[int, int]) -> dict[str, bytes]:
-    """The buffers that carry what clients remember to whoever serves them.
-
-    Args:
-        memory: of all clients.
-        of: with which question it was kept.
-        counted: client to the round of what counts; 0: nothing yet.
-
-    What is not there, or damaged, is left out: its client then fails, and is named.
-    """
-    out = {}
-    for partition, at in counted.items():
-        try:
-            content = _content(memory, (of, partition, at))
-        except ValueError as error:
-            log.error("what client %d remembers: %s", partition, error)
-            continue
-        if content is not None:
-            out[f"{_BUFFER}{partition} {at} {of}"] = content
-    return out
-
-
-def disclosed(packet: Packet) -> ClientMemory:
-    """The memory that a packet carries."""
-    memory = ClientMemory()
-    for key, content in _carried(packet):
-        _put(memory, key, key[2], content)
-    return memory
-
-
-def returned(memory: ClientMemory, round_: int) -> dict[str, bytes]:
-    """The buffers that carry back what was kept in a round."""
-    kept = ((k, by_round[round_]) for k, by_round in memory.held.items() if round_ in by_round)
-    return {f"{_BUFFER}{p} {round_} {of}": content for (of, p), content in kept}
-
-
-def take_back(memory: ClientMemory, packet: Packet, counted: Mapping[int, int]) -> None:
-    """Keep what a reply carries of those who were asked, by what counted when they were."""
-    for key, content in _carried(packet):
-        if key[1] in counted:
-            _put(memory, key, counted[key[1]], content)
-
-
-def _carried(packet: Packet) -> Iterator[tuple[Key, bytes]]:
-    for name, content in packet.buffers.items():
-        if name.startswith(_BUFFER):
-            partition, at, of = name.removeprefix(_BUFFER).split(" ", 2)
-            yield (of, int(partition), int(at)), bytes(content)
 
 
 def in_run(folder: Path | None) -> ClientMemory:

@@ -13,7 +13,7 @@ from fedprune.protocol.choice import Wanted, chosen, chosen_by
 from fedprune.protocol.messages import Question
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.combine import combines_of
-from fedprune.scores.inputs import unseen
+from fedprune.scores.input_sums import unseen
 from fedprune.scores.score import (
     Evidence,
 )

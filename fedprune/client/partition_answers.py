@@ -28,7 +28,8 @@ from fedprune.protocol.client_privacy import (
     noises_itself,
 )
 from fedprune.protocol.coded_answers import encode_answer
-from fedprune.protocol.forms import Form, form_of
+from fedprune.protocol.form import Form
+from fedprune.protocol.forms import form_of
 from fedprune.protocol.limits import most_votes
 from fedprune.protocol.messages import Answer, Question
 from fedprune.protocol.noise import source_for

@@ -10,7 +10,7 @@ import torch
 from fedprune.client.context import Batches, ClientContext
 from fedprune.client.memory import keeps, memory_of
 from fedprune.protocol.choice import evidence_about
-from fedprune.protocol.forms import fitting
+from fedprune.protocol.form import fitting
 from fedprune.protocol.messages import Question
 from fedprune.randomness import derive, generator
 from fedprune.scores.score import (

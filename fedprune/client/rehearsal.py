@@ -30,6 +30,7 @@ from fedprune.runtime.guarding import allowance, guarded
 from fedprune.runtime.process import put_back
 from fedprune.structure.layout import Layout
 from fedprune.tasks.later import rows_counted
+from fedprune.tasks.options import Data
 from fedprune.tasks.task import Shard, Task
 from fedprune.tensors.models import load_into
 from fedprune.tensors.named import Tensors
@@ -81,7 +82,7 @@ def try_out(
         raise ConfigError(_line(failed[0], "the rehearsal", config, model)) from failed[0]
 
 
-def _line(error: Exception, what: str, config: RunConfig, model: nn.Module) -> str:
+def _line(error: Exception, what: str, config: Data, model: nn.Module) -> str:
     """One line about an error in a part of the rehearsal, in the form of all of them."""
     line = " ".join(str(error).split())[:400]
     if "; allowed: " in line:

@@ -15,7 +15,7 @@ from fedprune.codec.wire import SCORE_TYPES, pack, values_of
 from fedprune.options.refusal import Refused
 from fedprune.privacy.randomised_response import flip_probability, responded
 from fedprune.protocol.client_privacy import finite
-from fedprune.protocol.forms import fitting
+from fedprune.protocol.form import fitting
 from fedprune.protocol.messages import Answer, Question
 from fedprune.protocol.noise import source_for
 from fedprune.protocol.votes import vote_units_of

@@ -21,7 +21,8 @@ from fedprune.codec.wire import Packet
 from fedprune.options.refusal import Refused
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.client_privacy import silenced
-from fedprune.protocol.forms import Form, form_of
+from fedprune.protocol.form import Form
+from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Answer, Question
 from fedprune.protocol.parts import PartitionPart, failure_of, understood, with_part
 from fedprune.protocol.questions import decode_question

@@ -24,6 +24,7 @@ from fedprune.runtime.sums import check_sums
 from fedprune.structure.attention import eager
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.claims import filled_by, held_in
+from fedprune.tasks.options import Data
 from fedprune.tensors.models import frozen_of, load_into
 from fedprune.tensors.named import masked
 
@@ -55,7 +56,7 @@ def teacher_in(folder: str, plugin: str = "") -> bytes:
     return to_coded(origin, weights, masks)
 
 
-def teacher_model(teacher: Buffer, config: RunConfig) -> nn.Module:
+def teacher_model(teacher: Buffer, config: Data) -> nn.Module:
     """The teacher's model, in eval mode on the CPU, its parameters frozen.
 
     Raises:

@@ -15,7 +15,8 @@ from fedprune.config import RunConfig
 from fedprune.learning.local_training import Train
 from fedprune.learning.options import trains
 from fedprune.protocol.checks import check_summand
-from fedprune.protocol.forms import LARGEST_NUMBER, form_of
+from fedprune.protocol.form import LARGEST_NUMBER
+from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Answer, Question
 from fedprune.streaming.blocks import is_streamed
 from fedprune.streaming.packed import masks_for

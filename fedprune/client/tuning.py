@@ -26,7 +26,7 @@ from fedprune.learning.manners import in_turns, manner_of, one_manner
 from fedprune.learning.steps import can_be_alone, step_batches, steps_taken
 from fedprune.learning.variates import correction
 from fedprune.options.refusal import Refused
-from fedprune.protocol.forms import fitting
+from fedprune.protocol.form import fitting
 from fedprune.protocol.messages import Answer, Question
 from fedprune.protocol.noise import source_for
 from fedprune.protocol.parted import first_parts
@@ -194,8 +194,8 @@ def _steps(
     draws, noise = (
         source_for(question, c, client.partition, what) for what in ("examples", "noise")
     )
-    return poisson_steps(part, c, draws), noisy_steps(
-        client.model, client.task, masks, c, noise, client.said
+    return poisson_steps(part, c.local_steps, c.dp_rate or 0.0, draws), noisy_steps(
+        client.model, client.task, masks, c, c.batch_size, noise, client.said
     )
 
 

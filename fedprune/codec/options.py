@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fedprune.options.section import NameTable, Section, option
+from fedprune.options.name_table import NameTable
+from fedprune.options.section import Section, option
 
 
 class Wire(Section):

@@ -27,9 +27,9 @@ from fedprune.commands.members import by_shadows, by_threshold, people_of
 from fedprune.commands.subject import Subject, subject
 from fedprune.config.terms import accounting_terms_of
 from fedprune.options.refusal import ConfigError
-from fedprune.privacy.accounting import AMPLIFICATION
 from fedprune.privacy.accounting_terms import SIMULATED
 from fedprune.privacy.noise import seeded_source
+from fedprune.privacy.tally import AMPLIFICATION
 from fedprune.privacy.totals import INFINITY
 from fedprune.report.privacy import privacy_sentences, release_table, statement_of
 from fedprune.report.reading import NO_VALUE, Run, read_run

@@ -8,7 +8,7 @@ import os
 import sys
 from typing import NoReturn
 
-from fedprune.commands.model_options import COMMANDS
+from fedprune.commands.catalog import COMMANDS
 from fedprune.commands.run_options import told_at_once
 from fedprune.options.refusal import ConfigError
 from fedprune.runtime.ending import BAD_INPUT, ended, report_error

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from fedprune.commands.device_options import EXAMPLES, device_options
 from fedprune.export.offered import (
     EXPORT_SUMMARIES,
     GGUF_SUMMARIES,
@@ -15,29 +12,6 @@ from fedprune.export.offered import (
     QUANTISED_BY,
     ROUNDING,
 )
-
-
-@dataclass(frozen=True)
-class Command:
-    """A sub-command.
-
-    Attributes:
-        summary: one line about it.
-        examples: lines of a shell that show what it is for.
-        options: puts its arguments on a parser.
-        run: does it and gives back the exit code; bad input is raised as an error of one line.
-    """
-
-    summary: str
-    examples: str
-    options: Callable[[ArgumentParser], None]
-    run: Callable[[Namespace], int]
-
-
-def _of(name: str) -> Callable[[Namespace], int]:
-    """``run`` of the module of a command, which is imported when it is called."""
-    return lambda given: int(importlib.import_module(f"fedprune.commands.{name}").run(given))
-
 
 MODEL_HELP = (
     "a run's folder, its model/ folder, or a folder that `fedprune export` wrote; with --task also "
@@ -70,8 +44,22 @@ def _part(text: str) -> float:
     return found
 
 
-def _analyse(parser: ArgumentParser) -> None:
-    """The arguments of the command."""
+def _count(allowed: str, fits: Callable[[int], bool]) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdecimal() or not fits(int(text)):
+            raise ArgumentTypeError(f"{text!r}: allowed: {allowed}")
+        return int(text)
+
+    return number
+
+
+_positive = _count("1, 2, 3, ...", lambda n: n >= 1)
+_shadows = _count("0, 6, 8, 10, ...", lambda n: n == 0 or (n >= 6 and n % 2 == 0))
+_canaries = _count("10, 11, 12, ...", lambda n: n >= 10)
+
+
+def analyse_options(parser: ArgumentParser) -> None:
+    """Put the arguments of ``fedprune analyse`` on its parser."""
     add_subject(parser)
     parser.add_argument(
         "--energy",
@@ -96,8 +84,8 @@ def _analyse(parser: ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", help="write all of it there too")
 
 
-def _measure(parser: ArgumentParser) -> None:
-    """The arguments of the command."""
+def measure_options(parser: ArgumentParser) -> None:
+    """Put the arguments of ``fedprune measure`` on its parser."""
     add_subject(parser)
     parser.add_argument(
         "--baseline",
@@ -131,14 +119,8 @@ def _measure(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"{text!r} is no count; allowed: 1, 2, 3, ...")
-    return int(text)
-
-
-def _audit(parser: ArgumentParser) -> None:
-    """The arguments of the command."""
+def audit_options(parser: ArgumentParser) -> None:
+    """Put the arguments of ``fedprune audit`` on its parser."""
     parser.add_argument("run_folder", metavar="RUN", help="a finished run's folder")
     parser.add_argument(
         "--plugin",
@@ -162,20 +144,8 @@ def _audit(parser: ArgumentParser) -> None:
     )
 
 
-def _shadows(text: str) -> int:
-    if not text.isdecimal() or (int(text) and (int(text) < 6 or int(text) % 2)):
-        raise ArgumentTypeError(f"{text!r}: allowed: 0, 6, 8, 10, ...")
-    return int(text)
-
-
-def _canaries(text: str) -> int:
-    if not text.isdecimal() or int(text) < 10:
-        raise ArgumentTypeError(f"{text!r}: allowed: 10, 11, 12, ...")
-    return int(text)
-
-
-def _export(parser: ArgumentParser) -> None:
-    """The arguments of the command."""
+def export_options(parser: ArgumentParser) -> None:
+    """Put the arguments of ``fedprune export`` on its parser."""
     add_subject(parser)
     forms = "; ".join(f"{name}: {words}" for name, words in EXPORT_SUMMARIES.items())
     kinds = "; ".join(f"{name}: {words}" for name, words in PRECISIONS.items())
@@ -208,8 +178,8 @@ def _export(parser: ArgumentParser) -> None:
     )
 
 
-def _study(parser: ArgumentParser) -> None:
-    """The arguments of the command."""
+def study_options(parser: ArgumentParser) -> None:
+    """Put the arguments of ``fedprune study`` on its parser."""
     parser.add_argument("file", metavar="FILE", help="TOML: [base] keys, [grid] lists of values")
     parser.add_argument("--out", metavar="DIR", required=True, help="where everything goes")
     parser.add_argument(
@@ -220,8 +190,8 @@ def _study(parser: ArgumentParser) -> None:
     )
 
 
-def _compare(parser: ArgumentParser) -> None:
-    """The arguments of the command."""
+def compare_options(parser: ArgumentParser) -> None:
+    """Put the arguments of ``fedprune compare`` on its parser."""
     parser.add_argument("runs", metavar="RUN", nargs="+", help="folders of finished runs")
     parser.add_argument("--out", metavar="DIR", required=True, help="where the page goes")
     parser.add_argument(
@@ -229,89 +199,6 @@ def _compare(parser: ArgumentParser) -> None:
     )
 
 
-def _new(parser: ArgumentParser) -> None:
-    """The arguments of the command."""
+def new_options(parser: ArgumentParser) -> None:
+    """Put the arguments of ``fedprune new`` on its parser."""
     parser.add_argument("folder", metavar="DIR", help="where it goes; the app has its name")
-
-
-COMMANDS: dict[str, Command] = {
-    "new": Command(
-        "Writes a Flower app to edit: your model, data and training, pruned under `flwr run`.",
-        """\
-  fedprune new my-app && cd my-app
-  python -m my_app.simulate        # in one process
-  flwr run . --stream              # the same on Flower
-""",
-        _new,
-        _of("new"),
-    ),
-    "analyse": Command(
-        "Redundancy of a model: spectra, duplicates, dead units, and paths that could be one.",
-        """\
-  fedprune analyse runs/one
-  fedprune analyse runs/one --energy 0.99 --json redundancy.json
-  fedprune analyse gpt2 --task shakespeare --no-inputs
-""",
-        _analyse,
-        _of("analyse"),
-    ),
-    "measure": Command(
-        "Parameters, bytes, FLOPs, latency, memory and quality of a model, beside the dense one.",
-        """\
-  fedprune measure runs/one
-  fedprune measure runs/one --batch 1 --tokens 256 --threads 2
-  fedprune measure exports/int8 --baseline runs/one
-  fedprune measure gpt2 --task shakespeare --no-quality --json
-""",
-        _measure,
-        _of("measure"),
-    ),
-    "audit": Command(
-        "What a finished run gives away: membership inference, canaries, and its ledger.",
-        """\
-  fedprune audit runs/one
-  fedprune audit runs/one --shadows 16
-""",
-        _audit,
-        _of("audit"),
-    ),
-    "export": Command(
-        "Writes a model for transformers, llama.cpp, vLLM, onnxruntime, or as fewer bytes.",
-        """\
-  fedprune export runs/one --to hf --out my-model
-  fedprune export runs/one --to safetensors
-  fedprune export runs/one --quantise int4 --group 32
-  fedprune export runs/one --quantise int4 --quantise-by gptq
-  fedprune export runs/one --to gguf --type q8_0
-  fedprune export runs/one --to onnx --out graph
-""",
-        _export,
-        _of("export"),
-    ),
-    "devices": Command(
-        "Certificates, SuperLink, SuperNodes and runs of Flower on devices, by its own commands.",
-        EXAMPLES,
-        device_options,
-        _of("devices"),
-    ),
-    "study": Command(
-        "Runs for every combination of values, and one page, tables and results.csv of them.",
-        """\
-  fedprune study simulations/studies/digits.toml --out runs/digits-study
-  fedprune study my.toml --out runs/mine --dry-run
-  fedprune study my.toml --out runs/mine --jobs 4     # again: what is there is not played anew
-""",
-        _study,
-        _of("study"),
-    ),
-    "compare": Command(
-        "The page of a study, of runs that are there.",
-        """\
-  fedprune compare runs/one runs/two runs/three --out runs/compared
-  fedprune compare runs/seed-* --by score --out runs/compared
-""",
-        _compare,
-        _of("compare"),
-    ),
-}
-"""A new sub-command is a module in `fedprune.commands` and an entry here."""

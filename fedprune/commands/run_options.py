@@ -14,8 +14,9 @@ from pydantic.fields import FieldInfo
 from fedprune.config.allowed import allowed, check_built_in_names, check_keys, no_such_key
 from fedprune.config.sections import AllOptions
 from fedprune.options.conditions import in_words
+from fedprune.options.name_table import NameTable
 from fedprune.options.refusal import ConfigError, Refusal, named, shown
-from fedprune.options.section import BY_TASK, NameTable, declared
+from fedprune.options.section import BY_TASK, declared
 from fedprune.options.values import as_text, parsed
 from fedprune.runtime.ending import BAD_INPUT, ended, report_error
 

@@ -12,8 +12,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from fedprune.options.name_table import NameTable
 from fedprune.options.refusal import ConfigError, Refusal, named, refuse, shown
-from fedprune.options.section import NameTable, declared, options_of, types_of
+from fedprune.options.section import declared, options_of, types_of
 
 LARGEST_INTEGER = 2**63 - 1
 """The largest integer that TOML and Flower's run config can hold."""

@@ -7,6 +7,7 @@ only read beside some values of others says so where it is declared (``option(..
 from __future__ import annotations
 
 from fedprune.config.arm_conflicts import arm_conflicts
+from fedprune.config.client_conflicts import client_conflicts
 from fedprune.config.evidence_conflicts import WITHIN_TENSOR, evidence_conflicts
 from fedprune.config.options import CENTRAL, LOCAL
 from fedprune.config.reduction_conflicts import reduction_conflicts
@@ -38,10 +39,7 @@ def conflicts(c: AllOptions, score: Score, task: Task) -> list[Conflict]:
         *_remembering(c, score),
         *_when(c, score),
         *evidence_conflicts(c, score),
-        *_selected(c),
-        *_simulated(c),
-        *_measured(c),
-        *_new(c),
+        *client_conflicts(c),
         *_shrunk(c),
         *_ended(c),
         *reduction_conflicts(c),
@@ -185,57 +183,6 @@ def _when(c: AllOptions, score: Score) -> list[Conflict]:
         ("end", soon, "no round is left to exchange in", later),
         *only(c, not score.rescored, again, score_steps=1),
         ("rewind", early, "pruning begins before", f"0 to {c.warmup}"),
-    ]
-
-
-def _measured(c: AllOptions) -> list[Conflict]:
-    """When the model is measured, and by how many."""
-    n, rounds = c.clients, c.rounds
-    few, all_ = c.measure_cohort == 1, c.measure_cohort >= n
-    some = f"0, or 2 to {n - 1}" if n > 2 else "0"
-    return [
-        ("measure-every", c.measure_every > rounds, f"rounds is {rounds}", f"1 to {rounds}"),
-        ("measure-cohort", few, "of one client's loss nobody knows how far it is off", some),
-        ("measure-cohort", all_, f"{n} measure, and 0 stands for all of them", some),
-    ]
-
-
-def _new(c: AllOptions) -> list[Conflict]:
-    """Clients that never train."""
-    new, most = c.newcomers > 0, c.clients - max(c.cohort, c.min_clients)
-    counted_on, real = "newcomers never train", "devices say themselves whether they take part"
-    noised = f"dp is {c.dp}: counts of clients would be noise"
-    return [
-        ("newcomers", new and c.newcomers > most, "too few are left to train", f"0 to {most}"),
-        *only(c, new, counted_on, dp="none", sampling="fixed"),
-        *only(c, new, real, engine=Not("flower")),
-        *only(c, c.dp != "none", noised, client_percentiles=False),
-    ]
-
-
-def _selected(c: AllOptions) -> list[Conflict]:
-    """A selector's choice has no chance that could be counted as protection."""
-    drawn, labels = "who is drawn is counted on", "labels of clients stay with them"
-    return [
-        *only(c, c.sampling != "fixed", f"sampling is {c.sampling}", selector="uniform"),
-        *only(c, c.dp != "none", drawn, selector="uniform"),
-        *only(c, c.secure != "none", labels, selector="uniform"),
-    ]
-
-
-def _simulated(c: AllOptions) -> list[Conflict]:
-    """What goes with simulated devices, whose clock counts what clients compute on."""
-    simulated, hidden = bool(c.profiles), "how much a client computes on would be hidden"
-    real = "devices have a speed of their own"
-    more, few = c.over_select > 1.0, "nobody is left to be faster than"
-    return [
-        ("over-select", more and c.cohort >= c.clients, few, "1, or a smaller --cohort"),
-        *only(c, more, "more than a cohort are drawn", sampling="fixed", selector="uniform"),
-        *only(c, more, "who counts is not drawn, but faster", dp="none"),
-        *only(c, more, "a secure sum is over all that were asked", secure="none"),
-        *only(c, simulated, real, engine=Not("flower")),
-        *only(c, simulated, hidden, dp="none"),
-        *only(c, simulated, hidden, secure="none"),
     ]
 
 

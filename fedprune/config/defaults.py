@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from fedprune.config.sections import AllOptions
+from fedprune.options.name_table import NameTable
 from fedprune.options.plugins import with_code_of
 from fedprune.options.refusal import named, refusal, shown
-from fedprune.options.section import NameTable, with_derived
+from fedprune.options.section import with_derived
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.score import Score
 from fedprune.tasks.catalog import tasks_of

@@ -15,11 +15,12 @@ from typing import NamedTuple
 
 from fedprune.client.footprint import Footprint
 from fedprune.config import RunConfig
-from fedprune.config.options import CENTRAL, LOCAL, OWN_START, SMALL
+from fedprune.config.options import CENTRAL, LOCAL, OWN_START, SMALL, Federation
 from fedprune.config.terms import noised
 from fedprune.engines.ray.nodes import Node, staff_of
-from fedprune.learning.options import trains
+from fedprune.learning.options import Tuning, trains
 from fedprune.options.refusal import counted
+from fedprune.selection.options import Pruning
 from fedprune.tasks.later import rows_counted
 from fedprune.tasks.task import Shard
 
@@ -97,7 +98,7 @@ class _Turns(NamedTuple):
     measuring: float
 
 
-def _turns(config: RunConfig, shards: Mapping[int, Shard], takes: Footprint) -> _Turns:
+def _turns(config: Tuning, shards: Mapping[int, Shard], takes: Footprint) -> _Turns:
     c, beside = config, max(takes.turn - takes.step, 0.0) + ANSWER_COST
     each = takes.step / (c.batch_size * c.accumulate)
     counts = rows_counted(shards).values()
@@ -147,21 +148,21 @@ def rounds_of(config: RunConfig) -> int:
     return config.rounds * (1 + small) + len(shared) * (config.rounds - config.warmup)
 
 
-def workers_for(config: RunConfig, takes: Footprint) -> int:
+def workers_for(config: Federation, takes: Footprint) -> int:
     """How many workers a Ray on this machine would have."""
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     here = Node("", "", os.cpu_count() or 1, 0.0, RAYS_PART * free)
     return min(config.hosts, staff_of(here, takes).workers)
 
 
-def step_count(config: RunConfig, n: int) -> int:
+def step_count(config: Tuning, n: int) -> int:
     """How many steps of training a client with so many examples takes in a round."""
     if not config.local_epochs:
         return config.local_steps
     return config.local_epochs * max(1, math.ceil(n / (config.batch_size * config.accumulate)))
 
 
-def _prunings(config: RunConfig) -> int:
+def _prunings(config: Pruning) -> int:
     if config.sparsity == 0.0:
         return 0
     return max(1, (config.end - config.warmup) // config.frequency)

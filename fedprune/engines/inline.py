@@ -10,10 +10,11 @@ from types import MappingProxyType
 from fedprune.client.host import Host, grouped, labels_of
 from fedprune.client.memory import ClientMemory
 from fedprune.client.serving import Tick, serve
-from fedprune.protocol.aggregate import Aggregate, summed
+from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.broadcast import broadcast
 from fedprune.protocol.messages import Question
 from fedprune.protocol.port import Port
+from fedprune.protocol.running_sum import summed
 from fedprune.runtime.process import trim_memory
 from fedprune.tasks.shards import data_digest
 

@@ -11,7 +11,7 @@ from fedprune.config import RunConfig
 from fedprune.config.terms import keys_follow
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.messages import Question
-from fedprune.secagg.client_stages import Seeds, seeds_of, serve_call
+from fedprune.secagg.client_stages import serve_call
 from fedprune.secagg.messages import (
     Call,
     Enclosure,
@@ -20,6 +20,7 @@ from fedprune.secagg.messages import (
     merged_replies,
 )
 from fedprune.secagg.secure_sum import secure_sums
+from fedprune.secagg.seeds import Seeds, seeds_of
 
 
 def inline_sums(

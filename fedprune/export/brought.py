@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from fedprune.config import RunConfig
 from fedprune.runtime.files import os_errors, write_atomically
 from fedprune.structure.families.catalog import SMALL_MODELS
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.fetching import saved_type
 from fedprune.tasks.hub import quiet, reachable
+from fedprune.tasks.options import Data
 from fedprune.tasks.pretrained import gives_back, place_of
 
 GENERATION = "generation_config.json"
@@ -34,7 +34,7 @@ LARGEST_FILE = "5GB"
 """Weights beyond this are in several files, with an index."""
 
 
-def is_brought(config: RunConfig) -> bool:
+def is_brought(config: Data) -> bool:
     """Whether the model comes from a folder or a hub id of the user's."""
     task = tasks_of(config.plugin)[config.task]
     named = config.model in SMALL_MODELS or config.model in task.models
@@ -61,14 +61,14 @@ def _file(model: str, name: str) -> Path | None:
     return None if found is None else Path(found)
 
 
-def dtype_of(config: RunConfig) -> torch.dtype:
+def dtype_of(config: Data) -> torch.dtype:
     """The type that the user's weights are saved in; float32 where nobody brought any."""
     if not is_brought(config):
         return torch.float32
     return saved_type(config.model, config.task)
 
 
-def save_transformer(model: Any, folder: Path, config: RunConfig) -> None:
+def save_transformer(model: Any, folder: Path, config: Data) -> None:
     """``model.save_pretrained``, in the type of the user's weights, the model left as it is."""
     saved = rounded(copy.deepcopy(model), dtype_of(config)) if is_brought(config) else model
     if is_brought(config) and getattr(saved, "generation_config", None) is not None:
@@ -90,7 +90,7 @@ def rounded(model: Any, dtype: torch.dtype) -> Any:
     return model.to(dtype) if fits else model
 
 
-def give_back(config: RunConfig, folder: Path, tokenizer: Any, settings: Any) -> None:
+def give_back(config: Data, folder: Path, tokenizer: Any, settings: Any) -> None:
     """Make the files of a saved folder those that the user brought, but for what was learned.
 
     How texts are generated and the tokenizer with its chat template are copied as they are, and

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedprune.redundancy.calibration import LayerSums
-from fedprune.scores.inputs import factored
+from fedprune.scores.input_sums import factored
 from fedprune.tensors.codes import Codes, code_grid, coded, grouped_codes, packed, restored
 
 _DAMPENING = 0.01

@@ -23,9 +23,10 @@ from fedprune.export.decilm import (
 )
 from fedprune.export.decoder import Decoder, Unheld, decoder_of
 from fedprune.export.folders import model_outputs
-from fedprune.export.gguf_file import GGUF_KINDS, rope_factors
+from fedprune.export.gguf_file import GGUF_KINDS
 from fedprune.export.gguf_folder import outputs_apart
 from fedprune.export.manifest import write_manifest
+from fedprune.export.rope_factors import rope_factors
 from fedprune.options.refusal import counted
 from fedprune.runtime.files import write_atomically
 from fedprune.tensors.models import state_of

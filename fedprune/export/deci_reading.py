@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fedprune.export.decilm import deci_layers, emptied
 from fedprune.export.decoder import Decoder, decoder_of
-from fedprune.export.gguf_file import GGUF_KINDS, rope_factors
+from fedprune.export.gguf_file import GGUF_KINDS
 from fedprune.export.graph import (
     Layers,
     angles_of,
@@ -25,6 +25,7 @@ from fedprune.export.graph import (
     normed,
     turned_halves,
 )
+from fedprune.export.rope_factors import rope_factors
 from fedprune.runtime.json_text import read_object
 from fedprune.structure.edits import Edits
 from fedprune.tensors.named import Tensors

@@ -24,7 +24,7 @@ from fedprune.engines.choosing import (
 from fedprune.engines.sampled import Meter, sampled_port
 from fedprune.options.refusal import ConfigError
 from fedprune.records.arms import PRUNED
-from fedprune.records.summary import Summary
+from fedprune.records.sizes import Summary
 from fedprune.report.closing import in_bytes
 from fedprune.run import NoRoundCompleted, run_federated
 from fedprune.runtime.process import put_back, resident

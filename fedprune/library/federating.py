@@ -15,6 +15,7 @@ from fedprune.client.footprint import footprint_of
 from fedprune.client.host import build_host, labels_of
 from fedprune.client.memory import in_run
 from fedprune.config import RunConfig
+from fedprune.config.options import Engine
 from fedprune.engines.inline import inline_port
 from fedprune.engines.ray.engine import ray_grid
 from fedprune.engines.ray.starting import require_ray
@@ -83,7 +84,7 @@ def federate(
     return replace(done, task=task)
 
 
-def _check_train(train: Train | None, config: RunConfig, port: Port | None) -> None:
+def _check_train(train: Train | None, config: Engine, port: Port | None) -> None:
     if train is not None and (port is not None or config.engine == "ray"):
         raise ConfigError(
             "train: a function of this program, for clients in this process; allowed: "

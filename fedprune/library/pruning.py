@@ -16,7 +16,7 @@ from fedprune.protocol.choice import Wanted, chosen_by, evidence_about
 from fedprune.protocol.models import dense_model, layout_for
 from fedprune.randomness import derive
 from fedprune.scores.catalog import scores_of
-from fedprune.scores.inputs import unseen
+from fedprune.scores.input_sums import unseen
 from fedprune.scores.score import Evidence, Probe, Score
 from fedprune.structure.layers import layers_of
 from fedprune.structure.layout import Layout

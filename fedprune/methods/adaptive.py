@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fedprune.learning.candidates import HERE, Candidate, climbed
-from fedprune.methods.global_mask import scored, sparsity_of
+from fedprune.methods.global_mask import sparsity_of
 from fedprune.methods.method import Method
+from fedprune.methods.scored import scored
 from fedprune.methods.tuning import TOO_FEW, tuned
 from fedprune.protocol.choice import Wanted, chosen
 from fedprune.selection.ladder import (

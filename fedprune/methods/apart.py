@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedprune.config import RunConfig
-
-Refusable = tuple[str, bool, str, str]
-"""A key, whether its value is refused, why, and what is allowed."""
+from fedprune.methods.method import Refusable
 
 
 def apart_conflicts(config: RunConfig) -> list[Refusable]:

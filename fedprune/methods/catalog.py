@@ -56,7 +56,7 @@ from fedprune.options.plugins import table_in
 from fedprune.options.refusal import ConfigError, Refusal, named
 from fedprune.options.section import Section
 from fedprune.options.values import parsed
-from fedprune.selection.options import followed_method
+from fedprune.selection.options import Pruning, followed_method
 from fedprune.selection.schedules import schedules_of
 
 METHODS: dict[str, Method] = {
@@ -123,7 +123,7 @@ def methods_of(plugin: str) -> dict[str, Method]:
     return {**METHODS, **table_in(plugin, "METHODS", Method)}
 
 
-def method_name(config: RunConfig) -> str:
+def method_name(config: Pruning) -> str:
     """The name of a run's method: the one given, or the one that its other options ask for."""
     assert config.method is not None  # a configuration is complete
     return config.method
@@ -181,7 +181,8 @@ def check_method(config: RunConfig) -> None:
         )
     options, method = method_options_of(config), method_of(config)
     _check_budget(config)
-    for key, why, allowed in (*_usual(config, method), *method.conflicts(config, options)):
+    own = [(key, *said) for key, wrong, *said in method.conflicts(config, options) if wrong]
+    for key, why, allowed in (*_usual(config, method), *own):
         value = getattr(config, key.replace("-", "_"))
         raise ConfigError(f"{key}={value!r}: {why}; allowed: {allowed}", key, allowed)
 

@@ -22,10 +22,9 @@ from typing import Any
 
 from fedprune.config import RunConfig
 from fedprune.learning.regime import PLAIN_REGIME, Regime
-from fedprune.methods.method import Method, NoOptions, Trained
+from fedprune.methods.method import Method, NoOptions, Refusable, Trained
 from fedprune.methods.regimes import (
     keep_largest,
-    refused_of,
     regrowing_conflicts,
     trained_so,
 )
@@ -41,12 +40,12 @@ def _trained(model: Model, memory: Any, r: Round) -> Talk[Trained]:
     return (yield from trained_so(model, r, regime))
 
 
-def _conflicts(config: RunConfig, options: NoOptions) -> list[tuple[str, str, str]]:
+def _conflicts(config: RunConfig, options: NoOptions) -> list[Refusable]:
     """What it does not go with."""
     del options
     c, other = config, "what is sent is of another mask in every round"
     more = [("error-feedback", c.error_feedback, other, "false")]
-    return refused_of([*regrowing_conflicts(c), *more])
+    return [*regrowing_conflicts(c), *more]
 
 
 METHOD = Method(

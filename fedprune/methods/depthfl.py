@@ -30,9 +30,9 @@ from fedprune.config import RunConfig
 from fedprune.methods.apart import apart_conflicts, tier_of
 from fedprune.methods.global_mask import thin
 from fedprune.methods.growing import all_kept
-from fedprune.methods.method import Method, Trained
-from fedprune.methods.regimes import refused_of
-from fedprune.methods.tuning import trained_apart, tuning_ask
+from fedprune.methods.holders import trained_apart
+from fedprune.methods.method import Method, Refusable, Trained
+from fedprune.methods.tuning import tuning_ask
 from fedprune.options.refusal import ConfigError
 from fedprune.options.section import Section, option
 from fedprune.server.round import Round, Talk
@@ -99,21 +99,19 @@ def _trained(model: Model, memory: Memory, r: Round) -> Talk[Trained]:
     return (yield from trained_apart(model, r, [(m, tuning_ask(m, r, who)) for m, who in sent]))
 
 
-def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]]:
+def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
     """What it does not go with."""
     c, depths = config, options.depths
     wrong = not depths or not all(0 < d <= 1 for d in depths)
     shallow = not wrong and max(depths) < 1
-    return refused_of(
-        [
-            ("method-options", wrong, "depths are parts of the blocks", "above 0 to 1"),
-            ("method-options", shallow, "nobody would train the deepest blocks", "1.0 among them"),
-            ("schedule", c.schedule == "regrow", "depths are of blocks that stay", "cubic"),
-            ("reduce", bool(c.reduce), "clients train parts of their own", "leave it out"),
-            ("adapters", c.adapters != "none", "parts of the weights are trained", "none"),
-            *apart_conflicts(c),
-        ]
-    )
+    return [
+        ("method-options", wrong, "depths are parts of the blocks", "above 0 to 1"),
+        ("method-options", shallow, "nobody would train the deepest blocks", "1.0 among them"),
+        ("schedule", c.schedule == "regrow", "depths are of blocks that stay", "cubic"),
+        ("reduce", bool(c.reduce), "clients train parts of their own", "leave it out"),
+        ("adapters", c.adapters != "none", "parts of the weights are trained", "none"),
+        *apart_conflicts(c),
+    ]
 
 
 METHOD = Method(

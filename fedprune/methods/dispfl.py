@@ -41,8 +41,9 @@ from fedprune.methods.growing import (
     over_exchanged,
     random_masks,
 )
-from fedprune.methods.method import Method, Trained
-from fedprune.methods.tuning import Sent, answered_by_all
+from fedprune.methods.holders import Sent
+from fedprune.methods.method import Method, Refusable, Trained
+from fedprune.methods.tuning import answered_by_all
 from fedprune.options.section import Count, Section, option
 from fedprune.randomness import generator
 from fedprune.selection.schedules import exchange_fraction
@@ -153,13 +154,13 @@ def _settled(model: Model, memory: Memory, r: Round, changes: Any) -> Talk[Step]
     )
 
 
-def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]]:
+def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
     """What it does not go with."""
     c, tiers = config, options.tiers
     wrong = bool(tiers) and not all(0 < d <= 1 for d in tiers)
     idle = "neighbours" in c.method_options and options.network != "random"
     twice = bool(tiers) and "sparsity" in c.given
-    found = [
+    return [
         ("sparsity", twice, "tiers say how dense clients are", "leave it out, or tiers"),
         ("method-options", wrong, "tiers are densities", "above 0 to 1"),
         ("method-options", idle, "only network random reads neighbours", "leave neighbours out"),
@@ -168,9 +169,8 @@ def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]
         ("server-optimizer", c.server_optimizer != "sgd", "there is no server", "sgd"),
         ("server-lr", c.server_lr != 1.0, "there is no server", "1.0"),
         ("moving", c.moving != "none", "no client trains the mean of all models", "none"),
+        *exchanging_conflicts(c),
     ]
-    own = [(key, why, allowed) for key, no, why, allowed in found if no]
-    return [*own, *exchanging_conflicts(c)]
 
 
 METHOD = Method(

@@ -32,8 +32,9 @@ from fedprune.methods.growing import (
     fraction_in,
     over_exchanged,
 )
-from fedprune.methods.method import Method, Trained
-from fedprune.methods.tuning import Sent, fedavg, tuning
+from fedprune.methods.holders import Sent
+from fedprune.methods.method import Method, Refusable, Trained
+from fedprune.methods.tuning import fedavg, tuning
 from fedprune.options.section import Count, Section, option
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.choice import Wanted, chosen
@@ -86,11 +87,12 @@ def _pruned_again(model: Model, memory: Any, r: Round, changes: Aggregate) -> Ta
     return Step(model.under(masks), memory, Notes(agreement=agreement_of(changes)))
 
 
-def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]]:
+def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
     """What it does not go with."""
     many = options.votes > config.cohort
-    more = [("method-options", "more votes than a cohort has", f"votes 1 to {config.cohort}")]
-    return exchanging_conflicts(config) + (more if many else [])
+    allowed = f"votes 1 to {config.cohort}"
+    more = ("method-options", many, "more votes than a cohort has", allowed)
+    return [*exchanging_conflicts(config), more]
 
 
 METHOD = Method(

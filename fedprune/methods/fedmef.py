@@ -28,8 +28,8 @@ from typing import Any
 from fedprune.config import RunConfig
 from fedprune.learning.regime import Regime
 from fedprune.methods.growing import exchanged_among, growing_conflicts, random_masks
-from fedprune.methods.method import Method, Trained
-from fedprune.methods.regimes import refused_of, regime_conflicts
+from fedprune.methods.method import Method, Refusable, Trained
+from fedprune.methods.regimes import regime_conflicts
 from fedprune.methods.tuning import fedavg, tuning
 from fedprune.options.section import Section, option
 from fedprune.selection.schedules import exchange_fraction
@@ -80,12 +80,12 @@ def _trained(model: Model, memory: Any, r: Round) -> Talk[Trained]:
     return Trained(None if void else fedavg(model, r, changes), changes)
 
 
-def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]]:
+def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
     """What it does not go with."""
     many = config.batched > 1
-    more = [("batched", "each client penalises its own weights", "1")] if many else []
     own = regime_conflicts(config) if options.activations else []
-    return [*more, *refused_of(own), *growing_conflicts(config)]
+    more = ("batched", many, "each client penalises its own weights", "1")
+    return [more, *own, *growing_conflicts(config)]
 
 
 METHOD = Method(

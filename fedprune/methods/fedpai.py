@@ -23,11 +23,11 @@ from statistics import mean
 from typing import Any, Literal
 
 from fedprune.config import RunConfig
-from fedprune.methods.apart import not_read
+from fedprune.methods.apart import apart_conflicts, not_read
 from fedprune.methods.global_mask import sparsity_of, thin
-from fedprune.methods.method import Method, Trained
-from fedprune.methods.regimes import refused_of
-from fedprune.methods.tuning import TOO_FEW, trained_apart, tuned, tuning_ask
+from fedprune.methods.holders import trained_apart
+from fedprune.methods.method import Method, Refusable, Trained
+from fedprune.methods.tuning import TOO_FEW, tuned, tuning_ask
 from fedprune.options.section import Section, option
 from fedprune.protocol.port import Ask
 from fedprune.scores.catalog import scores_of
@@ -90,7 +90,7 @@ def _settled(model: Model, memory: Memory, r: Round, changes: Any) -> Talk[Step]
     return Step(model, memory, Notes(method={"own_sparsity": own}))
 
 
-def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]]:
+def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
     """What it does not go with."""
     c, scores = config, scores_of(config.plugin)
     early = [n for n, s in scores.items() if s.at_start or (not s.asks and s.rescored)]
@@ -109,16 +109,12 @@ def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]
             ("calibration", c.calibration == "sequential", own, "dense, local"),
             ("score-steps", c.score_steps != 1, own, "1, or masks server"),
             ("shrink", c.shrink != "never", "the global model is not pruned", "never"),
-            ("robust", c.robust != "none", own, "none"),
-            ("average", c.average is not None, own, "leave it out"),
-            ("error-feedback", c.error_feedback, own, "false"),
-            ("scaffold", c.scaffold, own, "false"),
-            ("blend", c.blend != "none", own, "none"),
+            *apart_conflicts(c),
             ("rewind", c.rewind is not None, "it prunes at initialisation", "leave it out"),
             ("reconstruct", c.reconstruct is not None, own, "leave it out"),
             ("reduce", bool(c.reduce), own, "leave it out"),
         ]
-    return refused_of(found)
+    return found
 
 
 METHOD = Method(

@@ -29,6 +29,7 @@ from typing import Any
 from fedprune.config import RunConfig
 from fedprune.methods import global_mask
 from fedprune.methods.global_mask import thin
+from fedprune.methods.method import Refusable
 from fedprune.options.section import Section, option
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.scores.score import Evidence
@@ -58,11 +59,11 @@ def scaled_by_votes(model: Model, votes: Aggregate, evidence: Evidence) -> Model
     return replace(model, weights={**model.weights, **weights})
 
 
-def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]]:
+def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
     """What it does not go with."""
     told = config.response is not None and options.scaled
     why = "weights are scaled by votes as they are"
-    return [("response", why, "leave it out, or scaled false")] if told else []
+    return [("response", told, why, "leave it out, or scaled false")]
 
 
 METHOD = replace(

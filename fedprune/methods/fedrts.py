@@ -26,9 +26,8 @@ import torch
 
 from fedprune.config import RunConfig
 from fedprune.methods.apart import not_read
-from fedprune.methods.global_mask import scored
-from fedprune.methods.method import Method
-from fedprune.methods.regimes import refused_of
+from fedprune.methods.method import Method, Refusable
+from fedprune.methods.scored import scored
 from fedprune.methods.tuning import TOO_FEW, tuned
 from fedprune.options.section import Section, option
 from fedprune.protocol.choice import Wanted, chosen
@@ -152,11 +151,11 @@ def _drawn(memory: Memory, seed: int, round_: int) -> Tensors:
     }
 
 
-def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]]:
+def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
     """What it does not go with."""
     del options
     c, score = config, scores_of(config.plugin)[config.score]
-    found = [
+    return [
         ("dp", c.dp != "none", "gradients of all weights are asked for", "none"),
         ("secure", c.secure != "none", "gradients of all weights are asked for", "none"),
         ("unit", c.unit != "weight", "single weights come back", "weight"),
@@ -172,7 +171,6 @@ def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]
         *not_read(c, ("regrow",), "the method's option exchange says how much"),
         ("reduce", bool(c.reduce), "what was taken out cannot come back", "leave it out"),
     ]
-    return refused_of(found)
 
 
 METHOD = Method(

@@ -32,9 +32,10 @@ from typing import Any
 from fedprune.config import RunConfig
 from fedprune.learning.regime import Regime
 from fedprune.methods.apart import NO_PRUNING, apart_conflicts, not_read
-from fedprune.methods.method import Method, Trained
-from fedprune.methods.regimes import refused_of, regime_conflicts
-from fedprune.methods.tuning import Sent, over_holders, tuning
+from fedprune.methods.holders import Sent, over_holders
+from fedprune.methods.method import Method, Refusable, Trained
+from fedprune.methods.regimes import regime_conflicts
+from fedprune.methods.tuning import tuning
 from fedprune.options.section import Count, Section, option
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.server.diagnostics import Notes
@@ -77,20 +78,18 @@ def _told(model: Model, memory: Any, r: Round, changes: Aggregate) -> Talk[Step]
     return Step(model, memory, Notes(method={"own_weights": 1.0 - common}))
 
 
-def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]]:
+def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
     """What it does not go with."""
     del options
     c, own = config, "clients send on masks of their own"
-    return refused_of(
-        [
-            *regime_conflicts(c),
-            *apart_conflicts(c),
-            *not_read(c, NO_PRUNING, "nothing is pruned"),
-            ("secure", c.secure != "none", own, "none"),
-            ("reduce", bool(c.reduce), "clients keep weights of one shape", "leave it out"),
-            ("max-norm", c.max_norm is not None, own, "leave it out"),
-        ]
-    )
+    return [
+        *regime_conflicts(c),
+        *apart_conflicts(c),
+        *not_read(c, NO_PRUNING, "nothing is pruned"),
+        ("secure", c.secure != "none", own, "none"),
+        ("reduce", bool(c.reduce), "clients keep weights of one shape", "leave it out"),
+        ("max-norm", c.max_norm is not None, own, "leave it out"),
+    ]
 
 
 _OWN = "selected"

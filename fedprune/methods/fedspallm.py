@@ -24,8 +24,9 @@ from dataclasses import dataclass, field
 import torch
 
 from fedprune.config import RunConfig
-from fedprune.methods.method import Method, Trained
-from fedprune.methods.tuning import TOO_FEW, trained_apart, tuned, tuning_ask
+from fedprune.methods.holders import trained_apart
+from fedprune.methods.method import Method, Refusable, Trained
+from fedprune.methods.tuning import TOO_FEW, tuned, tuning_ask
 from fedprune.options.section import Section, option
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.choice import Wanted, chosen
@@ -112,12 +113,12 @@ def _expanded(model: Model, memory: Memory, r: Round, changes: Aggregate) -> Tal
     return Step(model.under(masks), Memory(), Notes(method={"layers_pruned": many}))
 
 
-def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]]:
+def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
     """What it does not go with."""
     del options
     c, own = config, "clients prune and train under masks of their own"
     sets = scores_of(c.plugin)[c.score].step is not None
-    found = [
+    return [
         ("score", sets, "it sets weights", "a score that only ranks"),
         ("sparsity", c.sparsity is None, "every client prunes to one", "a number"),
         ("schedule", c.schedule == "regrow", "masks only shrink", "one-shot, cubic"),
@@ -133,7 +134,6 @@ def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]
         ("reduce", bool(c.reduce), own, "leave it out"),
         ("shrink", c.shrink == "every", "masks change after training", "never, end"),
     ]
-    return [(key, why, allowed) for key, no, why, allowed in found if no]
 
 
 METHOD = Method(

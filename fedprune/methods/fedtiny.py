@@ -29,7 +29,7 @@ import torch
 
 from fedprune.config import RunConfig
 from fedprune.methods.growing import exchanged_among, growing_conflicts
-from fedprune.methods.method import Method
+from fedprune.methods.method import Method, Refusable
 from fedprune.methods.tuning import TOO_FEW, fedavg, tuned, tuning_ask
 from fedprune.options.section import Count, Section, option
 from fedprune.protocol.port import Ask
@@ -88,12 +88,11 @@ def _moved(model: Model, memory: Any, r: Round) -> Talk[Step]:
     return (yield from exchanged_among(model, memory, r, names))
 
 
-def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]]:
+def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
     """What it does not go with."""
     alone = "spread" in config.method_options and options.candidates == 1
     why, allowed = "of one candidate there is nothing to spread", "leave spread out"
-    own = [("method-options", why, allowed)] if alone else []
-    return [*own, *growing_conflicts(config)]
+    return [("method-options", alone, why, allowed), *growing_conflicts(config)]
 
 
 METHOD = Method(

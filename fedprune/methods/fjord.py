@@ -29,9 +29,10 @@ from fedprune.config import RunConfig
 from fedprune.learning.regime import Regime
 from fedprune.methods.apart import apart_conflicts, tier_of
 from fedprune.methods.global_mask import sparsity_of
-from fedprune.methods.method import Method, Trained
-from fedprune.methods.regimes import refused_of, regime_conflicts
-from fedprune.methods.tuning import trained_apart, tuning_ask
+from fedprune.methods.holders import trained_apart
+from fedprune.methods.method import Method, Refusable, Trained
+from fedprune.methods.regimes import regime_conflicts
+from fedprune.methods.tuning import tuning_ask
 from fedprune.options.section import Section, option
 from fedprune.protocol.parted import first_parts
 from fedprune.server.round import Round, Step, Talk
@@ -69,7 +70,7 @@ def _trained(model: Model, memory: Any, r: Round) -> Talk[Trained]:
     return (yield from trained_apart(model, r, asked))
 
 
-def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]]:
+def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
     """What it does not go with."""
     c, own = config, "clients train parts of their own"
     wrong = not options.widths or not all(0 < w <= 1 for w in options.widths)
@@ -84,7 +85,7 @@ def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]
         *apart_conflicts(c),
         ("reduce", bool(c.reduce), own, "leave it out"),
     ]
-    return refused_of([*regime_conflicts(c), *more])
+    return [*regime_conflicts(c), *more]
 
 
 METHOD = Method(

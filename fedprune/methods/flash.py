@@ -42,8 +42,9 @@ from fedprune.methods.growing import (
     over_exchanged,
     random_masks,
 )
-from fedprune.methods.method import Method, Trained
-from fedprune.methods.tuning import TOO_FEW, Sent, answered_by_all, over_holders, tuning_ask
+from fedprune.methods.holders import Sent, over_holders
+from fedprune.methods.method import Method, Refusable, Trained
+from fedprune.methods.tuning import TOO_FEW, answered_by_all, tuning_ask
 from fedprune.options.section import Section, option
 from fedprune.randomness import generator
 from fedprune.selection.regrowth import in_proportion, largest_of_each
@@ -132,12 +133,12 @@ def _trained(model: Model, memory: Memory, r: Round) -> Talk[Trained]:
     return Trained(model.under(largest_of_each(sizes, counts, model.masks)), changes)
 
 
-def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]]:
+def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
     """What it does not go with."""
     tiers = options.tiers
     wrong = not tiers or not all(0 < d <= 1 for d in tiers)
-    more = [("method-options", "tiers are densities", "above 0 to 1")] if wrong else []
-    return more + exchanging_conflicts(config)
+    more = ("method-options", wrong, "tiers are densities", "above 0 to 1")
+    return [more, *exchanging_conflicts(config)]
 
 
 METHOD = Method(

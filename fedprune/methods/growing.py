@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from fedprune.config import RunConfig
-from fedprune.methods.tuning import TOO_FEW, Sent, over_holders, tuning_ask
+from fedprune.methods.holders import Sent, over_holders
+from fedprune.methods.method import Refusable
+from fedprune.methods.tuning import TOO_FEW, tuning_ask
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.choice import Wanted, chosen
 from fedprune.protocol.forms import form_of
@@ -103,13 +105,13 @@ def exchanged_among(model: Model, memory: Any, r: Round, names: tuple[str, ...])
     return Step(model.under({**model.masks, **masks}), memory, Notes(exchanged=fresh))
 
 
-def growing_conflicts(c: RunConfig) -> list[tuple[str, str, str]]:
+def growing_conflicts(c: RunConfig) -> list[Refusable]:
     """What does not go with weights that grow, whoever decides it."""
     own, back = (
         "gradients of removed weights or clients' own masks travel",
         "what grows begins at 0",
     )
-    found = [
+    return [
         ("sparsity", c.sparsity is None, "as many weights grow as go", "a number"),
         ("dp", c.dp != "none", own, "none"),
         ("secure", c.secure != "none", own, "none"),
@@ -123,17 +125,15 @@ def growing_conflicts(c: RunConfig) -> list[tuple[str, str, str]]:
         ("reconstruct", c.reconstruct is not None, back, "leave it out"),
         ("reduce", bool(c.reduce), "what was taken out cannot come back", "leave it out"),
     ]
-    return [(key, why, allowed) for key, wrong, why, allowed in found if wrong]
 
 
-def exchanging_conflicts(c: RunConfig) -> list[tuple[str, str, str]]:
+def exchanging_conflicts(c: RunConfig) -> list[Refusable]:
     """What does not go with clients that exchange weights by themselves."""
     own = "clients' changes are of different weights"
-    found = [
+    return [
         ("robust", c.robust != "none", own, "none"),
         ("average", c.average is not None, "each weight is averaged over its holders", "leave out"),
         ("max-norm", c.max_norm is not None, own, "leave it out"),
         ("blend", c.blend != "none", own, "none"),
+        *growing_conflicts(c),
     ]
-    more = [(key, why, allowed) for key, wrong, why, allowed in found if wrong]
-    return more + growing_conflicts(c)

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 
 from fedprune.config import RunConfig
 from fedprune.methods.apart import apart_conflicts, tier_of
-from fedprune.methods.global_mask import scored
-from fedprune.methods.method import Method, Trained
-from fedprune.methods.regimes import refused_of
-from fedprune.methods.tuning import TOO_FEW, trained_apart, tuning_ask
+from fedprune.methods.holders import trained_apart
+from fedprune.methods.method import Method, Refusable, Trained
+from fedprune.methods.scored import scored
+from fedprune.methods.tuning import TOO_FEW, tuning_ask
 from fedprune.options.section import Section, option
 from fedprune.protocol.choice import Wanted, chosen
 from fedprune.scores.catalog import scores_of
@@ -90,13 +90,13 @@ def _trained(model: Model, memory: Memory, r: Round) -> Talk[Trained]:
     return (yield from trained_apart(model, r, parts))
 
 
-def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]]:
+def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
     """What it does not go with."""
     c, score = config, scores_of(config.plugin)[config.score]
     tiers = options.tiers
     wrong = not tiers or not all(0 < d <= 1 for d in tiers)
     narrow = not wrong and max(tiers) < 1
-    found = [
+    return [
         ("method-options", wrong, "tiers are densities", "above 0 to 1"),
         ("method-options", narrow, "nobody would train the rest", "tiers with 1.0 among them"),
         ("sparsity", c.sparsity is None, "a tier is a part of what is kept", "a number"),
@@ -106,7 +106,6 @@ def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]
         ("calibration", c.calibration != "dense", "one ranking gives all parts", "dense"),
         *apart_conflicts(c),
     ]
-    return refused_of(found)
 
 
 METHOD = Method(

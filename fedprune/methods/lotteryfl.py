@@ -21,9 +21,9 @@ from typing import Any
 from fedprune.config import RunConfig
 from fedprune.methods.apart import NO_STATISTICS, apart_conflicts, not_read
 from fedprune.methods.global_mask import sparsity_of
-from fedprune.methods.method import Method, Trained
-from fedprune.methods.regimes import refused_of
-from fedprune.methods.tuning import TOO_FEW, trained_apart, tuning_ask
+from fedprune.methods.holders import trained_apart
+from fedprune.methods.method import Method, Refusable, Trained
+from fedprune.methods.tuning import TOO_FEW, tuning_ask
 from fedprune.options.section import Section, option
 from fedprune.protocol.choice import Wanted, chosen
 from fedprune.protocol.port import Ask
@@ -104,11 +104,11 @@ def _settled(model: Model, memory: Memory, r: Round, changes: Any) -> Talk[Step]
     return Step(model, replace(memory, pruned=frozenset()), Notes(method=told))
 
 
-def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]]:
+def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
     """What it does not go with."""
     del options
     c = config
-    found = [
+    return [
         ("sparsity", c.sparsity is None, "every client's mask ends at one", "a number"),
         ("score", "score" in c.given and c.score != "magnitude", "the smallest go", "magnitude"),
         ("unit", c.unit != "weight", "single weights go", "weight"),
@@ -120,7 +120,6 @@ def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]
         *not_read(c, NO_STATISTICS, "nobody is asked for statistics"),
         ("reduce", bool(c.reduce), "clients have models of their own", "leave it out"),
     ]
-    return refused_of(found)
 
 
 METHOD = Method(

@@ -23,6 +23,9 @@ from fedprune.protocol.aggregate import Aggregate
 from fedprune.server.round import Round, Step, Talk
 from fedprune.server.state import Model
 
+Refusable = tuple[str, bool, str, str]
+"""A key, whether its value is refused, why, and what is allowed."""
+
 
 @dataclass(frozen=True)
 class Nothing:
@@ -85,8 +88,7 @@ class Method:
         scores: whether it asks for the statistics of ``--score``.
         over: whether nothing more will be pruned.
         apart: asks each client by itself or under masks of its own, which secure sums refuse.
-        conflicts: what of a configuration, or of its options, it does not go with: key, why, and
-            what is allowed.
+        conflicts: what of a configuration, or of its options, it may not go with.
         sets: values of options that make it what it is; others beside it are refused.
         usual: values of options that it has unless others are given.
         parts: densities of the parts of the model that clients have, by its options; None: they
@@ -108,7 +110,7 @@ class Method:
     scores: bool = True
     over: Callable[[Any], bool] = lambda _: False
     apart: bool = False
-    conflicts: Callable[[RunConfig, Any], Sequence[tuple[str, str, str]]] = lambda *_: ()
+    conflicts: Callable[[RunConfig, Any], Sequence[Refusable]] = lambda *_: ()
     sets: Mapping[str, Any] = field(default_factory=dict)
     usual: Mapping[str, Any] = field(default_factory=dict)
     parts: Callable[[Any], tuple[float, ...]] | None = None

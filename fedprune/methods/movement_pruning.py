@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
-from fedprune.methods.global_mask import scored
 from fedprune.methods.method import Method
+from fedprune.methods.scored import scored
 from fedprune.methods.tuning import TOO_FEW, tuned
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.choice import Wanted, chosen
@@ -86,9 +86,9 @@ METHOD = Method(
     after=_settled,
     memory=Memory,
     init=_init,
-    conflicts=lambda c, _: (
-        [("sparsity", "so many of the lowest go", "a number")] if c.sparsity is None else []
-    ),
+    conflicts=lambda c, _: [
+        ("sparsity", c.sparsity is None, "so many of the lowest go", "a number")
+    ],
     sets={"score": "movement", "score_during": "tune"},
     usual={"schedule": "cubic"},
 )

@@ -40,8 +40,7 @@ from fedprune.config import RunConfig
 from fedprune.methods.apart import not_read
 from fedprune.methods.global_mask import sparsity_of
 from fedprune.methods.growing import growing_conflicts, kept_in_all
-from fedprune.methods.method import Method
-from fedprune.methods.regimes import refused_of
+from fedprune.methods.method import Method, Refusable
 from fedprune.methods.tuning import TOO_FEW, fedavg, tuned, tuning_ask
 from fedprune.options.section import Count, Section, option
 from fedprune.protocol.forms import form_of
@@ -182,17 +181,19 @@ def worth(
     return out
 
 
-def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]]:
+def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
     """What it does not go with."""
     free = options.comm + options.comp == 0
     alone = config.robust != "none"
-    more = [("method-options", "weights cost no time", "comm or comp above 0")] if free else []
     low = 0.0 < options.most < 1.0 - (config.sparsity or 0.0)
     least = f"{1.0 - (config.sparsity or 0.0):g} to 1, or left out"
-    more += [("method-options", f"most={options.most:g} is below 1 - sparsity", least)] * low
-    more += [("robust", "the first pruning is of one client", "none")] if alone else []
-    own = not_read(config, ("regrow",), "as much is exchanged as pays")
-    return more + refused_of(own) + growing_conflicts(config)
+    return [
+        ("method-options", free, "weights cost no time", "comm or comp above 0"),
+        ("method-options", low, f"most={options.most:g} is below 1 - sparsity", least),
+        ("robust", alone, "the first pruning is of one client", "none"),
+        *not_read(config, ("regrow",), "as much is exchanged as pays"),
+        *growing_conflicts(config),
+    ]
 
 
 METHOD = Method(

@@ -9,7 +9,7 @@ import torch
 
 from fedprune.config import RunConfig
 from fedprune.learning.regime import Regime
-from fedprune.methods.method import Trained
+from fedprune.methods.method import Refusable, Trained
 from fedprune.methods.tuning import fedavg, tuning
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.choice import Wanted, chosen
@@ -17,9 +17,6 @@ from fedprune.server.round import Round, Step, Talk
 from fedprune.server.standing import too_few
 from fedprune.server.state import Model
 from fedprune.tensors.named import gathered, scattered
-
-RegimeConflict = tuple[str, bool, str, str]
-"""A key, whether its value is refused, why, and what is allowed."""
 
 
 def keeping_all(model: Model) -> Model:
@@ -73,7 +70,7 @@ def keep_largest(model: Model, memory: Any, r: Round, changes: Any) -> Talk[Step
     return largest_kept(model, memory, r, r.plan.sparsity(r.number))
 
 
-def regime_conflicts(config: RunConfig) -> list[RegimeConflict]:
+def regime_conflicts(config: RunConfig) -> list[Refusable]:
     """What training of another kind does not go with, whatever kind it is."""
     c, own = config, "clients train in a way of this method's own"
     return [
@@ -86,7 +83,7 @@ def regime_conflicts(config: RunConfig) -> list[RegimeConflict]:
     ]
 
 
-def regrowing_conflicts(config: RunConfig) -> list[RegimeConflict]:
+def regrowing_conflicts(config: RunConfig) -> list[Refusable]:
     """The same, where removed weights train too, by their size alone."""
     c, back = config, "what was removed trains on"
     return [
@@ -101,8 +98,3 @@ def regrowing_conflicts(config: RunConfig) -> list[RegimeConflict]:
         ("reduce", bool(c.reduce), "what was taken out cannot come back", "leave it out"),
         ("score-steps", c.score_steps != 1, "nothing is asked for scores", "1"),
     ]
-
-
-def refused_of(found: list[RegimeConflict]) -> list[tuple[str, str, str]]:
-    """Those that are conflicts, as a `Method` says them."""
-    return [(key, why, allowed) for key, wrong, why, allowed in found if wrong]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from fedprune.methods.global_mask import combined, sparsity_of, thin
+from fedprune.methods.global_mask import sparsity_of, thin
 from fedprune.methods.method import Method
+from fedprune.methods.scored import combined
 from fedprune.methods.tuning import TOO_FEW, tuned
 from fedprune.protocol.forms import form_of
 from fedprune.protocol.port import Ask

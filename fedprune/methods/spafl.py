@@ -35,8 +35,8 @@ from fedprune.client.thresholds import LAST_STEP, THRESHOLD
 from fedprune.config import RunConfig
 from fedprune.learning.regime import Regime
 from fedprune.methods.apart import NO_PRUNING, apart_conflicts, not_read
-from fedprune.methods.method import Method, Trained
-from fedprune.methods.regimes import refused_of, regime_conflicts
+from fedprune.methods.method import Method, Refusable, Trained
+from fedprune.methods.regimes import regime_conflicts
 from fedprune.methods.tuning import tuning
 from fedprune.options.section import Count, Section, option
 from fedprune.protocol.aggregate import Aggregate
@@ -99,23 +99,21 @@ def _told(model: Model, memory: Memory, r: Round, changes: Aggregate) -> Talk[St
     return Step(model, memory, Notes(method={"density": kept, "threshold": mean}))
 
 
-def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]]:
+def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
     """What it does not go with."""
     del options
     c, own, alone = config, "weights stay with their clients", "thresholds alone travel"
-    return refused_of(
-        [
-            *regime_conflicts(c),
-            *apart_conflicts(c),
-            *not_read(c, NO_PRUNING, "thresholds alone prune"),
-            ("secure", c.secure != "none", "secure sums send all weights", "none"),
-            ("init", bool(c.init), "clients begin with the weights that the seed makes", "none"),
-            ("server-optimizer", c.server_optimizer != "sgd", alone, "sgd"),
-            ("moving", c.moving != "none", own, "none"),
-            ("max-norm", c.max_norm is not None, alone, "leave it out"),
-            ("reduce", bool(c.reduce), own, "leave it out"),
-        ]
-    )
+    return [
+        *regime_conflicts(c),
+        *apart_conflicts(c),
+        *not_read(c, NO_PRUNING, "thresholds alone prune"),
+        ("secure", c.secure != "none", "secure sums send all weights", "none"),
+        ("init", bool(c.init), "clients begin with the weights that the seed makes", "none"),
+        ("server-optimizer", c.server_optimizer != "sgd", alone, "sgd"),
+        ("moving", c.moving != "none", own, "none"),
+        ("max-norm", c.max_norm is not None, alone, "leave it out"),
+        ("reduce", bool(c.reduce), own, "leave it out"),
+    ]
 
 
 _ALONE = "thresholds"

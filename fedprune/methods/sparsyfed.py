@@ -21,10 +21,9 @@ from typing import Any
 
 from fedprune.config import RunConfig
 from fedprune.learning.regime import AS_WEIGHTS, Regime
-from fedprune.methods.method import Method, Trained
+from fedprune.methods.method import Method, Refusable, Trained
 from fedprune.methods.regimes import (
     keep_largest,
-    refused_of,
     regrowing_conflicts,
     trained_so,
 )
@@ -47,11 +46,11 @@ def _trained(model: Model, memory: Any, r: Round) -> Talk[Trained]:
     return (yield from trained_so(model, r, Regime(**how, share=share), means=True))
 
 
-def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]]:
+def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
     """What it does not go with."""
     del options
     c, own = config, "clients send on masks of their own"
-    return refused_of([*regrowing_conflicts(c), ("secure", c.secure != "none", own, "none")])
+    return [*regrowing_conflicts(c), ("secure", c.secure != "none", own, "none")]
 
 
 METHOD = Method(

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fedprune.adapters.factors import (
@@ -18,18 +17,19 @@ from fedprune.adapters.factors import (
 )
 from fedprune.adapters.options import adapter_scale, rank_of
 from fedprune.adapters.products import mean_of_products, of_rank, stacked
-from fedprune.config import RunConfig
 from fedprune.config.rates import learning_rate
-from fedprune.learning.averaging import averaged, averages_of, from_moments, to_moments
+from fedprune.learning.averaging import averaged, averages_of
+from fedprune.learning.options import Averaging
 from fedprune.learning.robust import robust_change
 from fedprune.methods.method import Method, Trained
-from fedprune.protocol.aggregate import Aggregate, totals_added
+from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.port import Ask
+from fedprune.protocol.running_sum import totals_added
 from fedprune.server.round import Round, Step, Talk
 from fedprune.server.standing import too_few
 from fedprune.server.state import Model
 from fedprune.tensors.lazy import shapes_of
-from fedprune.tensors.named import Masks, Tensors, masked, scattered
+from fedprune.tensors.named import Tensors, masked, scattered
 
 
 def tuning(model: Model, r: Round, **what: Any) -> Talk[Aggregate]:
@@ -70,7 +70,7 @@ def fedavg(model: Model, r: Round, changes: Aggregate, rate: float | None = None
     return with_moved(model, r, moved)
 
 
-def change_rate(config: RunConfig) -> float:
+def change_rate(config: Averaging) -> float:
     """The factor on the mean change: 1 where ``--server-optimizer`` makes its own step of it."""
     return config.server_lr if config.server_optimizer == "sgd" else 1.0
 
@@ -144,96 +144,6 @@ def tuned(
     return tune
 
 
-@dataclass(frozen=True)
-class Sent:
-    """What some clients trained, and what came of it.
-
-    Attributes:
-        model: that they were sent, in the layout of the global one.
-        changes: their sum, on that model's mask or, where they exchanged weights, on their own.
-        whole: where clients have masks of their own, their changes lie on all weights; else on
-            what that model's mask keeps.
-    """
-
-    model: Model
-    changes: Aggregate
-    whole: bool = True
-
-    @property
-    def changed_on(self) -> Masks:
-        """The masks that the changes lie on: none, where they exchanged weights."""
-        return {} if self.changes.held is not None and self.whole else self.model.masks
-
-    @property
-    def holders(self) -> Tensors:
-        """Of every prunable weight Σ n_k over the clients that held it, float64."""
-        masks, held = self.model.masks, self.changes.held
-        if held is None:
-            return {n: self.changes.weight * m.double() for n, m in masks.items()}
-        return scattered(held, shapes_of(masks), self.changed_on)
-
-
-def over_holders(model: Model, r: Round, sent: Sequence[Sent]) -> Model:
-    """The model whose weights are means over the clients that held them: Σ n_k m_k w_k / Σ n_k m_k.
-
-    What none of them held stays as it was. In float64; BatchNorm's variances as second moments.
-
-    Args:
-        model: the global one; its mask stays.
-        r: the round.
-        sent: what the clients were sent, with their changes, all of which came.
-    """
-    layout = r.layout
-    old = to_moments({n: w.double() for n, w in model.weights.items()}, layout)
-    sums = {n: torch.zeros_like(w) for n, w in old.items()}
-    held = {n: torch.zeros_like(w) for n, w in old.items()}
-    for each in sent:
-        weight, total = each.changes.weight, each.changes.total
-        assert total is not None  # else it is left out
-        start = to_moments({n: w.double() for n, w in each.model.weights.items()}, layout)
-        moved = scattered(total, layout.shapes, each.changed_on)
-        holders = each.holders
-        for n, w in start.items():
-            m = holders[n] if n in holders else torch.full_like(w, weight)
-            sums[n] += m * w + moved[n]
-            held[n] += m
-    mean = {n: torch.where(h > 0, sums[n] / h.clamp_min(1e-300), old[n]) for n, h in held.items()}
-    lr = change_rate(r.config)
-    rates = dict.fromkeys(layout.statistics, min(lr, 1.0))
-    after = {n: w + rates.get(n, lr) * (mean[n] - w) for n, w in old.items()}
-    weights = {n: w.float() for n, w in from_moments(after, layout, model.weights).items()}
-    return replace(model, weights=masked(weights, model.masks))
-
-
-def trained_apart(model: Model, r: Round, parts: Sequence[tuple[Model, Ask]]) -> Talk[Trained]:
-    """Clients train models of their own, all in one exchange; each weight's mean is over holders.
-
-    Args:
-        model: the global one; its mask stays.
-        r: the round.
-        parts: what some clients are sent, and the question to train it.
-    """
-    sums = yield [ask for _, ask in parts]
-    came = [Sent(m, s) for (m, _), s in zip(parts, sums, strict=True) if s.total is not None]
-    changes = answered_by_all(sums)
-    void = not came or too_few(changes, r.config)
-    return Trained(None if void else over_holders(model, r, came), changes)
-
-
-def answered_by_all(sums: Sequence[Aggregate]) -> Aggregate:
-    """Who answered in all of an exchange, and their totals; no tensors."""
-    out = Aggregate()
-    for each in sums:
-        out = replace(
-            out,
-            totals=totals_added(out.totals, each.totals),
-            answered=(*out.answered, *each.answered),
-            failures=(*out.failures, *each.failures),
-            loud=(*out.loud, *each.loud),
-        )
-    return replace(out, answered=tuple(sorted(out.answered)))
-
-
 def method(
     ask: Callable[[Model, Any, Round], Sequence[Ask]],
     decide: Callable[[Model, Any, Round, list[Aggregate]], Step],
@@ -258,3 +168,17 @@ def method(
         return decide(model, memory, r, sums)
 
     return Method(tune=tuned(update=update), before=before, **about)
+
+
+def answered_by_all(sums: Sequence[Aggregate]) -> Aggregate:
+    """Who answered in all of an exchange, and their totals; no tensors."""
+    out = Aggregate()
+    for each in sums:
+        out = replace(
+            out,
+            totals=totals_added(out.totals, each.totals),
+            answered=(*out.answered, *each.answered),
+            failures=(*out.failures, *each.failures),
+            loud=(*out.loud, *each.loud),
+        )
+    return replace(out, answered=tuple(sorted(out.answered)))

@@ -25,11 +25,10 @@ from typing import Any, Literal
 
 from fedprune.config import RunConfig
 from fedprune.learning.regime import Regime
-from fedprune.methods.method import Method, Trained
+from fedprune.methods.method import Method, Refusable, Trained
 from fedprune.methods.regimes import (
     keeping_all,
     largest_kept,
-    refused_of,
     regrowing_conflicts,
     trained_so,
 )
@@ -75,7 +74,7 @@ def _shown(model: Model, memory: Memory, r: Round, changes: Any) -> Talk[Step]:
     return largest_kept(model, Memory(model.weights), r, r.plan.sparsity(r.number))
 
 
-def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]]:
+def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
     """What it does not go with."""
     del options
     c, dense = config, "the mean change is of the dense weights"
@@ -84,7 +83,7 @@ def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]
         ("server-optimizer", c.server_optimizer != "sgd", dense, "sgd"),
         ("secure", c.secure != "none", own, "none"),
     ]
-    return refused_of([*regrowing_conflicts(c), *more])
+    return [*regrowing_conflicts(c), *more]
 
 
 METHOD = Method(

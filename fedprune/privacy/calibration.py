@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from fedprune.privacy.accounting import Tally, smallest_epsilon, with_releases
+from fedprune.privacy.accounting import smallest_epsilon
 from fedprune.privacy.accounting_terms import AccountingTerms
 from fedprune.privacy.mechanisms import mechanism_of
 from fedprune.privacy.release import Occasion, Release
+from fedprune.privacy.tally import Tally, with_releases
 
 Planned = Sequence[tuple[Occasion, Sequence[Release]]]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fedprune.options.refusal import ConfigError
-from fedprune.privacy.accounting import Tally, smallest_epsilon, with_releases
+from fedprune.privacy.accounting import smallest_epsilon
 from fedprune.privacy.accounting_terms import SIMULATED, AccountingTerms
 from fedprune.privacy.ledger_file import (
     END_NAME,
@@ -30,6 +30,7 @@ from fedprune.privacy.ledger_file import (
 from fedprune.privacy.ledger_lines import epsilon_in, from_line, line_of
 from fedprune.privacy.release import Occasion, Release
 from fedprune.privacy.statement import Line, statement
+from fedprune.privacy.tally import Tally, with_releases
 from fedprune.privacy.totals import INFINITY, total_privacy, unprotected
 
 _ROUNDING = 1e-9

@@ -7,15 +7,10 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from fedprune.privacy.accounting import (
-    PARTICIPATION,
-    Accounts,
-    engine,
-    native,
-    rdp_epsilon,
-)
+from fedprune.privacy.accounting import engine, native, rdp_epsilon
 from fedprune.privacy.accounting_terms import AccountingTerms
 from fedprune.privacy.events import Event, Profile
+from fedprune.privacy.tally import PARTICIPATION, Accounts
 
 INFINITY = "infinity"
 """JSON has no word for it."""

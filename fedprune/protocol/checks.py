@@ -13,12 +13,8 @@ from torch import Tensor
 
 from fedprune.options.refusal import Refused
 from fedprune.protocol.aggregate import Aggregate
-from fedprune.protocol.forms import (
-    LARGEST_NUMBER,
-    MANY,
-    Form,
-)
-from fedprune.scores.inputs import improper
+from fedprune.protocol.form import LARGEST_NUMBER, MANY, Form
+from fedprune.scores.input_sums import improper
 from fedprune.tasks.measures import COUNTS_BY_LABEL
 from fedprune.tensors.named import Tensors
 

@@ -14,6 +14,7 @@ from fedprune.randomness import derive, generator
 from fedprune.scores.inputs import with_shared
 from fedprune.scores.score import ByBlock, Evidence, Score
 from fedprune.selection.apart import apart, select_apart
+from fedprune.selection.options import Pruning
 from fedprune.selection.ranking import Unreachable
 from fedprune.selection.rules import Rules
 from fedprune.selection.select import select_by
@@ -151,7 +152,7 @@ def chosen_apart(
     return _reached(at, wanted, config, layout, alive)
 
 
-def chooses_apart(wanted: Wanted, config: RunConfig, layout: Layout) -> bool:
+def chooses_apart(wanted: Wanted, config: Pruning, layout: Layout) -> bool:
     """Whether a tensor's mask depends on no score of another."""
     plain = layout.origin is None and wanted.sparsity is not None
     return plain and apart(config.unit, wanted.scope)
@@ -189,7 +190,7 @@ def chosen_by(
     return chosen_apart(score_of, wanted, config, layout, alive, weights)
 
 
-def rules_of(wanted: Wanted, config: RunConfig) -> Rules:
+def rules_of(wanted: Wanted, config: Pruning) -> Rules:
     """What masks are chosen by."""
     return Rules(
         scope=wanted.scope,

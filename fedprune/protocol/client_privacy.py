@@ -26,6 +26,8 @@ from fedprune.scores.catalog import scores_of
 
 if TYPE_CHECKING:
     from fedprune.config import RunConfig
+    from fedprune.privacy.options import Privacy
+    from fedprune.tasks.options import Data
 
 
 def hides(config: RunConfig) -> bool:
@@ -33,12 +35,12 @@ def hides(config: RunConfig) -> bool:
     return config.dp != "none" or config.secure != "none"
 
 
-def spared_totals(kind: str, config: RunConfig) -> bool:
+def spared_totals(kind: str, config: Data) -> bool:
     """Whether the totals of such an answer stay with the client, because nothing protects them."""
     return config.dp != "none" and KINDS[kind].asks == "cohort"
 
 
-def noised_metrics(kind: str, config: RunConfig) -> bool:
+def noised_metrics(kind: str, config: Data) -> bool:
     """Whether what measures comes as clipped means, to be noised."""
     return config.dp != "none" and config.metrics == "noised" and KINDS[kind].totals_only
 
@@ -116,7 +118,7 @@ def finite(values: Tensor) -> Tensor:
     return torch.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def bounded_statistics(values: Tensor, config: RunConfig) -> Tensor:
+def bounded_statistics(values: Tensor, config: Privacy) -> Tensor:
     """Statistics with the L2 norm that the configuration allows them: by default exactly 1.
 
     The scale of a statistic is nobody's choice and differs by orders from score to score and round
@@ -128,7 +130,7 @@ def bounded_statistics(values: Tensor, config: RunConfig) -> Tensor:
     return clipped(values, config.dp_score_clip)
 
 
-def means(totals: Mapping[str, float], config: RunConfig) -> dict[str, float]:
+def means(totals: Mapping[str, float], config: Privacy) -> dict[str, float]:
     """A client's totals as means over its own labels, together of bounded norm, without the count.
 
     So every client has the same say, whatever the size of its shard. A mean that is NaN or infinite
@@ -149,9 +151,7 @@ def noises_itself(kind: str, config: RunConfig) -> bool:
     return alone and noised_metrics(kind, config)
 
 
-def noised_means(
-    totals: Mapping[str, float], config: RunConfig, source: Source
-) -> dict[str, float]:
+def noised_means(totals: Mapping[str, float], config: Privacy, source: Source) -> dict[str, float]:
     """A client's clipped means with its own noise, for two clips as the distance of neighbours.
 
     An example can change all of its client's means at once, by as much as replacing the client.

@@ -7,13 +7,15 @@ import math
 from fedprune.config import RunConfig
 from fedprune.config.kinds import KINDS
 from fedprune.privacy.clipping import sensitivity
+from fedprune.privacy.options import Privacy
 from fedprune.protocol.client_privacy import noised_metrics
-from fedprune.protocol.forms import Form
+from fedprune.protocol.form import Form
 from fedprune.protocol.messages import Question
+from fedprune.selection.options import Pruning
 from fedprune.structure.layout import Layout
 
 
-def most_votes(question: Question, config: RunConfig, form: Form, layout: Layout) -> int:
+def most_votes(question: Question, config: Pruning, form: Form, layout: Layout) -> int:
     """The largest number of weights that a client's own mask may keep; 0 without votes.
 
     A selection of weights keeps so many exactly; one more a tensor is for scopes that round each by
@@ -34,7 +36,7 @@ def votes_norm(most: int, voters: int, sampling: str) -> float:
     return math.sqrt(most if sampling == "poisson" else min(2 * most, voters))
 
 
-def clip_of(kind: str, config: RunConfig) -> float:
+def clip_of(kind: str, config: Privacy) -> float:
     """The L2 norm that bounds what a client sends in answer to such a question."""
     clips = {
         "changes": config.dp_clip or 1.0,

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from fedprune.codec.wire import Packet
 from fedprune.config import RunConfig
 from fedprune.options.refusal import Refused
-from fedprune.protocol.aggregate import Aggregate, as_sum, loud_from, norm_of, summed
+from fedprune.protocol.aggregate import Aggregate, loud_from
 from fedprune.protocol.checks import check_summand
 from fedprune.protocol.client_privacy import silenced
 from fedprune.protocol.coded_answers import decode_answer
 from fedprune.protocol.failures import Failure, plain
-from fedprune.protocol.forms import Form
+from fedprune.protocol.form import Form
 from fedprune.protocol.messages import Answer, Question
+from fedprune.protocol.running_sum import as_sum, norm_of, summed
 
 
 @dataclass(frozen=True)

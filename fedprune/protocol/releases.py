@@ -35,7 +35,8 @@ from fedprune.scores.combine import combines_of
 
 if TYPE_CHECKING:
     from fedprune.config import RunConfig
-    from fedprune.protocol.forms import Form
+    from fedprune.privacy.options import Privacy
+    from fedprune.protocol.form import Form
 
 OPEN = "released without noise"
 _SUMMED = "only sums over clients are seen, without noise: not differentially private"
@@ -123,7 +124,7 @@ def _array(
     )
 
 
-def _shared_out(release: Release, config: RunConfig) -> Release:
+def _shared_out(release: Release, config: Privacy) -> Release:
     """The release with the noise that clients add together, under a secure sum.
 
     What hides an example of a client is added by that client alone, but for metrics.
@@ -212,7 +213,7 @@ def _metrics(fields: tuple[str, ...], kind: str, config: RunConfig) -> Release:
     )
 
 
-def _why(config: RunConfig) -> str:
+def _why(config: Privacy) -> str:
     return _SUMMED if config.secure != "none" else OPEN
 
 

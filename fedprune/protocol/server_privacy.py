@@ -9,34 +9,28 @@ is alive is flat and without gaps here, so removed coordinates get no noise and 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from fedprune.codec.model_digest import model_digest
 from fedprune.config import RunConfig
-from fedprune.config.cohort import asked_of, audience
+from fedprune.config.cohort import audience
 from fedprune.config.kinds import KINDS
 from fedprune.config.terms import noised
 from fedprune.privacy.ledger import Ledger
-from fedprune.privacy.mechanisms import GAUSSIAN
-from fedprune.privacy.noise import Source, gaussian
 from fedprune.privacy.release import Occasion, Release
 from fedprune.protocol.aggregate import Aggregate
-from fedprune.protocol.client_privacy import asks_signed
-from fedprune.protocol.forms import Form, form_of
+from fedprune.protocol.form import Form
+from fedprune.protocol.forms import form_of
 from fedprune.protocol.limits import most_votes
 from fedprune.protocol.messages import Question
 from fedprune.protocol.models import layout_at
 from fedprune.protocol.noise import noise_source_of
 from fedprune.protocol.port import Ask, Exchange, Port
 from fedprune.protocol.releases import announced, releases_of
+from fedprune.protocol.server_noise import noised_sum
 from fedprune.protocol.stored import Stored, store, stored_in
-from fedprune.tasks.measures import COUNTS_BY_LABEL
 from fedprune.tensors.named import digest
 
 
@@ -135,7 +129,7 @@ class _Gate:
         c, question = self.config, b.ask.question
         if c.dp != "none":
             draw = noise_source_of(c, b.purpose, question.round)
-            aggregate = _noised(aggregate, question, b.form, c, b.releases, draw)
+            aggregate = noised_sum(aggregate, question, b.form, c, b.releases, draw)
         store(b.place, aggregate)
         return aggregate
 
@@ -191,67 +185,3 @@ def _tried(question: Question) -> object:
         return 0
     places = [(c.far, sorted(c.apart.items())) for c in question.candidates]
     return places, digest(question.given), digest(question.rungs)
-
-
-def _noised(
-    aggregate: Aggregate,
-    question: Question,
-    form: Form,
-    config: RunConfig,
-    booked: Sequence[Release],
-    draw: Source,
-) -> Aggregate:
-    """The sum with its noise, over denominators that do not depend on who answered."""
-    if not KINDS[question.kind].weights:
-        return aggregate  # of the panel, or nobody is asked
-    if KINDS[question.kind].totals_only:
-        return _measured(aggregate, config, booked, draw)
-    size = float(asked_of(question.kind, config))
-    sd = {f: _server_noise(r) for r in booked if r.way == "up" for f in r.fields}
-
-    def with_noise(sum_: Tensor | None, length: int, name: str) -> Tensor | None:
-        return _with_noise(sum_, length, sd.get(name, 0.0), draw)
-
-    total = with_noise(aggregate.total, form.values, "values")
-    if total is not None and not asks_signed(question, config):
-        total = total.clamp(min=0.0)  # sums of what is never negative
-    return replace(
-        aggregate,
-        total=total,
-        votes=with_noise(aggregate.votes, form.voters, "votes"),
-        statistics=with_noise(aggregate.statistics, form.statistics, "statistics"),
-        weight=size,
-        totals={"count": size},
-    )
-
-
-def _server_noise(release: Release) -> float:
-    """Standard deviation of the noise that the server adds: clients add all other noise."""
-    here = release.mechanism == GAUSSIAN.name and release.unit == "client"
-    return (release.z or 0.0) * (release.sensitivity or 0.0) if here else 0.0
-
-
-def _with_noise(total: Tensor | None, size: int, sd: float, draw: Source) -> Tensor | None:
-    """A sum with noise on every coordinate; of nobody's answers, noise alone."""
-    if not size:
-        return total
-    flat = torch.zeros(size, dtype=torch.float64) if total is None else total.double()
-    return flat + gaussian(size, sd, draw) if sd else flat
-
-
-def _measured(
-    aggregate: Aggregate, config: RunConfig, booked: Sequence[Release], draw: Source
-) -> Aggregate:
-    """Totals of clients' means, noised, over everyone who could have answered."""
-    if config.metrics == "exact":
-        return aggregate
-    (release,) = (r for r in booked if r.quantity == "metrics")
-    size = float(config.clients)
-    names = [f.removeprefix("totals.") for f in release.fields]
-    sd = _server_noise(release)
-    noise = gaussian(len(names), sd, draw).tolist() if sd else [0.0] * len(names)
-    sums = {n: aggregate.totals.get(n, 0.0) + extra for n, extra in zip(names, noise, strict=True)}
-    # A part of a client's labels is between 0 and 1; a loss, or bytes a label, only not negative.
-    most = {n: size if n.startswith(COUNTS_BY_LABEL) else math.inf for n in names}
-    totals = {n: min(most[n], max(0.0, value)) for n, value in sums.items()}
-    return replace(aggregate, totals={**totals, "count": size})

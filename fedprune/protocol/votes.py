@@ -19,12 +19,13 @@ from fedprune.privacy.randomised_response import (
 from fedprune.privacy.release import Release
 from fedprune.protocol.messages import Question
 from fedprune.protocol.models import layout_at
+from fedprune.selection.options import Pruning
 from fedprune.selection.units import unit_labels
 from fedprune.structure.layout import Layout
 from fedprune.tensors.named import Masks, full_masks, gathered
 
 
-def vote_units_of(config: RunConfig, layout: Layout, masks: Masks) -> VoteUnits:
+def vote_units_of(config: Pruning, layout: Layout, masks: Masks) -> VoteUnits:
     """The units of `--unit` that are alive under the masks of the tensors asked about."""
     labels = unit_labels(layout, config.unit, config.unit_shape)
     flat = gathered({n: labels[n] for n in masks}, masks).long()

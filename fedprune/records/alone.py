@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from fedprune.methods.measuring import measured
-from fedprune.protocol.aggregate import totals_added
 from fedprune.protocol.port import Port
+from fedprune.protocol.running_sum import totals_added
 from fedprune.rounds import loop
 from fedprune.server.plan import Plan
 from fedprune.server.round import Round

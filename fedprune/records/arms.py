@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedprune.config import RunConfig, with_values
-from fedprune.config.options import CENTRAL, LOCAL, SMALL
+from fedprune.config.options import CENTRAL, LOCAL, SMALL, Results
 from fedprune.options.refusal import ConfigError
 from fedprune.selection.combinations import scopes_of
 from fedprune.selection.options import followed_method
@@ -40,7 +40,7 @@ _OF_A_FEDERATION: dict[str, Any] = {
 """What means nothing, or something else, for one client by itself."""
 
 
-def arm_names(config: RunConfig) -> list[str]:
+def arm_names(config: Results) -> list[str]:
     """The names of the arms in the order in which they are played."""
     return [PRUNED, *config.baselines]
 

@@ -19,7 +19,7 @@ from fedprune.records.alone import played_alone, totals_of
 from fedprune.records.arms import PRUNED
 from fedprune.records.book import RunBook
 from fedprune.records.pooled import pooled_arm
-from fedprune.records.summary import Summary
+from fedprune.records.sizes import Summary
 from fedprune.server.plan import Plan
 from fedprune.server.round import Round
 from fedprune.server.shrink import fitted, shrunk

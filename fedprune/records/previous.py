@@ -20,9 +20,12 @@ from fedprune.config import RunConfig, all_keys, recorded
 from fedprune.engines.inline import inline_port
 from fedprune.methods.catalog import memories_of
 from fedprune.options.refusal import ConfigError
+from fedprune.privacy.release import Occasion, Release
 from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Question
 from fedprune.protocol.models import shaped
+from fedprune.protocol.releases import OPEN
 from fedprune.records.arms import PRUNED
 from fedprune.records.bound import began_in
 from fedprune.records.checkpoint import load_state
@@ -31,6 +34,7 @@ from fedprune.runtime.sums import SUMMARY_NAME, SUMS_NAME, check_sums, summary_i
 from fedprune.server.rows import quality
 from fedprune.server.state import Model, State
 from fedprune.structure.edits import Edits, from_json
+from fedprune.structure.layout import Layout
 from fedprune.tensors.models import state_of
 from fedprune.tensors.named import Masks, Tensors, copied, full_masks, masked
 
@@ -183,3 +187,14 @@ def _measured_again(before: PreviousRun, end: State) -> Aggregate:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())[:300]
+
+
+def release_of_before(
+    before: PreviousRun, round_: int, layout: Layout
+) -> tuple[Occasion, tuple[Release, ...]]:
+    """What leaves the earlier run's clients when the new model is measured on their data."""
+    everyone = tuple(range(before.config.clients))
+    occasion = Occasion("before", round_, "evaluate", 0, "everyone", everyone, len(everyone))
+    form = form_of(Question("evaluate", round_, {}, {}, part="test"), before.config, layout)
+    fields = tuple(f"totals.{name}" for name in sorted(form.totals))
+    return occasion, (Release("metrics", fields, reason=OPEN),)

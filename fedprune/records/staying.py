@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedprune.config import RunConfig
 from fedprune.options.refusal import counted
+from fedprune.selection.options import Pruning
 from fedprune.selection.units import UNITS
 from fedprune.structure.layout import Layout
 
@@ -37,7 +37,7 @@ def staying_summary(kinds: Mapping[str, Mapping[str, Any]]) -> str:
     return f"{share:.1%} of all parameters: {', '.join(each)}" if each else ""
 
 
-def uncut(config: RunConfig, layout: Layout) -> list[str]:
+def uncut(config: Pruning, layout: Layout) -> list[str]:
     """Paths of the blocks that unit ``layer`` can make zero, but not take out of the model."""
     if config.unit != "layer" or not config.sparsity:
         return []

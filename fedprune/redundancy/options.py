@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from fedprune.options.conditions import Not
-from fedprune.options.section import NameTable, Section, option
+from fedprune.options.name_table import NameTable
+from fedprune.options.section import Section, option
 
 REDUCTIONS = {
     "dead": "take out units that no layer reads or that are never active on the cohort's clients",

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.redundancy.moments import MOMENTS
-from fedprune.scores.inputs import factored, inputs_of
+from fedprune.scores.input_sums import factored
+from fedprune.scores.inputs import inputs_of
 from fedprune.scores.score import Probe, Shapes, Statistic
 from fedprune.structure.layers import (
     input_rows,

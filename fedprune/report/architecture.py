@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from fedprune.options.refusal import counted
-from fedprune.report.plots import ARMS, FAINT, canvas, styled
+from fedprune.report.drawing import ARMS, FAINT, canvas, styled
 from fedprune.report.reading import Run, short_name, whole
 from fedprune.server.rows import Row
 

@@ -89,13 +89,6 @@ def _with_options(
         writer._get_file_writer().add_summary(part)  # as add_hparams, which opens another file
 
 
-def write_events(folder: Path, rows: Sequence[Row]) -> None:
-    """Write the events of rows that are all there, as `Board` writes those that come."""
-    board = Board()
-    board.open(folder, rows)
-    board.ended(None)
-
-
 def scalars(row: Mapping[str, Any]) -> dict[str, float]:
     """The columns of a row that are finite numbers, without the round itself.
 

@@ -8,42 +8,42 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from fedprune.options.refusal import counted
-from fedprune.report import plots
+from fedprune.report import drawing
 from fedprune.report.reading import percent, short_name, significant
 
 NAMED = 4
 """So many curves have a name in the figure: those of the layers that bear least."""
 
 
-@plots.styled
+@drawing.styled
 def tried_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
     """Validation loss over the sparsities tried, a line a round, before tuning."""
-    figure, axes = plots.canvas("validation loss before tuning")
-    color = plots.ARMS["pruned"][0]
+    figure, axes = drawing.canvas("validation loss before tuning")
+    color = drawing.ARMS["pruned"][0]
     for i, tried in enumerate(history):
         sparsities, losses = zip(*tried["tried"], strict=True)
         shade = 0.3 + 0.7 * (i + 1) / len(history)
         axes.plot(sparsities, losses, "-", marker="o", color=color, alpha=shade)
         if tried["took"]:
             at = tried["tried"][tried["took"]]
-            axes.plot(*at, "o", ms=7, mfc="none", mec=plots.INK)
+            axes.plot(*at, "o", ms=7, mfc="none", mec=drawing.INK)
     most = max(tried["limit"] for tried in history)
     low = min(loss for tried in history for _, loss in tried["tried"])
     high = max(loss for tried in history for _, loss in tried["tried"])
-    axes.axhline(history[-1]["limit"], ls=":", color=plots.INK, label="limit, at last")
+    axes.axhline(history[-1]["limit"], ls=":", color=drawing.INK, label="limit, at last")
     # A mask that ruins the model would flatten everything of interest.
     axes.set_ylim(low - 0.1 * (most - low), min(high, low + 4 * (most - low)) + 0.1 * (most - low))
     axes.set_xlabel("weights removed, of prunable")
-    axes.xaxis.set_major_formatter(plots.percentages())
-    plots.legend(figure, *axes.get_legend_handles_labels())
+    axes.xaxis.set_major_formatter(drawing.percentages())
+    drawing.legend(figure, *axes.get_legend_handles_labels())
     return figure
 
 
-@plots.styled
+@drawing.styled
 def sensitivity_figure(found: Mapping[str, Any]) -> Figure:
     """The rise of the loss over the sparsity of one layer alone, a line a layer."""
-    figure, axes = plots.canvas("rise of the validation loss")
-    styles = [*plots.ARMS.values(), plots.OTHER_ARM]
+    figure, axes = drawing.canvas("rise of the validation loss")
+    styles = [*drawing.ARMS.values(), drawing.OTHER_ARM]
     for i, layer in enumerate(by_rise(found)):
         start = [layer["sparsity"], found["loss"]]
         sparsities, losses = zip(start, *layer["tried"], strict=True)
@@ -53,9 +53,9 @@ def sensitivity_figure(found: Mapping[str, Any]) -> Figure:
             name = short_name(layer["name"], 24)
             axes.plot(sparsities, rises, dashes, marker=marker, color=color, label=name)
         else:
-            axes.plot(sparsities, rises, "-", color=plots.INK, alpha=0.25, lw=0.8)
+            axes.plot(sparsities, rises, "-", color=drawing.INK, alpha=0.25, lw=0.8)
     axes.set_xlabel("weights removed, of the layer")
-    axes.xaxis.set_major_formatter(plots.percentages())
+    axes.xaxis.set_major_formatter(drawing.percentages())
     figure.legend(loc="outside upper left", ncols=2, handlelength=2, columnspacing=1.3)
     return figure
 

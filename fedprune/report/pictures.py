@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from fedprune.records.choices import sensitivity_in, tried_in
-from fedprune.report import plots
+from fedprune.report import drawing, plots
 from fedprune.report.architecture import architecture_figure, architecture_finding
 from fedprune.report.choices import (
     sensitivity_figure,
@@ -46,15 +46,15 @@ from fedprune.server.rows import Row
 from fedprune.tasks.measures import metric_of
 
 CSS_VARIABLES = {
-    plots.INK: "--ink",
-    plots.FAINT: "--faint",
-    plots.PAPER: "--paper",
-    plots.ARMS["pruned"][0]: "--series-1",
-    plots.ARMS["dense"][0]: "--series-2",
-    plots.ARMS["random"][0]: "--series-3",
-    plots.ARMS["magnitude"][0]: "--series-4",
-    plots.ARMS["lottery"][0]: "--series-5",
-    plots.OTHER_ARM[0]: "--series-6",
+    drawing.INK: "--ink",
+    drawing.FAINT: "--faint",
+    drawing.PAPER: "--paper",
+    drawing.ARMS["pruned"][0]: "--series-1",
+    drawing.ARMS["dense"][0]: "--series-2",
+    drawing.ARMS["random"][0]: "--series-3",
+    drawing.ARMS["magnitude"][0]: "--series-4",
+    drawing.ARMS["lottery"][0]: "--series-5",
+    drawing.OTHER_ARM[0]: "--series-6",
 }
 
 
@@ -234,8 +234,8 @@ def write_plots(folder: Path, made: dict[str, Picture]) -> None:
         if picture.figure is None:
             path.unlink(missing_ok=True)
             continue
-        with matplotlib.rc_context(plots.STYLE):
-            picture.figure.savefig(path, format="png", dpi=200, facecolor=plots.PAPER)
+        with matplotlib.rc_context(drawing.STYLE):
+            picture.figure.savefig(path, format="png", dpi=200, facecolor=drawing.PAPER)
 
 
 def svg(picture: Picture) -> str:
@@ -247,7 +247,10 @@ def svg(picture: Picture) -> str:
     if picture.figure is None:
         return ""
     buffer = io.StringIO()
-    with matplotlib.rc_context(plots.STYLE), matplotlib.rc_context({"svg.hashsalt": picture.name}):
+    with (
+        matplotlib.rc_context(drawing.STYLE),
+        matplotlib.rc_context({"svg.hashsalt": picture.name}),
+    ):
         picture.figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     body = text[text.index(">", text.index("<svg")) + 1 :]

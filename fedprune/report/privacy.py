@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from fedprune.privacy.accounting_terms import SIMULATED
 from fedprune.privacy.mechanisms import is_noised, mechanism_of
 from fedprune.privacy.statement import Line
-from fedprune.report import plots
+from fedprune.report import drawing
 from fedprune.report.reading import NO_VALUE, Run, number, significant, whole
 from fedprune.report.tables import Table, shorten
 
@@ -156,16 +156,16 @@ def epsilon_finding(run: Run) -> str:
     return f"{told} Arms are booked one after the other, as they see the same data."
 
 
-@plots.styled
+@drawing.styled
 def epsilon_figure(run: Run) -> Figure:
     """Epsilon so far over the rounds, a line for each arm."""
-    figure, axes = plots.canvas("epsilon so far")
+    figure, axes = drawing.canvas("epsilon so far")
     ends = {(x["arm"], x["round"]): x for x in run.ledger}  # the last line of each round
     rows = [dict(line) for line in ends.values()]
     for arm in dict.fromkeys(row["arm"] for row in rows):
-        plots.draw_line(axes, rows, arm, "epsilon")
+        drawing.draw_line(axes, rows, arm, "epsilon")
     axes.set_ylim(bottom=0)
-    return plots.finish(figure, axes, [])
+    return drawing.finish(figure, axes, [])
 
 
 def curve_finding(run: Run) -> str:
@@ -182,19 +182,19 @@ def curve_finding(run: Run) -> str:
     )
 
 
-@plots.styled
+@drawing.styled
 def curve_figure(run: Run) -> Figure:
     """Epsilon over delta."""
-    figure, axes = plots.canvas("epsilon")
+    figure, axes = drawing.canvas("epsilon")
     told = run.summary["privacy"]
     deltas, epsilons = zip(*((d, number(e)) for d, e in told["curve"]), strict=True)
-    color, dashes, marker = plots.ARMS["pruned"]
+    color, dashes, marker = drawing.ARMS["pruned"]
     axes.plot(deltas, epsilons, dashes, color=color, marker=marker, label="all that is covered")
-    axes.axvline(told["delta"], ls=":", color=plots.INK, label="the run's delta")
+    axes.axvline(told["delta"], ls=":", color=drawing.INK, label="the run's delta")
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("delta")
     axes.set_ylim(bottom=0)
-    plots.legend(figure, *axes.get_legend_handles_labels())
+    drawing.legend(figure, *axes.get_legend_handles_labels())
     return figure

@@ -12,7 +12,7 @@ from torch import nn
 from fedprune.config import RunConfig
 from fedprune.export.cargo import Cargo
 from fedprune.export.exporting import export
-from fedprune.records.summary import Summary
+from fedprune.records.sizes import Summary
 from fedprune.server.rows import Row
 from fedprune.server.state import State
 from fedprune.tasks.catalog import known_as_own

@@ -23,6 +23,7 @@ from fedprune.report.privacy_lines import before
 from fedprune.report.reading import left_out_text, worded
 from fedprune.report.remaining import RoundTimes
 from fedprune.runtime.sums import SUMMARY_NAME
+from fedprune.selection.options import Pruning
 from fedprune.server.fleet import devices_told
 from fedprune.server.rows import Row
 from fedprune.server.state import State
@@ -233,7 +234,7 @@ def _goal(c: RunConfig) -> str:
     return ", ".join([by, *whose, *unit, f"scope {c.scope}", when])
 
 
-def _amount(c: RunConfig) -> str:
+def _amount(c: Pruning) -> str:
     if c.target_bytes is not None:
         return f"down to {in_bytes(c.target_bytes)} on disk"
     if c.target_flops is not None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fedprune.scores.inputs import mean_inputs
+from fedprune.scores.input_sums import mean_inputs
 from fedprune.scores.score import Evidence
 from fedprune.structure.layout import as_rows, from_rows
 from fedprune.tensors.named import Tensors

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from fedprune.options.section import Count, NameTable, Section, option
+from fedprune.options.name_table import NameTable
+from fedprune.options.section import Count, Section, option
 from fedprune.selection.options import followed_method
 
 

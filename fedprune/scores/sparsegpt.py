@@ -17,7 +17,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fedprune.scores.inputs import factored, inputs_of, mean_inputs, rows_of, summed_of
+from fedprune.scores.input_sums import factored, mean_inputs, summed_of
+from fedprune.scores.inputs import inputs_of, rows_of
 from fedprune.scores.score import Evidence
 from fedprune.selection.patterns import pattern_counts
 from fedprune.selection.ranking import Layer, drop

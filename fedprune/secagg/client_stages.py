@@ -6,73 +6,33 @@ a seed that it is given or derives again, so that any worker can serve any stage
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
-from fedprune.client.host import Host, with_edits
-from fedprune.client.partition_answers import answered
+from fedprune.client.host import Host
 from fedprune.client.serving import Tick
-from fedprune.codec.flags import flags_of
-from fedprune.codec.model_digest import edits_in
 from fedprune.codec.wire import Packet
-from fedprune.config import RunConfig
-from fedprune.options.refusal import Refused
-from fedprune.privacy.discretise import Noise
 from fedprune.privacy.noise import Source, keyed_source, secret_source
-from fedprune.protocol.checks import check_summand
 from fedprune.protocol.client_privacy import silenced
-from fedprune.protocol.coded_answers import on_own_mask
-from fedprune.protocol.forms import Form, form_of
-from fedprune.protocol.messages import Answer, Question
 from fedprune.protocol.parts import failure_of
-from fedprune.protocol.questions import decode_question
 from fedprune.secagg.client import (
     confirmed,
     masked_vector,
     revealed,
     shares_of,
 )
+from fedprune.secagg.client_vectors import sum_question, vector_for
 from fedprune.secagg.keys import Keys, keys_and_signature, keys_of
-from fedprune.secagg.messages import (
-    Call,
-    StageReply,
-    merged_replies,
-    reply_packet,
-)
+from fedprune.secagg.messages import Call, StageReply, merged_replies
+from fedprune.secagg.packets import reply_packet
 from fedprune.secagg.primitives import derived
 from fedprune.secagg.register import Register, check_vouched, vouched
-from fedprune.secagg.ring import Ring
-from fedprune.secagg.shared_noise import fewest_left, noises_of, with_share
+from fedprune.secagg.seeds import Seeds, seeds_of
+from fedprune.secagg.shared_noise import fewest_left, with_share
 from fedprune.secagg.terms import Terms, terms_of
-from fedprune.secagg.vectors import Pieces, pieces_of, vector_of
 
 log = logging.getLogger("fedprune")
-
-Seeds = Callable[[int], bytes]
-"""A partition's 32 secret bytes for one sum: the same in all of its stages."""
-
-
-def seeds_of(config: RunConfig, session: bytes) -> Seeds:
-    """Seeds that follow from the configuration's: to study, not to hide."""
-
-    def seed(partition: int) -> bytes:
-        text = f"{config.seed}|secure|{session.hex()}|{partition}"
-        return hashlib.sha256(text.encode()).digest()
-
-    return seed
-
-
-def seeds_from(secret: bytes, session: bytes) -> Seeds:
-    """Seeds that follow from a device's secret for one sum: one for each of its partitions."""
-
-    def seed(partition: int) -> bytes:
-        return derived(secret, f"partition {partition}", session)
-
-    return seed
 
 
 @dataclass(frozen=True)
@@ -192,31 +152,10 @@ def _each(
     return merged_replies(said(partition) for partition in partitions)
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """The question of a sum, and what its answers are made into.
-
-    Attributes:
-        host: where it is answered.
-        question: what is asked.
-        form: of the answers.
-        pieces: of their vectors.
-        noises: what each adds a share of.
-        open: which of the coordinates that are voted on have enough holders, or None: all.
-    """
-
-    host: Host
-    question: Question
-    form: Form
-    pieces: Pieces
-    noises: dict[str, Noise]
-    open: Tensor | None
-
-
 def _masked(
     s: _Sitting, packet: Packet, partitions: Sequence[int], tick: Tick | None
 ) -> StageReply:
-    asked = _asked(s, packet)
+    asked = sum_question(s.host, s.call, s.terms, packet)
 
     def one(p: int) -> StageReply:
         vector = vector_for(asked, p, s.terms.bits)
@@ -240,38 +179,3 @@ def _source(s: _Sitting, partition: int) -> Source:
         return secret_source()
     key = derived(s.seeds(partition), "noise", s.terms.binding)
     return keyed_source(key, secret=secret)
-
-
-def _asked(s: _Sitting, packet: Packet) -> _Asked:
-    host = with_edits(s.host, edits_in(packet["bits"]))
-    question = decode_question(packet, host.layout, host.base)
-    form = form_of(question, host.config, host.layout)
-    noises = noises_of(question, form, host.config, host.layout)
-    pieces = pieces_of(
-        question.kind, form, host.config, len(s.terms.members), noises, s.call.coarse
-    )
-    open_ = flags_of(s.call.open, form.voters) if form.own else None
-    return _Asked(host, question, form, pieces, noises, open_)
-
-
-def vector_for(asked: _Asked, partition: int, bits: int) -> Ring:
-    """A partition's answer as a vector, refused before it is masked if it would spoil the sum."""
-    given = answered(asked.host, asked.question, partition)
-    check_summand(given.values, given.weight, given.totals, asked.form, given.statistics)
-    held = None
-    if asked.open is not None:
-        given, held = _among_holders(given, asked.question, asked.open)
-    return vector_of(given, asked.pieces, bits, held)
-
-
-def _among_holders(answer: Answer, question: Question, open_: Tensor) -> tuple[Answer, Tensor]:
-    """The answer without what too few others hold, and what it then counts for where.
-
-    A sum over one or two clients would show what they hold (Per-element Secure Aggregation,
-    arXiv 2508.04285), and a server cannot withhold what it has seen.
-    """
-    if answer.votes is None:
-        raise Refused("votes", "none, while the values come on the client's own mask")
-    shown = answer.votes & open_
-    values = answer.values.masked_fill(~on_own_mask(shown, question), 0.0)
-    return replace(answer, values=values), shown.double() * answer.weight

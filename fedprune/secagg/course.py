@@ -10,7 +10,8 @@ from fedprune.config import RunConfig
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.failures import Failure
 from fedprune.protocol.messages import Question
-from fedprune.secagg.messages import Call, Enclosure, StageReply, Transport, call_for, call_packet
+from fedprune.secagg.messages import Call, Enclosure, StageReply, Transport, call_for
+from fedprune.secagg.packets import call_packet
 from fedprune.structure.layout import Layout
 
 _Said = TypeVar("_Said")

@@ -17,12 +17,8 @@ from fedprune.codec.bounded import Buffer
 from fedprune.codec.wire import Packet
 from fedprune.options.refusal import Refused
 from fedprune.protocol.questions import HELD
-from fedprune.secagg.messages import (
-    Call,
-    StageReply,
-    call_packet,
-    reply_packet,
-)
+from fedprune.secagg.messages import Call, StageReply
+from fedprune.secagg.packets import call_packet, reply_packet
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from fedprune.secagg.shared_noise import fewest_left, noises_of
 from fedprune.secagg.terms import terms_of
 from fedprune.secagg.vectors import folded_from, length, pieces_of
 from fedprune.structure.layout import Layout
+from fedprune.tasks.options import Data
 
 TRIES = 2
 """How often a sum is tried: with everyone, and with who was left."""
@@ -159,7 +160,7 @@ def session_of(
     sent: Broadcast,
     members: Sequence[int],
     attempt: int,
-    config: RunConfig,
+    config: Data,
     coarse: Mapping[str, int] | None = None,
 ) -> bytes:
     """The name of a sum: a digest of what is asked, whom, how often before, how, and the seed."""

@@ -14,7 +14,8 @@ from fedprune.config import RunConfig
 from fedprune.privacy.discretise import Noise, noise_for
 from fedprune.privacy.mechanisms import SKELLAM
 from fedprune.privacy.noise import Source, skellam
-from fedprune.protocol.forms import Form
+from fedprune.privacy.options import Privacy
+from fedprune.protocol.form import Form
 from fedprune.protocol.limits import most_votes
 from fedprune.protocol.messages import Question
 from fedprune.protocol.releases import releases_of
@@ -33,7 +34,7 @@ def noises_of(
     return {f: noise_for(r) for r in booked if r.mechanism == SKELLAM.name for f in r.fields}
 
 
-def fewest_left(clients: int, config: RunConfig) -> int:
+def fewest_left(clients: int, config: Privacy) -> int:
     """How many of them are left when as many drop out as may."""
     return clients - math.floor((config.secure_dropout or 0.0) * clients + 1e-9)
 

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from fedprune.client.measurement import LOST
-from fedprune.config import RunConfig
 from fedprune.config.kinds import KINDS
 from fedprune.options.refusal import ConfigError, Refused, counted
 from fedprune.privacy.discretise import Noise
+from fedprune.privacy.options import Privacy
 from fedprune.privacy.ranges import COARSER, MOST, RANGES
 from fedprune.protocol.aggregate import Aggregate
-from fedprune.protocol.forms import Form, fitting
+from fedprune.protocol.form import Form, fitting
 from fedprune.protocol.messages import Answer
 from fedprune.scores.score import Shapes
 from fedprune.secagg.fixed_point import (
@@ -65,7 +65,7 @@ Pieces = tuple[Piece, ...]
 def pieces_of(
     kind: str,
     form: Form,
-    config: RunConfig,
+    config: Privacy,
     clients: int,
     noises: Mapping[str, Noise] | None = None,
     coarse: Mapping[str, int] | None = None,
@@ -105,7 +105,7 @@ _TAIL = 12.0
 """Standard deviations of noise that there is room for: it is beyond them with less than 1e-30."""
 
 
-def _noisy(noise: Noise, config: RunConfig, clients: int) -> Scale:
+def _noisy(noise: Noise, config: Privacy, clients: int) -> Scale:
     """The scale of what is clipped and gets noise.
 
     Raises:
@@ -150,9 +150,7 @@ _WIDE = {"values", "statistics", "totals"}
 """Fields of real numbers; counts stay whole."""
 
 
-def scale_of(
-    quantity: str, name: str, config: RunConfig, clients: int, wider: float = 1.0
-) -> Scale:
+def scale_of(quantity: str, name: str, config: Privacy, clients: int, wider: float = 1.0) -> Scale:
     """The scale of a quantity: its range fits as often as there are clients.
 
     A step is a power of two, so that whole numbers are exact wherever it is 1 or less.

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator
 
 from fedprune.options.conditions import Not
-from fedprune.options.section import BY_TASK, Count, NameTable, Section, option
+from fedprune.options.name_table import NameTable
+from fedprune.options.section import BY_TASK, Count, Section, option
 
 AMOUNTS = ("sparsity", "threshold", "target_bytes", "target_flops")
 """Four ways to say how much goes."""

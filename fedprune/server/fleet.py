@@ -17,15 +17,16 @@ from fedprune.config import RunConfig
 from fedprune.config.cohort import first_counting
 from fedprune.config.kinds import KINDS
 from fedprune.config.profiles import DeviceClass, dealt_profiles, profiles_in
-from fedprune.protocol.aggregate import Aggregate, PhaseCost, summed
+from fedprune.protocol.aggregate import Aggregate, PhaseCost
 from fedprune.protocol.failures import Failure
-from fedprune.protocol.messages import Question
 from fedprune.protocol.port import Ask, Exchange, Port
+from fedprune.protocol.running_sum import summed
 from fedprune.randomness import draw_each, generator
 from fedprune.server.fitting import bytes_needed
 from fedprune.server.plan import Plan
 from fedprune.server.state import Book, State
-from fedprune.server.work import work_for
+from fedprune.server.work import client_seconds
+from fedprune.tasks.options import Data
 
 
 def fleet_of(config: RunConfig) -> tuple[DeviceClass, ...]:
@@ -64,7 +65,7 @@ def fleet_port(port: Port, state: State, plan: Plan) -> Port:
     return replace(port, away=port.away | away, ask=asking)
 
 
-def _chance(config: RunConfig, what: str, *numbers: int) -> torch.Generator:
+def _chance(config: Data, what: str, *numbers: int) -> torch.Generator:
     return generator(config.seed, f"fleet {what}", *numbers)
 
 
@@ -181,7 +182,7 @@ def _without_spare(
 def _expected(p: int, ask: Ask, there: _There, labels: Mapping[int, int]) -> float:
     """Seconds that a client would take, by the bytes of the newest such phase."""
     sizes = there.paid.get(ask.question.kind, there.plan.dense_packet)
-    return _seconds(p, ask.question, sizes, there.plan, labels.get(p, 0))
+    return client_seconds(p, ask.question, sizes, there.plan, labels.get(p, 0))
 
 
 def _costly(
@@ -225,20 +226,10 @@ def _cost(
     sizes = (total.bytes_down / max(1, len(ask.partitions)), total.bytes_up / many)
     if question.kind == "compare":
         labels = {p: total.totals.get("count", 0.0) / many for p in total.answered}
-    took = {p: _seconds(p, question, sizes, plan, labels.get(p, 0)) for p in total.answered}
+    took = {p: client_seconds(p, question, sizes, plan, labels.get(p, 0)) for p in total.answered}
     joules = sum(s * plan.fleet[p].watts for p, s in took.items())
     longest = most if waited and isinstance(most, float) else max(took.values(), default=0.0)
     return PhaseCost(longest, joules, *sizes)
-
-
-def _seconds(
-    p: int, question: Question, sizes: tuple[float, float], plan: Plan, labels: float
-) -> float:
-    """Seconds of a client: to receive, compute, and send."""
-    its = plan.fleet[p]
-    part = plan.parts[p] if plan.parts and question.kind == "tune" else 1.0
-    work = part * work_for(question, labels, plan, plan.steps[p] if plan.steps else 1.0)
-    return sizes[0] / its.down + work / its.flops + sizes[1] / its.up
 
 
 def clocked(book: Book, asks: Sequence[Ask], sums: Sequence[Aggregate]) -> Book:

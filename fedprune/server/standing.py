@@ -12,6 +12,8 @@ from torch import Tensor
 
 from fedprune.config import RunConfig
 from fedprune.config.cohort import audience
+from fedprune.config.options import Federation
+from fedprune.learning.options import Averaging
 from fedprune.options.refusal import counted
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.checks import NOT_FINITE, NOT_NUMBERS
@@ -26,7 +28,7 @@ NORMS_REMEMBERED = 100
 """Norms that the running median is of."""
 
 
-def limit_of(config: RunConfig, norms: Sequence[float]) -> float:
+def limit_of(config: Averaging, norms: Sequence[float]) -> float:
     """The largest norm that counts; 0.0: none, and under auto none yet.
 
     Args:
@@ -38,7 +40,7 @@ def limit_of(config: RunConfig, norms: Sequence[float]) -> float:
     return TIMES * median(norms) if norms else 0.0
 
 
-def weighed(book: Book, changes: Aggregate, config: RunConfig) -> tuple[Book, Aggregate]:
+def weighed(book: Book, changes: Aggregate, config: Averaging) -> tuple[Book, Aggregate]:
     """The book with the norms that counted, and the changes: none, if they cannot be told apart.
 
     In the first round that ``auto`` has no limit for, the round's own median takes its place. Whose
@@ -59,7 +61,7 @@ def weighed(book: Book, changes: Aggregate, config: RunConfig) -> tuple[Book, Ag
     return book, Aggregate(answered=answered, failures=changes.failures + failures)
 
 
-def why_void(changes: Aggregate, cohort: Sequence[int], config: RunConfig) -> str:
+def why_void(changes: Aggregate, cohort: Sequence[int], config: Federation) -> str:
     """Why a round changes nothing."""
     came = f"{len(changes.answered)} of {len(cohort)} changes came"
     if len(changes.answered) >= max(1, config.min_clients):

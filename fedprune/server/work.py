@@ -64,3 +64,13 @@ def _forwards(ask: Statistic, question: Question, plan: Plan) -> float:
     own = {n: s for n, s in shapes.items() if n in masks and masks[n].shape == s}
     numbers = sum(s.numel() for n, s in shapes.items() if n not in own)
     return forwards_of(ask, numbers + sum(kept_in(masks[n], masks[n]) for n in own))
+
+
+def client_seconds(
+    p: int, question: Question, sizes: tuple[float, float], plan: Plan, labels: float
+) -> float:
+    """Seconds of a client: to receive, compute, and send."""
+    its = plan.fleet[p]
+    part = plan.parts[p] if plan.parts and question.kind == "tune" else 1.0
+    work = part * work_for(question, labels, plan, plan.steps[p] if plan.steps else 1.0)
+    return sizes[0] / its.down + work / its.flops + sizes[1] / its.up

@@ -10,14 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from fedprune.structure.families.catalog import MIXTURES, SUBLAYERS
 from fedprune.structure.families.family import SubLayer
-from fedprune.structure.layer_kinds import family_name, is_layer
-from fedprune.structure.low_rank_layers import makes, reads
-from fedprune.structure.matrices import out_in
+from fedprune.structure.layer_kinds import family_name
+from fedprune.structure.projections import projections
 
 if TYPE_CHECKING:
     from fedprune.structure.layout import Layout
@@ -131,78 +129,20 @@ def structure_of(model: nn.Module, prunable: Sequence[str]) -> Structure:
 
 def _group(path: str, module: nn.Module, sublayer: SubLayer, names: dict[int, str]) -> Group | None:
     found = projections(module, sublayer)
-    if not found or names.get(_key(found[-1].layer)) is None:
+    if not found or names.get(id(found[-1].layer.weight)) is None:
         return None
     parts = (
         UnitSlice(
-            names[_key(p.layer)],
+            names[id(p.layer.weight)],
             p.axis,
             p.index,
             p.pieces,
-            "" if p.reader is None else names.get(_key(p.reader), ""),
+            "" if p.reader is None else names.get(id(p.reader.weight), ""),
         )
         for p in found
-        if _key(p.layer) in names
+        if id(p.layer.weight) in names
     )
     return Group(path, sublayer.kind, tuple(parts), sublayer.alike(path))
-
-
-@dataclass(frozen=True)
-class Projection:
-    """A layer that makes the units of a sub-layer or reads them; as `UnitSlice`, prunable or not.
-
-    Of layers that make the units also the bias, which factors share, and what reads the input: the
-    right factor, where there are two.
-    """
-
-    layer: nn.Module
-    axis: str
-    index: Tensor
-    pieces: tuple[int, ...] = ()
-    bias: nn.Parameter | None = None
-    reader: nn.Module | None = None
-
-
-def projections(module: nn.Module, sublayer: SubLayer) -> tuple[Projection, ...]:
-    """The layers that make the units of a module, then the one that reads them.
-
-    Counted by the shapes of the weights, so that a module which lost units has those that stayed;
-    empty if the layers are not there (a removed sub-layer).
-    """
-    inner = dict(module.named_modules())
-    column = reads(inner[sublayer.column]) if sublayer.column in inner else module
-    outer: list[Any] = [inner[p] for p in sublayer.rows if p in inner]
-    rows = [makes(layer) for layer in outer]
-    if not all(map(is_layer, (column, *rows))) or not rows:
-        return ()
-    read = out_in(column)[1]
-    made = [sublayer.pieces(out_in(layer)[0], read) for layer in rows]
-    # With grouped queries (GQA) fewer keys are made than outputs are read: a unit is a KV group.
-    units = min(read, *(min(pieces) for pieces in made)) // sublayer.width(module)
-    making = (
-        Projection(
-            layer,
-            "row",
-            _index(units, pieces, sublayer.together),
-            tuple(piece // units for piece in pieces) if len(pieces) > 1 else (),
-            whole.bias,
-            reads(whole),
-        )
-        for layer, pieces, whole in zip(rows, made, outer, strict=True)
-    )
-    return (*making, Projection(column, "column", _index(units, (read,))))
-
-
-def _index(units: int, pieces: Sequence[int], together: bool = False) -> Tensor:
-    """Which rows belong to each unit, (units, rows / units): of every piece an equal part."""
-    if together:
-        return torch.arange(sum(pieces)).view(units, -1)
-    parts = torch.arange(sum(pieces)).split(list(pieces))
-    return torch.cat([part.view(units, -1) for part in parts], dim=1)
-
-
-def _key(layer: nn.Module) -> int:
-    return id(layer.weight)
 
 
 def _blocks(model: nn.Module, prunable: Sequence[str]) -> tuple[Block, ...]:

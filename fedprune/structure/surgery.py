@@ -20,10 +20,10 @@ from fedprune.structure.edits import Edit, Edits
 from fedprune.structure.experts import cut_experts, tidy_mixtures
 from fedprune.structure.families.catalog import FAMILIES, SUBLAYERS
 from fedprune.structure.families.family import Sizes, SubLayer
-from fedprune.structure.groups import Projection, projections
 from fedprune.structure.layer_kinds import family_name
 from fedprune.structure.low_rank_layers import add_bias, factor_layer
 from fedprune.structure.matrices import dimension_of, own_sizes
+from fedprune.structure.projections import Projection, projections
 from fedprune.structure.removal import remove
 from fedprune.structure.sharing import share_weight
 from fedprune.structure.vocabulary import cut_vocabulary

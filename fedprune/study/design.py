@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import json
-import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedprune.config import RunConfig, configure, to_toml, with_values
 from fedprune.config.schema import flat
-from fedprune.methods.catalog import check_method
 from fedprune.options.refusal import ConfigError
 from fedprune.options.values import as_text
-from fedprune.records.bound import RESUMABLE, began_with
-from fedprune.runtime.sums import sha256_of
+from fedprune.study.cells import GridCell, Levels, cells_of
 
 SEED = "seed"
 """The factor whose values are repetitions: means and spreads go over it."""
@@ -27,23 +20,6 @@ _TABLES = ("study", "base", "grid")
 _WORDS = ("title", "compare", "over")
 _NAME = "name"
 """The key of a table in the grid that says what the table is called."""
-
-
-@dataclass(frozen=True)
-class GridCell:
-    """One run of a study.
-
-    Attributes:
-        name: of its folder: what tells it from the others, and the start of its digest.
-        labels: what it is called in each factor of the grid.
-        config: what it runs.
-        digest: SHA-256 of all that its result depends on: see `cell_digest`.
-    """
-
-    name: str
-    labels: Mapping[str, str]
-    config: RunConfig
-    digest: str
 
 
 @dataclass(frozen=True)
@@ -108,7 +84,7 @@ def design_of(document: Mapping[str, Any], title: str) -> Design:
         levels = {"configuration": {"as given": {}}, **levels}
     _check_said_once(levels)
     factors = factors_of({name: tuple(its) for name, its in levels.items()}, study, grid)
-    return Design(str(study.get("title", title)), factors, tuple(_cells(base, levels)))
+    return Design(str(study.get("title", title)), factors, tuple(cells_of(base, levels)))
 
 
 def factors_of(
@@ -157,10 +133,6 @@ def _table(document: Mapping[str, Any], key: str) -> dict[str, Any]:
     return found
 
 
-Levels = dict[str, dict[str, Any]]
-"""The keys of each level of a factor, by its label."""
-
-
 def _levels(factor: str, values: Any, base: Mapping[str, Any]) -> Levels:
     """The levels of a factor: of plain values, or of tables of keys that go together."""
     if not isinstance(values, list) or not values:
@@ -196,63 +168,3 @@ def _check_said_once(levels: Mapping[str, Levels]) -> None:
         for key in {key for keys in its.values() for key in flat(keys)}:
             if said.setdefault(key, factor) != factor:
                 raise ConfigError(f"{key}: in grid.{said[key]} and in grid.{factor}; allowed: one")
-
-
-def _cells(base: Mapping[str, Any], levels: Mapping[str, Levels]) -> Iterator[GridCell]:
-    files: dict[str, str] = {}
-    for combination in itertools.product(*(its.items() for its in levels.values())):
-        labels = dict(zip(levels, (label for label, _ in combination), strict=True))
-        keys = {k: v for _, its in combination for k, v in its.items()}
-        try:
-            config = configure({"engine": "inline", **base, **keys})
-            check_method(config)
-            _check_own(config)
-        except ConfigError as error:
-            raise ConfigError(f"{_told(labels)}: {error}") from None
-        digest = cell_digest(config, files)
-        yield GridCell(_folder_name(labels, digest), labels, config, digest)
-
-
-def _check_own(config: RunConfig) -> None:
-    if config.out:
-        raise ConfigError(
-            f"out={config.out!r}: every run has a folder of the study's; allowed: --out"
-        )
-    if config.engine == "flower":
-        raise ConfigError("engine='flower': started by flwr run; allowed: auto, ray, inline")
-
-
-def _told(labels: Mapping[str, str]) -> str:
-    return "cell " + ", ".join(f"{factor}={label}" for factor, label in labels.items())
-
-
-def _folder_name(labels: Mapping[str, str], digest: str) -> str:
-    text = re.sub(r"[^\w.=-]+", "-", "-".join(labels.values())).strip("-.")
-    return f"{text[:60]}-{digest[:10]}".lstrip("-")
-
-
-def cell_digest(config: RunConfig, files: dict[str, str]) -> str:
-    """SHA-256 of all that the result of a run depends on, as far as this machine can tell.
-
-    The configuration without what changes no bit, the user's files, the plug-in, the versions of
-    the packages. Not of it: data that comes with an installed package.
-
-    Args:
-        config: what would run.
-        files: digests of files and folders by path, which is filled.
-    """
-    free = {key: RunConfig.model_fields[key].default for key in (*RESUMABLE, "out")}
-    text = to_toml(with_values(config, free)).encode()
-    models = {"init": config.init, "teacher": config.teacher}
-    for path in filter(None, (config.data, config.model)):
-        if path not in files and Path(path).exists():
-            files[path] = _files_digest(Path(path))
-    data = "".join(files.get(path, "") for path in filter(None, (config.data, config.model)))
-    bound = began_with(text, config.plugin, data, models)
-    return hashlib.sha256(json.dumps(bound, sort_keys=True).encode()).hexdigest()
-
-
-def _files_digest(path: Path) -> str:
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    lines = [f"{file.relative_to(path)} {sha256_of(file)}\n" for file in files]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()

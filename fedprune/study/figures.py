@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from fedprune.report.plots import INK, canvas, legend, percentages, styled
+from fedprune.report.drawing import INK, canvas, legend, percentages, styled
 from fedprune.report.reading import density, number, percent, series, short_name, worded
 from fedprune.study.comparison import Ranking, SeedSpread, front_of, is_higher, seed_spread
 from fedprune.study.outcomes import StudyOutcome

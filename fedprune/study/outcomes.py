@@ -13,7 +13,7 @@ from fedprune.options.refusal import ConfigError
 from fedprune.records.folder import CONFIG_NAME
 from fedprune.report.reading import Run, number, read_run
 from fedprune.runtime.files import write_atomically
-from fedprune.study.design import GridCell
+from fedprune.study.cells import GridCell
 from fedprune.study.playing import cell_folder, is_there, last_line, log_of
 
 RESULTS_NAME = "results.csv"

@@ -15,7 +15,7 @@ from fedprune.config import to_toml
 from fedprune.records.folder import CONFIG_NAME
 from fedprune.runtime.files import write_atomically
 from fedprune.runtime.sums import SUMMARY_NAME, check_sums
-from fedprune.study.design import GridCell
+from fedprune.study.cells import GridCell
 
 _POLL = 0.1
 """Seconds between two looks at the processes."""

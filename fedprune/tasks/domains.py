@@ -32,17 +32,13 @@ from fedprune.options.refusal import refuse
 from fedprune.tasks.encoder import read_bbc
 from fedprune.tasks.language import (
     cut_streams,
-    one_window,
-    text_classes,
-    text_model,
-    text_tokenizer,
+    next_token_task,
 )
-from fedprune.tasks.losses import label_tokens, next_token_loss
 from fedprune.tasks.pretrained import folder_of
 from fedprune.tasks.speeches import local_shard, paragraphs, speeches
 from fedprune.tasks.splits import partition
-from fedprune.tasks.task import Shard, Task
-from fedprune.tasks.zoo import families_for, heads_of
+from fedprune.tasks.task import Shard
+from fedprune.tasks.zoo import families_for
 
 if TYPE_CHECKING:
     from fedprune.tasks.options import Data
@@ -160,23 +156,13 @@ def _shards(config: Data) -> Sequence[Shard]:
     return cut_streams(["".join(own) for own in domain_texts(config)], config, "causal")
 
 
-DOMAIN_TASK = Task(
+DOMAIN_TASK = next_token_task(
     summary="next token of plays, news, the Bible and tales, one part of one domain a client",
-    metric="perplexity",
-    unit="tokens",
-    model=text_model("causal"),
-    loss=next_token_loss,
     shards=_shards,
-    labels=label_tokens,
-    output=heads_of,
     models={
         "smollm2": "SmolLM2-135M-Instruct, pretrained, from a 4-bit file",
         **families_for("causal", "llama"),
     },
-    paths=True,
-    classes=text_classes("causal"),
-    dummy=one_window,
-    extra=("bytes",),
     splits=SPLITS_OF_DOMAINS,
     defaults={
         "split": "natural",
@@ -192,6 +178,4 @@ DOMAIN_TASK = Task(
     },
     folder=True,
     local=local_shard,
-    tokenizer=text_tokenizer("causal"),
-    tokens=("inputs", "labels"),
 )

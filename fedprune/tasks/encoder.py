@@ -23,7 +23,8 @@ from fedprune.tasks.losses import class_loss, f1_names
 from fedprune.tasks.pretrained import folder_of
 from fedprune.tasks.splits import cut_later, partition
 from fedprune.tasks.task import Loss, Part, Shard, Task
-from fedprune.tasks.tokenization import own_symbols, token_rows
+from fedprune.tasks.token_rows import token_rows
+from fedprune.tasks.tokenization import own_symbols
 
 if TYPE_CHECKING:
     from fedprune.tasks.options import Data

@@ -7,7 +7,7 @@ import importlib.util
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from fedprune.structure.families.catalog import SMALL_MODELS
 from fedprune.tasks.losses import classification_loss, f1_names
 from fedprune.tasks.networks import ConvNet, Perceptron
 from fedprune.tasks.pictures import head_of_pictures, picture_model
-from fedprune.tasks.splits import FEWEST_ROWS, cut_later, cut_rows, in_unit, partition
+from fedprune.tasks.splits import FEWEST_ROWS, cut_later, cut_rows, partition
 from fedprune.tasks.task import Part, Shard, Task
 from fedprune.tasks.unpacked import arrays_in, gunzipped
 
@@ -62,19 +62,15 @@ def fashion_mnist(config: Data) -> Sequence[Shard]:
 
     Each client's test part is cut from its own shard; the official 10,000 are not used.
     """
-    return _deal(_idx_rows(Path(config.data) if config.data else FASHION_FOLDER), config)
+    return _deal(read_idx_folder(Path(config.data) if config.data else FASHION_FOLDER), config)
 
 
 def read_idx_folder(folder: Path) -> Part:
-    """Images (N, 1, H, W) in 0..1 and labels (N,) from IDX files, gzipped or not.
+    """Images (N, 1, H, W) of bytes and labels (N,) from IDX files, gzipped or not.
 
     Raises:
-        FileNotFoundError: the files are not there, with how to get them.
+        FileNotFoundError: the files are not there, with how to get them, or are none.
     """
-    return in_unit(**_idx_rows(folder))
-
-
-def _idx_rows(folder: Path) -> Part:
     images = _read_idx(_find(folder, "train-images-idx3-ubyte"))
     return _rows(images, _read_idx(_find(folder, "train-labels-idx1-ubyte")), folder)
 
@@ -174,39 +170,40 @@ def _blank(side: int) -> Callable[[Data], Part]:
 
 IMAGE_DEFAULTS = {"split": "dirichlet", "optimizer": "sgd", "lr": 0.05, "batch_size": 16}
 
-DIGITS = Task(
-    summary="scikit-learn's 8 x 8 handwritten digits (small convolutional net): seconds",
-    metric="accuracy",
-    unit="examples",
+
+def _images(summary: str, side: int, **own: Any) -> Task:
+    """A task of square grey images in ten classes."""
+    return Task(
+        summary=summary,
+        metric="accuracy",
+        unit="examples",
+        loss=classification_loss,
+        output=head_of_pictures,
+        models=_MODELS,
+        classes=lambda _: _CLASSES,
+        dummy=_blank(side),
+        extra=f1_names(_CLASSES),
+        splits=_SPLITS,
+        local=local_images,
+        **own,
+    )
+
+
+DIGITS = _images(
+    "scikit-learn's 8 x 8 handwritten digits (small convolutional net): seconds",
+    8,
     model=digits_model,
-    loss=classification_loss,
     shards=digits,
-    output=head_of_pictures,
-    models=_MODELS,
-    classes=lambda _: _CLASSES,
     class_names=DIGIT_NAMES,
-    dummy=_blank(8),
-    extra=f1_names(_CLASSES),
-    splits=_SPLITS,
     defaults={**IMAGE_DEFAULTS, "rounds": 20, "warmup": 6, "cohort": 10, "local_steps": 10},
-    local=local_images,
 )
 
-FASHION_MNIST = Task(
-    summary="Fashion-MNIST from a local folder of IDX files (small convolutional net)",
-    metric="accuracy",
-    unit="examples",
+FASHION_MNIST = _images(
+    "Fashion-MNIST from a local folder of IDX files (small convolutional net)",
+    28,
     model=fashion_model,
-    loss=classification_loss,
     shards=fashion_mnist,
-    output=head_of_pictures,
-    models=_MODELS,
-    classes=lambda _: _CLASSES,
     class_names=FASHION_NAMES,
-    dummy=_blank(28),
-    extra=f1_names(_CLASSES),
-    splits=_SPLITS,
     folder=True,
     defaults={**IMAGE_DEFAULTS, "rounds": 24, "warmup": 8, "cohort": 10, "local_steps": 20},
-    local=local_images,
 )

@@ -14,15 +14,12 @@ from fedprune.structure.families.family import Need
 from fedprune.tasks.coverage import check_known, tell
 from fedprune.tasks.later import Later
 from fedprune.tasks.loading import build
+from fedprune.tasks.losses import label_tokens, next_token_loss
 from fedprune.tasks.splits import partition
-from fedprune.tasks.task import Part, Shard
-from fedprune.tasks.tokenization import (
-    Reading,
-    Symbols,
-    ids_of_text,
-    symbols_of,
-    token_rows,
-)
+from fedprune.tasks.task import Part, Shard, Task
+from fedprune.tasks.token_rows import Reading, ids_of_text, token_rows
+from fedprune.tasks.tokenization import Symbols, symbols_of
+from fedprune.tasks.zoo import families_for, heads_of
 
 if TYPE_CHECKING:
     from fedprune.tasks.options import Data
@@ -214,3 +211,32 @@ def one_window(config: Data) -> Part:
     """`Task.dummy` of a stream: one row of the first id."""
     zeros = torch.zeros(1, length_of(config), dtype=torch.long)
     return {"inputs": zeros, "labels": zeros}
+
+
+def token_task(purpose: str, first: str, **own: Any) -> Task:
+    """A task over the tokens of texts: perplexity, the models of a purpose, their tokenizer.
+
+    Args:
+        purpose: of the models, `fedprune.structure.families.family.PURPOSES`.
+        first: the family that is the default.
+        own: the other attributes of the task, and what differs.
+    """
+    usual: dict[str, Any] = {
+        "metric": "perplexity",
+        "unit": "tokens",
+        "model": text_model(purpose),
+        "labels": label_tokens,
+        "output": heads_of,
+        "models": families_for(purpose, first),
+        "paths": True,
+        "classes": text_classes(purpose),
+        "tokenizer": text_tokenizer(purpose),
+        "tokens": ("inputs", "labels"),
+    }
+    return Task(**{**usual, **own})
+
+
+def next_token_task(**own: Any) -> Task:
+    """A task whose labels are the next tokens of windows over streams of text."""
+    usual = {"loss": next_token_loss, "dummy": one_window, "extra": ("bytes",)}
+    return token_task("causal", "llama", **{**usual, **own})

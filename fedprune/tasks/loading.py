@@ -17,8 +17,9 @@ from fedprune.structure.experts import named_as_modules, with_experts
 from fedprune.structure.families.catalog import SMALL_MODELS
 from fedprune.structure.families.family import Need
 from fedprune.tasks.fetching import bounded_by_files, from_pretrained, type_of
+from fedprune.tasks.gguf_models import note_of
 from fedprune.tasks.hub import quiet
-from fedprune.tasks.pretrained import note_of, place_of
+from fedprune.tasks.pretrained import place_of
 from fedprune.tensors.models import NOTES
 
 if TYPE_CHECKING:

@@ -20,18 +20,15 @@ from fedprune.tasks.language import (
     FEWEST_WINDOWS,
     cut_streams,
     length_of,
-    text_classes,
-    text_model,
-    text_tokenizer,
+    token_task,
     unknown_rows,
 )
 from fedprune.tasks.later import Later
-from fedprune.tasks.losses import label_tokens, token_loss
+from fedprune.tasks.losses import token_loss
 from fedprune.tasks.speeches import SLOW_STARTERS, SPLITS_OF_ROLES, local_text, roles
 from fedprune.tasks.splits import content_numbers
-from fedprune.tasks.task import Loss, Part, Shard, Task, batches
+from fedprune.tasks.task import Loss, Part, Shard, batches
 from fedprune.tasks.tokenization import Symbols, symbols_of
-from fedprune.tasks.zoo import families_for, heads_of
 
 if TYPE_CHECKING:
     from fedprune.tasks.options import Data
@@ -138,22 +135,14 @@ def one_stretch(config: Data) -> Part:
     return {"inputs": zeros, "attention": torch.ones_like(zeros), "labels": zeros}
 
 
-SHAKESPEARE_MASKED = Task(
+SHAKESPEARE_MASKED = token_task(
+    "masked",
+    "bert",
     summary="hidden characters of Shakespeare, one client per speaking role (BERT, 2 layers)",
-    metric="perplexity",
-    unit="tokens",
-    model=text_model("masked"),
     loss=masked_token_loss,
     shards=_shards,
-    labels=label_tokens,
-    output=heads_of,
-    models=families_for("masked", "bert"),
-    paths=True,
-    classes=text_classes("masked"),
     dummy=one_stretch,
     splits=SPLITS_OF_ROLES,
     defaults=SLOW_STARTERS,
     local=local_masked_shard,
-    tokenizer=text_tokenizer("masked"),
-    tokens=("inputs", "labels"),
 )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from fedprune.options.conditions import Not
-from fedprune.options.section import BY_TASK, Count, NameTable, Section, option
+from fedprune.options.name_table import NameTable
+from fedprune.options.section import BY_TASK, Count, Section, option
 
 _NOISE = {"dp": ("client", "example")}
 

@@ -22,19 +22,18 @@ from fedprune.tasks.coverage import check_known, tell
 from fedprune.tasks.language import (
     FEWEST_WINDOWS,
     length_of,
-    text_classes,
     text_model,
-    text_tokenizer,
+    token_task,
     unknown_rows,
 )
 from fedprune.tasks.later import Later
-from fedprune.tasks.losses import label_tokens, token_loss
+from fedprune.tasks.losses import token_loss
 from fedprune.tasks.metrics import rouge_l
 from fedprune.tasks.speeches import SLOW_STARTERS, SPLITS_OF_ROLES, local_text, roles
 from fedprune.tasks.splits import cut_by_content
-from fedprune.tasks.task import Loss, Part, Shard, Task, examples
-from fedprune.tasks.tokenization import symbols_of, token_rows
-from fedprune.tasks.zoo import families_for, heads_of
+from fedprune.tasks.task import Loss, Part, Shard, examples
+from fedprune.tasks.token_rows import token_rows
+from fedprune.tasks.tokenization import symbols_of
 
 if TYPE_CHECKING:
     from fedprune.tasks.options import Data
@@ -200,18 +199,13 @@ def blank_pair(length: int) -> Part:
     return {"inputs": zeros, "attention": torch.ones_like(zeros), "labels": zeros}
 
 
-SHAKESPEARE_RESTORE = Task(
+SHAKESPEARE_RESTORE = token_task(
+    "seq2seq",
+    "t5",
     summary="capitals and punctuation of Shakespeare's phrases, one client per role (T5)",
-    metric="perplexity",
-    unit="tokens",
     model=text_model("seq2seq", PHRASE),
     loss=text_to_text_loss,
     shards=_shards,
-    labels=label_tokens,
-    output=heads_of,
-    models=families_for("seq2seq", "t5"),
-    paths=True,
-    classes=text_classes("seq2seq"),
     dummy=one_pair,
     extra=("bytes",),
     test_sums=generation_sums,
@@ -219,6 +213,4 @@ SHAKESPEARE_RESTORE = Task(
     splits=SPLITS_OF_ROLES,
     defaults=SLOW_STARTERS,
     local=local_phrases,
-    tokenizer=text_tokenizer("seq2seq"),
-    tokens=("inputs", "labels"),
 )

@@ -25,14 +25,9 @@ from fedprune.tasks.language import (
     dealt,
     file_text,
     length_of,
-    one_window,
-    text_classes,
-    text_model,
-    text_tokenizer,
+    next_token_task,
 )
-from fedprune.tasks.losses import label_tokens, next_token_loss
 from fedprune.tasks.task import Shard, Task
-from fedprune.tasks.zoo import families_for, heads_of
 
 if TYPE_CHECKING:
     from fedprune.tasks.options import Data
@@ -182,23 +177,10 @@ def _task(summary: str, texts: Callable[[Data], list[list[str]]], **differing: A
     def shards(config: Data) -> Sequence[Shard]:
         return cut_streams(["".join(own) for own in texts(config)], config, "causal")
 
-    return Task(
+    return next_token_task(
         summary=summary,
-        metric="perplexity",
-        unit="tokens",
-        model=text_model("causal"),
-        loss=next_token_loss,
         shards=shards,
-        labels=label_tokens,
-        output=heads_of,
-        models=families_for("causal", "llama"),
-        paths=True,
-        classes=text_classes("causal"),
-        dummy=one_window,
-        extra=("bytes",),
         defaults=_DEFAULTS,
-        tokenizer=text_tokenizer("causal"),
-        tokens=("inputs", "labels"),
         **differing,
     )
 

@@ -21,12 +21,8 @@ from fedprune.tasks.metrics import baseline_of, label_counts
 from fedprune.tasks.splits import cut_later
 from fedprune.tasks.tables import cached_by_config, rows_with_text
 from fedprune.tasks.task import Loss, Naive, Part, Shard, Task
-from fedprune.tasks.tokenization import (
-    Rows,
-    Symbols,
-    symbols_of,
-    token_rows,
-)
+from fedprune.tasks.token_rows import Rows, token_rows
+from fedprune.tasks.tokenization import Symbols, symbols_of
 from fedprune.tasks.userdata import DEFAULTS_OF_ROWS, SPLITS_OF_ROWS, USUAL
 from fedprune.tasks.zoo import families_for, heads_of
 

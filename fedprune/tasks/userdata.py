@@ -16,14 +16,13 @@ from fedprune.tasks.language import (
     FEWEST_SYMBOLS,
     cut_streams,
     length_of,
-    one_window,
-    text_classes,
-    text_model,
+    next_token_task,
     text_rows,
     text_tokenizer,
+    token_task,
 )
 from fedprune.tasks.loading import build
-from fedprune.tasks.losses import class_loss, f1_names, label_tokens, next_token_loss
+from fedprune.tasks.losses import class_loss, f1_names, label_tokens
 from fedprune.tasks.masked import masked_shards, masked_token_loss, one_stretch
 from fedprune.tasks.owners import Population
 from fedprune.tasks.restore import (
@@ -36,7 +35,8 @@ from fedprune.tasks.restore import (
 from fedprune.tasks.splits import cut_later
 from fedprune.tasks.tables import cached_by_config, rows_with_text
 from fedprune.tasks.task import Loss, Part, Shard, Task
-from fedprune.tasks.tokenization import symbols_of, token_rows
+from fedprune.tasks.token_rows import token_rows
+from fedprune.tasks.tokenization import symbols_of
 from fedprune.tasks.zoo import families_for, heads_of
 
 if TYPE_CHECKING:
@@ -189,67 +189,40 @@ CLASSIFICATION = Task(
     tokens=("inputs",),
 )
 
-LANGUAGE = Task(
+LANGUAGE = next_token_task(
     summary="next symbol of texts, from --data",
-    metric="perplexity",
-    unit="tokens",
-    model=text_model("causal"),
-    loss=next_token_loss,
     shards=stream_shards,
-    labels=label_tokens,
-    output=heads_of,
-    models=families_for("causal", "llama"),
-    paths=True,
     columns=("text", "client"),
     population=stream_population,
-    classes=text_classes("causal"),
-    dummy=one_window,
-    extra=("bytes",),
     splits=SPLITS_OF_ROWS,
     defaults=DEFAULTS_OF_ROWS,
     folder=True,
     local=read_on_device(stream_shards),
-    tokenizer=text_tokenizer("causal"),
-    tokens=("inputs", "labels"),
 )
 
-MASKED = Task(
+MASKED = token_task(
+    "masked",
+    "bert",
     summary="hidden symbols of texts, from --data",
-    metric="perplexity",
-    unit="tokens",
-    model=text_model("masked"),
     loss=masked_token_loss,
     shards=hidden_shards,
-    labels=label_tokens,
-    output=heads_of,
-    models=families_for("masked", "bert"),
-    paths=True,
     columns=("text", "client"),
     population=stream_population,
-    classes=text_classes("masked"),
     dummy=one_stretch,
     splits=SPLITS_OF_ROWS,
     defaults=DEFAULTS_OF_ROWS,
     folder=True,
     local=read_on_device(hidden_shards),
-    tokenizer=text_tokenizer("masked"),
-    tokens=("inputs", "labels"),
 )
 
-TEXT_TO_TEXT = Task(
+TEXT_TO_TEXT = token_task(
+    "seq2seq",
+    "t5",
     summary="a text from another, from --data",
-    metric="perplexity",
-    unit="tokens",
-    model=text_model("seq2seq"),
     loss=text_to_text_loss,
     shards=pair_shards,
-    labels=label_tokens,
-    output=heads_of,
-    models=families_for("seq2seq", "t5"),
-    paths=True,
     columns=("text", "target", "client"),
     population=population,
-    classes=text_classes("seq2seq"),
     dummy=lambda config: blank_pair(length_of(config)),
     extra=("bytes",),
     test_sums=generation_sums,
@@ -258,6 +231,4 @@ TEXT_TO_TEXT = Task(
     defaults=DEFAULTS_OF_ROWS,
     folder=True,
     local=read_on_device(pair_shards),
-    tokenizer=text_tokenizer("seq2seq"),
-    tokens=("inputs", "labels"),
 )

@@ -52,7 +52,7 @@ def broken(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     if request.param == "noise":
         silence = torch.zeros(canary_task.OWN * CLIENTS, dtype=torch.float64)
         monkeypatch.setattr(
-            "fedprune.protocol.server_privacy.gaussian", lambda size, *_: silence[:size]
+            "fedprune.protocol.server_noise.gaussian", lambda size, *_: silence[:size]
         )
     else:
         monkeypatch.setattr("fedprune.protocol.client_privacy.clipped", lambda values, _: values)

@@ -1,19 +1,9 @@
 import pytest
 import torch
 
+from fedprune.client.carried_memory import disclosed, enclosed, returned, take_back
 from fedprune.client.kept_back import RESIDUAL, _by_name, with_kept_back
-from fedprune.client.memory import (
-    RUNS,
-    ClientMemory,
-    Recollection,
-    disclosed,
-    enclosed,
-    keep,
-    on_device,
-    recall,
-    returned,
-    take_back,
-)
+from fedprune.client.memory import RUNS, ClientMemory, Recollection, keep, on_device, recall
 from fedprune.codec.stochastic_rounding import decode_rounded, encode_rounded
 from fedprune.codec.wire import Packet
 from fedprune.protocol.messages import Answer, Question

@@ -20,7 +20,7 @@ from fedprune.learning.local_training import tune
 from fedprune.learning.optimizers import OPTIMIZERS
 from fedprune.privacy.clipping import clipped, scaled
 from fedprune.privacy.noise import seeded_source
-from fedprune.protocol.forms import fitting
+from fedprune.protocol.form import fitting
 from fedprune.protocol.messages import Question
 from fedprune.protocol.models import dense_model, layout_for
 from fedprune.protocol.noise import source_for
@@ -172,8 +172,10 @@ def test_two_questions_never_share_their_noise():
 def tuned(config: RunConfig, model: nn.Module, masks: Tensors, part: Part, **more: Any) -> Tensors:
     """The model's state after the configuration's private steps."""
     source = seeded_source(5, "noise")
-    steps = poisson_steps(part, config, seeded_source(5, "examples"))
-    backward = noisy_steps(model, more.get("task", TASK), masks, config, source)
+    steps = poisson_steps(
+        part, config.local_steps, config.dp_rate or 0.0, seeded_source(5, "examples")
+    )
+    backward = noisy_steps(model, more.get("task", TASK), masks, config, config.batch_size, source)
     tune(model, masks, steps, more.get("task", TASK), config.lr, config, backward=backward)
     return copied(state_of(model))
 
@@ -219,7 +221,9 @@ def test_an_example_of_many_labels_counts_by_its_mean(llama):
     load_into(host.model, question.weights)
     config = noised(host.config, dp_rate=1.0, dp_clip=1e6, batch_size=2, clip=0.0, local_steps=1)
     part = {n: t[:2] for n, t in host.shards[0].train.items()}
-    backward = noisy_steps(host.model, host.task, question.masks, config, seeded_source(1, "noise"))
+    backward = noisy_steps(
+        host.model, host.task, question.masks, config, 2, seeded_source(1, "noise")
+    )
     done = backward([part])
     loss = host.task.loss(host.model, part)
     assert done.labels == loss.count
@@ -252,9 +256,8 @@ def linear_loss(model: nn.Module, batch: Part) -> Loss:
 
 def test_examples_are_drawn_each_by_itself():
     n, rate, steps = 30, 0.2, 4000
-    config = noised(tiny(model="mlp", local_steps=steps), dp_rate=rate)
     part = {"x": torch.arange(n)}
-    drawn = list(poisson_steps(part, config, seeded_source(2, "examples")))
+    drawn = list(poisson_steps(part, steps, rate, seeded_source(2, "examples")))
     sizes = np.array([sum(examples(b) for b in step) for step in drawn])
     assert sizes.mean() == pytest.approx(n * rate, rel=0.02)
     assert sizes.var() == pytest.approx(n * rate * (1 - rate), rel=0.1)
@@ -271,7 +274,7 @@ def test_noise_on_a_step_has_the_deviation_it_says():
     def gradients(step: list[Part], count: int, noise: float) -> np.ndarray:
         model = One()
         config = noised(tiny(model="mlp", batch_size=10), dp_clip=clip, dp_noise=noise)
-        backward = noisy_steps(model, task, {}, config, seeded_source(2, "noise"))
+        backward = noisy_steps(model, task, {}, config, 10, seeded_source(2, "noise"))
         out = []
         for _ in range(count):
             backward(step)
@@ -302,7 +305,7 @@ def test_removed_weights_stay_zero_under_noise(optimizer):
 
 def test_a_step_without_examples_is_noise():
     config = noised(tiny(model="mlp", local_steps=3), dp_rate=1e-9, dp_noise=1.0)
-    steps = list(poisson_steps(rows(5), config, seeded_source(1, "examples")))
+    steps = list(poisson_steps(rows(5), 3, 1e-9, seeded_source(1, "examples")))
     assert steps == [[], [], []]
     model = mlp()
     start = copied(state_of(model))

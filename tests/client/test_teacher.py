@@ -18,7 +18,7 @@ from fedprune.protocol.questions import decode_question
 from fedprune.server.state import State
 from fedprune.tasks.language import windows
 from fedprune.tasks.losses import classification_loss
-from fedprune.tasks.tokenization import encode
+from fedprune.tasks.token_rows import encode
 from fedprune.tensors.models import state_of
 from tests.runs import Spy, cut_short, house_of, overheard, same, tiny
 

@@ -17,7 +17,7 @@ from fedprune.export.saved import load_saved, save_folder
 from fedprune.protocol.models import dense_model, layout_for
 from fedprune.records.results import write_results
 from fedprune.server.state import Model, State
-from fedprune.tasks.tokenization import encode
+from fedprune.tasks.token_rows import encode
 from fedprune.tensors.models import load_into, state_of
 from fedprune.tensors.named import digest, masked
 from tests.runs import same, tiny

@@ -4,8 +4,9 @@ import sys
 import pytest
 
 from fedprune.commands import main as command
+from fedprune.commands.catalog import Command
 from fedprune.commands.main import COMMANDS, main
-from fedprune.commands.model_options import Command, add_subject
+from fedprune.commands.model_options import add_subject
 from fedprune.commands.subject import chosen_subject
 
 

@@ -8,7 +8,7 @@ from fedprune import RunConfig
 from fedprune.config.cohort import drawn
 from fedprune.config.planned import noise_of_budget, planned
 from fedprune.config.terms import accounting_terms_of
-from fedprune.privacy.accounting import AMPLIFICATION, Tally, with_releases
+from fedprune.privacy.tally import AMPLIFICATION, Tally, with_releases
 
 MLP = {"task": "digits", "model": "mlp"}
 

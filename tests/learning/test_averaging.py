@@ -14,8 +14,9 @@ from fedprune.learning.averaging import (
 )
 from fedprune.learning.candidates import Candidate, blended, way_back
 from fedprune.learning.mask_rules import MASKS, decided
-from fedprune.protocol.aggregate import Aggregate, as_sum, summed
+from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.messages import Answer
+from fedprune.protocol.running_sum import as_sum, summed
 from fedprune.structure.layout import Layout, layout_of
 from fedprune.tasks.networks import ConvNet
 from fedprune.tensors.models import load_into, state_of

@@ -14,8 +14,9 @@ from fedprune import SCORES, Result, RunConfig, federate, select
 from fedprune.client.host import Host
 from fedprune.codec.coded_file import CODED_NAME
 from fedprune.engines.inline import inline_port
-from fedprune.methods.global_mask import _check_seen, decide, sparsity_of
+from fedprune.methods.global_mask import decide, sparsity_of
 from fedprune.methods.own_masks import under_one_mask
+from fedprune.methods.scored import check_seen
 from fedprune.options.refusal import ConfigError
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.messages import Question
@@ -416,5 +417,5 @@ def test_what_a_score_makes_must_be_scores(made, line, monkeypatch):
 def test_numbers_of_rows_with_noise_say_of_no_layer_that_it_was_not_seen():
     evidence: Any = SimpleNamespace(sums={rows_of("w"): torch.zeros(1)})
     with pytest.raises(ConfigError, match="no row went through the layer of w"):
-        _check_seen(evidence, tiny(model="mlp", score="wanda"))
-    _check_seen(evidence, tiny(model="mlp", score="wanda", dp="example", dp_noise=1.0))
+        check_seen(evidence, tiny(model="mlp", score="wanda"))
+    check_seen(evidence, tiny(model="mlp", score="wanda", dp="example", dp_noise=1.0))

@@ -21,7 +21,8 @@ from fedprune.structure.tables import embedding_path
 from fedprune.tasks.language import cut_streams
 from fedprune.tasks.masked import masked_shards
 from fedprune.tasks.restore import cut_in_order, pair_rows, pairs_of
-from fedprune.tasks.tokenization import encode, symbols_of
+from fedprune.tasks.token_rows import encode
+from fedprune.tasks.tokenization import symbols_of
 from tests.runs import tiny
 
 TEXTS = ["abc de\n" * 50 + "Zq?\n" * 5, "abd fe\n" * 60 + "Y\n" * 5]

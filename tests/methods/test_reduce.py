@@ -24,7 +24,7 @@ from fedprune.structure.layers import input_rows, layers_of, watching
 from fedprune.structure.layout import as_rows
 from fedprune.structure.low_rank_layers import Factored
 from fedprune.tasks.language import windows
-from fedprune.tasks.tokenization import encode
+from fedprune.tasks.token_rows import encode
 from fedprune.tensors.models import load_into, state_of
 from fedprune.tensors.named import count_kept
 from tests.runs import same, tiny

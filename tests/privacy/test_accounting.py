@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from fedprune import RunConfig
 from fedprune.config.cohort import drawn
-from fedprune.privacy.accounting import Tally, skellam_zcdp, smallest_epsilon, with_releases
+from fedprune.privacy.accounting import skellam_zcdp, smallest_epsilon
 from fedprune.privacy.accounting_terms import AccountingTerms
 from fedprune.privacy.release import Occasion, Release
+from fedprune.privacy.tally import Tally, with_releases
 from fedprune.privacy.totals import total_privacy
 
 GOLDEN = [

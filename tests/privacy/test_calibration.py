@@ -2,10 +2,11 @@
 
 import pytest
 
-from fedprune.privacy.accounting import Tally, skellam_zcdp, smallest_epsilon, with_releases
+from fedprune.privacy.accounting import skellam_zcdp, smallest_epsilon
 from fedprune.privacy.accounting_terms import AccountingTerms
 from fedprune.privacy.calibration import calibrated
 from fedprune.privacy.release import Occasion, Release
+from fedprune.privacy.tally import Tally, with_releases
 
 
 def plan(release, rounds, audience="cohort"):

@@ -90,7 +90,7 @@ class World:
 
 def listened(world: World, config: RunConfig, patch: pytest.MonkeyPatch) -> None:
     """Have the recorder hear of every value with noise on it, where the noise is added."""
-    noised, released, replaced = server_privacy._noised, serving.encoded, Path.replace
+    noised, released, replaced = server_privacy.noised_sum, serving.encoded, Path.replace
 
     def of_the_server(aggregate: Aggregate, question: Question, *rest: Any) -> Aggregate:
         out = noised(aggregate, question, *rest)
@@ -112,7 +112,7 @@ def listened(world: World, config: RunConfig, patch: pytest.MonkeyPatch) -> None
     patch.setattr(Path, "replace", renamed)
     patch.setattr(os, "fsync", world.fsync)
     if config.dp == "client":
-        patch.setattr(server_privacy, "_noised", of_the_server)
+        patch.setattr(server_privacy, "noised_sum", of_the_server)
     else:
         patch.setattr(serving, "encoded", of_a_client)
 

@@ -11,7 +11,7 @@ from fedprune import RunConfig
 from fedprune.client.answers import answer
 from fedprune.client.context import ClientContext
 from fedprune.client.host import Host
-from fedprune.methods.global_mask import scored
+from fedprune.methods.scored import scored
 from fedprune.privacy.noise import Source, seeded_source, uniforms
 from fedprune.privacy.randomised_response import (
     VoteUnits,

@@ -4,8 +4,9 @@ import pytest
 
 from fedprune.privacy.accounting_terms import AccountingTerms
 from fedprune.privacy.ledger import Ledger
+from fedprune.privacy.protections import PROTECTIONS
 from fedprune.privacy.release import Occasion, Release
-from fedprune.privacy.statement import PARTIES, PROTECTIONS, protection, threat_table
+from fedprune.privacy.statement import protection
 
 RAW = Release("counts", ("weight",), reason="weights are sent as they are")
 MODEL = Release("model", ("weights",), "down", mechanism="post-processing", covered=True)
@@ -110,9 +111,3 @@ def test_secret_noise_and_the_panel_are_told_as_they_are():
     secret = said(AccountingTerms(dp="client", noise_source="secret", panel=2), noisy())
     assert "knows the seed" not in secret
     assert "2 clients that only measure (the panel)" in secret
-
-
-def test_the_threat_table_has_a_row_for_each_protection_and_a_column_for_each_party():
-    lines = threat_table().splitlines()
-    assert len(lines) == len(PROTECTIONS) + 2
-    assert {line.count("|") for line in lines} == {len(PARTIES) + 2}

@@ -12,7 +12,8 @@ from fedprune.options.refusal import Refused
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.checks import check_sum, check_summand
 from fedprune.protocol.failures import Failure
-from fedprune.protocol.forms import Form, fitting, form_of
+from fedprune.protocol.form import Form, fitting
+from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Question
 from fedprune.scores.combine import COMBINES
 from fedprune.tensors.named import count_kept

@@ -8,12 +8,13 @@ from torch import Tensor
 from fedprune.codec.masks import encode_mask
 from fedprune.codec.wire import Packet
 from fedprune.options.refusal import Refused
-from fedprune.protocol.aggregate import Aggregate, as_sum, summed
+from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.broadcast import broadcast, encode_question
 from fedprune.protocol.coded_answers import decode_answer, encode_answer
 from fedprune.protocol.failures import Failure
 from fedprune.protocol.messages import Answer, Question
 from fedprune.protocol.questions import FIELDS, decode_question
+from fedprune.protocol.running_sum import as_sum, summed
 from fedprune.structure.layout import Layout
 from fedprune.tensors.named import as_bytes
 

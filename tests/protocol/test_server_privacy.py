@@ -15,14 +15,16 @@ from fedprune.engines.inline import inline_port
 from fedprune.learning.candidates import HERE, Candidate
 from fedprune.privacy.ledger import Spent, open_ledger
 from fedprune.privacy.release import Release
-from fedprune.protocol.aggregate import Aggregate, as_sum
+from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.client_privacy import leaving
 from fedprune.protocol.forms import form_of
 from fedprune.protocol.limits import metric_spread
 from fedprune.protocol.messages import Answer, Question
 from fedprune.protocol.models import layout_at
 from fedprune.protocol.port import Port
-from fedprune.protocol.server_privacy import _measured, name_of, private_port, ready_port
+from fedprune.protocol.running_sum import as_sum
+from fedprune.protocol.server_noise import _measured
+from fedprune.protocol.server_privacy import name_of, private_port, ready_port
 from fedprune.protocol.stored import Stored
 from fedprune.server.state import first_state
 from fedprune.tensors.named import count_kept

@@ -3,10 +3,16 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fedprune.report.board import scalars, write_events
+from fedprune.report.board import Board, scalars
 from fedprune.report.reading import read_run
 
 pytestmark = pytest.mark.usefixtures("pages")
+
+
+def write_events(folder, rows):
+    board = Board()
+    board.open(folder, rows)
+    board.ended(None)
 
 
 def load(folder: Path, arm: str) -> EventAccumulator:

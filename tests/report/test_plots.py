@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ElementTree
 import matplotlib
 import pytest
 
-from fedprune.report import plots
+from fedprune.report import drawing, plots
 from fedprune.report.pictures import Picture, pictures, svg, write_plots
 from fedprune.report.reading import (
     chance_levels,
@@ -128,7 +128,7 @@ def test_svg_takes_its_colours_from_the_page_and_is_the_same_each_time(make_run)
     first, second = ([svg(p) for p in pictures(run).values()] for _ in range(2))
     assert first == second
     page = "".join(first)
-    assert not any(color in page for color in ("#0072b2", "#d55e00", "#009e73", plots.INK))
+    assert not any(color in page for color in ("#0072b2", "#d55e00", "#009e73", drawing.INK))
     assert "var(--series-1)" in page
     assert "http" not in page
     ids = [part.split('"')[0] for part in page.split(' id="')[1:]]

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from fedprune.protocol.aggregate import as_sum, summed
 from fedprune.protocol.messages import Answer
+from fedprune.protocol.running_sum import as_sum, summed
 from fedprune.scores.combine import COMBINES, NORMALISE, NORMALISE_SUMMARIES, l1_normalised, ranks
 
 SCORES = st.lists(

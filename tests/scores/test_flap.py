@@ -16,7 +16,8 @@ from fedprune.engines.inline import inline_port
 from fedprune.export.hf_config import Unplain, plain_model
 from fedprune.protocol.models import dense_model, layout_at, shaped
 from fedprune.scores.catalog import SCORES
-from fedprune.scores.inputs import improper, inputs_of, rows_of, sums_of
+from fedprune.scores.input_sums import improper
+from fedprune.scores.inputs import inputs_of, rows_of, sums_of
 from fedprune.server.state import State
 from fedprune.structure.edits import Edit
 from fedprune.structure.layout import as_rows

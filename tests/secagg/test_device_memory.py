@@ -10,7 +10,8 @@ from fedprune.codec.wire import Packet
 from fedprune.options.refusal import Refused
 from fedprune.protocol.failures import Failure
 from fedprune.secagg.device_memory import DeviceMemory, served_once
-from fedprune.secagg.messages import Call, StageReply, reply_packet
+from fedprune.secagg.messages import Call, StageReply
+from fedprune.secagg.packets import reply_packet
 
 KEYS = Call("keys", b"first", (1, 2, 3))
 SHARES = replace(KEYS, stage="shares", roster={1: bytes(96)})

@@ -12,13 +12,10 @@ from hypothesis import strategies as st
 from fedprune.options.refusal import Refused
 from fedprune.protocol.failures import Failure
 from fedprune.protocol.replies import Packet
-from fedprune.secagg.messages import (
-    Call,
-    StageReply,
-    call_for,
+from fedprune.secagg.messages import Call, StageReply, call_for, merged_replies
+from fedprune.secagg.packets import (
     call_of,
     call_packet,
-    merged_replies,
     reply_of,
     reply_packet,
     table_bytes,

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from fedprune import RunConfig
 from fedprune.client.measurement import LOST
 from fedprune.options.refusal import Refused
-from fedprune.protocol.aggregate import Aggregate, as_sum
-from fedprune.protocol.forms import Form
+from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.form import Form
 from fedprune.protocol.messages import Answer
+from fedprune.protocol.running_sum import as_sum
 from fedprune.secagg.vectors import (
     folded_from,
     length,

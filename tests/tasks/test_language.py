@@ -16,7 +16,8 @@ from fedprune.tasks.language import (
 )
 from fedprune.tasks.losses import label_tokens
 from fedprune.tasks.task import Part
-from fedprune.tasks.tokenization import ALPHABET, encode
+from fedprune.tasks.token_rows import encode
+from fedprune.tasks.tokenization import ALPHABET
 
 PAD = 0
 TEXT = st.text(alphabet=[*ALPHABET[2:], "é", "—", "\t"], min_size=1, max_size=3 * WINDOW + 5)

@@ -13,7 +13,8 @@ from fedprune.tasks import fetching
 from fedprune.tasks.catalog import TASKS
 from fedprune.tasks.loading import build
 from fedprune.tasks.task import output_of
-from fedprune.tasks.tokenization import characters, own_symbols, token_rows
+from fedprune.tasks.token_rows import token_rows
+from fedprune.tasks.tokenization import characters, own_symbols
 from fedprune.tasks.zoo import heads_of
 from fedprune.tensors.models import state_of
 

@@ -7,7 +7,8 @@ from fedprune.randomness import generator
 from fedprune.tasks.losses import label_tokens
 from fedprune.tasks.masked import HIDDEN, hidden, local_masked_shard, masked_shards, stretches
 from fedprune.tasks.task import Part, Shard
-from fedprune.tasks.tokenization import ALPHABET, Symbols, characters, encode
+from fedprune.tasks.token_rows import encode
+from fedprune.tasks.tokenization import ALPHABET, Symbols, characters
 
 TEXT = "Now is the winter of our discontent\nMade glorious summer by this sun of York;\n" * 60
 SYMBOLS = characters("masked")

@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fedprune.tasks import pretrained
-from fedprune.tasks.pretrained import PACKAGED, note_of, place_of
+from fedprune.tasks import gguf_models, pretrained
+from fedprune.tasks.gguf_models import note_of
+from fedprune.tasks.pretrained import PACKAGED, place_of
 from fedprune.tasks.tokenization import byte_names
 
 gguf = pytest.importorskip("gguf")
@@ -64,9 +65,9 @@ def normal(gen: np.random.Generator, *shape: int) -> np.ndarray:
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    pretrained._unpacked.cache_clear()
+    gguf_models.unpacked_gguf.cache_clear()
     yield
-    pretrained._unpacked.cache_clear()
+    gguf_models.unpacked_gguf.cache_clear()
 
 
 @pytest.mark.parametrize("kind", [None, gguf.GGMLQuantizationType.Q8_0])
@@ -96,13 +97,13 @@ def test_a_gguf_file_is_the_model_that_its_tensors_are(tmp_path, kind):
 def test_a_file_is_read_once_and_another_content_again(tmp_path, monkeypatch):
     file = written(tmp_path / "a.gguf")
     folder = place_of(str(file))
-    pretrained._unpacked.cache_clear()  # another process
+    gguf_models.unpacked_gguf.cache_clear()  # another process
     with monkeypatch.context() as patched:
-        patched.setattr(pretrained, "_convert", None)
+        patched.setattr(gguf_models, "_convert", None)
         assert place_of(str(file)) == folder
     file.unlink()
     written(tmp_path / "a.gguf", blocks=2)
-    pretrained._unpacked.cache_clear()
+    gguf_models.unpacked_gguf.cache_clear()
     assert place_of(str(file)) != folder
 
 
@@ -132,7 +133,7 @@ def test_where_a_home_cannot_be_written_the_folder_is_elsewhere(tmp_path, monkey
     blocked = tmp_path / "file"
     blocked.write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
-    monkeypatch.setattr(pretrained.tempfile, "tempdir", str(tmp_path / "elsewhere"))
+    monkeypatch.setattr(gguf_models.tempfile, "tempdir", str(tmp_path / "elsewhere"))
     (tmp_path / "elsewhere").mkdir()
     folder = Path(place_of(str(written(tmp_path / "a.gguf"))))
     assert folder.is_relative_to(tmp_path / "elsewhere")

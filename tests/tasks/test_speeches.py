@@ -17,7 +17,7 @@ from fedprune.tasks.speeches import (
     speeches,
 )
 from fedprune.tasks.task import Shard
-from fedprune.tasks.tokenization import encode
+from fedprune.tasks.token_rows import encode
 from tests.tasks.test_language import characters, spoken
 
 UNKNOWN = 1

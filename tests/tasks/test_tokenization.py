@@ -8,17 +8,15 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from fedprune.tasks.token_rows import encode, ids_of_text, token_rows
 from fedprune.tasks.tokenization import (
     ALPHABET,
     FIRST_BYTE,
     MARKS,
     Symbols,
     characters,
-    encode,
-    ids_of_text,
     own_symbols,
     symbols_of,
-    token_rows,
     utf8_bytes,
 )
 
@@ -99,7 +97,7 @@ def test_rows_are_the_same_however_many_are_made_at_once(monkeypatch):
     for symbols in (characters("classify"), utf8_bytes("seq2seq")):
         whole = token_rows(symbols, texts, 12)
         with monkeypatch.context() as patch:
-            patch.setattr("fedprune.tasks.tokenization._AT_ONCE", 4)
+            patch.setattr("fedprune.tasks.token_rows._AT_ONCE", 4)
             pieces = token_rows(symbols, texts, 12)
         for name in ("ids", "sizes", "attention", "whole", "spans"):
             assert torch.equal(getattr(whole, name), getattr(pieces, name)), name

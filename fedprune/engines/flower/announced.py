@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from flwr.serverapp import Grid
+
 from fedprune.codec.wire import Packet
 from fedprune.options.refusal import Refused
 from fedprune.protocol.failures import Failure, failure_said, plain
@@ -53,3 +55,17 @@ def node_of(reply: Packet, clients: int) -> Announced:
     if not all(0 <= n <= _MOST_LABELS for n in labels.values()):
         raise Refused("labels", f"a count that cannot be; allowed: 0 to {_MOST_LABELS}")
     return node
+
+
+def refusal_said(reason: str) -> str:
+    """What a node said, without the kind of its error where it is a refusal."""
+    kind, _, line = reason.partition(": ")
+    return line if kind.endswith("Error") and "; allowed: " in line else reason
+
+
+def networked(grid: Grid) -> bool:
+    """Whether a grid's nodes are programs on a network: they may say what they like.
+
+    By the name of Flower's class: its module is not public, and moves.
+    """
+    return any(kind.__name__ == "HttpGrid" for kind in type(grid).__mro__)

@@ -27,8 +27,9 @@ from typing import Any
 from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 
+from fedprune.client.carried_memory import disclosed, returned
 from fedprune.client.host import Host, labels_of
-from fedprune.client.memory import ClientMemory, disclosed, returned
+from fedprune.client.memory import ClientMemory
 from fedprune.client.serving import parts_of, serve, sum_of
 from fedprune.codec.wire import Packet, head_of
 from fedprune.config import recorded
@@ -53,9 +54,11 @@ from fedprune.protocol.failures import Failure, plain
 from fedprune.protocol.held_weights import BASE, Lacking
 from fedprune.protocol.parts import PartitionPart, failure_of
 from fedprune.protocol.replies import parts_packet, sum_packet
-from fedprune.secagg.client_stages import seeds_from, serve_call
+from fedprune.secagg.client_stages import serve_call
 from fedprune.secagg.device_memory import served_once
-from fedprune.secagg.messages import StageReply, call_of, reply_packet
+from fedprune.secagg.messages import StageReply
+from fedprune.secagg.packets import call_of, reply_packet
+from fedprune.secagg.seeds import seeds_from
 from fedprune.tasks.catalog import known_if_own
 from fedprune.tasks.task import Task
 

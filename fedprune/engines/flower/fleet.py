@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from flwr.serverapp import Grid
@@ -17,11 +17,12 @@ from flwr.serverapp import Grid
 from fedprune.client.host import grouped
 from fedprune.codec.wire import Packet
 from fedprune.config import RunConfig, to_toml
-from fedprune.engines.flower.announced import Announced, node_of
-from fedprune.engines.flower.exchange import Incoming, Lost, Outgoing, Pending, patiently
+from fedprune.engines.flower.announced import Announced, networked, node_of, refusal_said
+from fedprune.engines.flower.exchange import Incoming, Lost, Outgoing, Pending
+from fedprune.engines.flower.news import News
 from fedprune.engines.flower.waiting import Waiting
 from fedprune.options.refusal import ConfigError, Refused
-from fedprune.protocol.failures import Failure, plain
+from fedprune.protocol.failures import Failure
 
 JOIN = 900.0
 """Seconds in which a worker of our own simulation must have loaded model and data, whatever
@@ -29,9 +30,6 @@ JOIN = 900.0
 
 GATHER_POLL = 0.2
 """Seconds between looks for newcomers, while a round waits for enough of them."""
-
-MOST_NOTICES = 10
-"""Nodes that could not join of which a round's row says why."""
 
 PATIENCE_LOG = 30.0
 """Seconds of waiting between lines that say so."""
@@ -60,6 +58,7 @@ class Fleet:
             since, and "" until it has answered any. It is out until it has answered a greeting, and
             then nobody waits for it alone in these phases, in none with "".
         out: partitions of those that have not answered it.
+        news: what there is to say of nodes that do not take part.
     """
 
     grid: Grid
@@ -70,16 +69,13 @@ class Fleet:
     lacking: set[int] = field(default_factory=set)
     late: dict[int, set[str]] = field(default_factory=dict)
     out: set[int] = field(default_factory=set)
+    news: News = field(default_factory=News)
     _began: bool = False
     _gave_up: bool = False
     _pending: Pending = field(init=False)
     _greeted: dict[int, int] = field(default_factory=dict)
-    _told: set[tuple[int, str]] = field(default_factory=set)
-    _news: list[Failure] = field(default_factory=list)
-    _notices: list[str] = field(default_factory=list)
     _took: dict[str, list[float]] = field(default_factory=dict)
     _asked: dict[int, int] = field(default_factory=dict)
-    _names: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._pending = Pending(self.grid)
@@ -139,7 +135,7 @@ class Fleet:
 
     def _look(self) -> None:
         """Greet who has come, hear who has answered, forget who has left."""
-        there = self._there()
+        there = self.news.there(self.grid)
         for i in self._greeted.keys() - there:
             del self._greeted[i]
             self._pending.forget((0, i))
@@ -166,7 +162,7 @@ class Fleet:
         elif self._greeted[i] == 1:
             self._greet(i)
         else:
-            self._notice(i, "", f"{self._name(i)} could not join: {node.reason}")
+            self.news.notice(i, "", f"{self.news.name(i)} could not join: {node.reason}")
 
     def waiting(self, phase: str, began: float, size: int, asked: frozenset[int]) -> Waiting:
         """How long a question of such a phase, put then, is waited for."""
@@ -219,61 +215,26 @@ class Fleet:
         if node.failure is None:
             return
         if not node.device:
-            raise ConfigError(_refusal(node.failure.reason))
+            raise ConfigError(refusal_said(node.failure.reason))
         failure, others = node.failure, self._holders()
         if failure.partition in others or not 0 <= failure.partition < self.config.clients:
             # Who holds the partition that it names has nothing to do with it.
             said = failure.reason.startswith(failure.field)
             where = f"{failure.field}: " if not said else ""
-            self._notice(
-                i, failure.field, f"{self._name(i)} could not join: {where}{failure.reason}"
+            self.news.notice(
+                i, failure.field, f"{self.news.name(i)} could not join: {where}{failure.reason}"
             )
-        elif self._first(i, failure.field):
-            self._news.append(replace(failure, reason=f"{failure.reason} ({self._name(i)})"))
-            log.warning("partition %d could not join: %s", failure.partition, failure.reason)
-
-    def _first(self, i: int, field_: str) -> bool:
-        """Whether nothing was said yet of this field of a node."""
-        known = (i, field_) in self._told
-        self._told.add((i, field_))
-        return not known
-
-    def _notice(self, i: int, field_: str, text: str) -> None:
-        if self._first(i, field_):
-            self._notices.append(text)
-            log.warning("%s", text)
+        else:
+            self.news.failed(i, failure)
 
     def with_node(self, failure: Failure) -> Failure:
         """A device's failure with the node that was asked, where Flower knows more than its number.
 
         What was said to a greeting has it already.
         """
-        node = None if self.simulated() else self._asked.get(failure.partition)
-        if failure.phase == "hello" or node not in self._names:
+        if failure.phase == "hello" or self.simulated():
             return failure
-        return replace(failure, reason=f"{failure.reason} ({self._name(node)})")
-
-    def _there(self) -> set[int]:
-        """Who is there now; what Flower knows of them is kept, for who has left."""
-        if not hasattr(self.grid, "get_nodes"):
-            return set(patiently(self.grid.get_node_ids))
-        nodes = patiently(lambda: list(self.grid.get_nodes()))
-        about = {n.node_id: [plain(text) for text in (n.name, n.location) if text] for n in nodes}
-        self._names |= {i: " at ".join(told) for i, told in about.items() if told}
-        return set(about)
-
-    def _name(self, i: int) -> str:
-        """A node by Flower's number of it, and by name and address where Flower knows them."""
-        said = self._names.get(i)
-        return f"node {i} ({said})" if said else f"node {i}"
-
-    def news(self) -> tuple[tuple[Failure, ...], tuple[str, ...]]:
-        """Who could not join since the last call, and what there is to say of other nodes."""
-        failures, said = tuple(self._news), self._notices
-        more = len(said) - MOST_NOTICES
-        said = said[:MOST_NOTICES] + ([f"{more} more nodes could not join"] if more > 0 else [])
-        self._news, self._notices = [], []
-        return failures, tuple(said)
+        return self.news.named(failure, self._asked.get(failure.partition))
 
     def _labels(self) -> dict[int, int]:
         if not self.simulated():
@@ -291,7 +252,7 @@ class Fleet:
         for i, node in devices.items():
             for p in node.labels:
                 if holders.setdefault(p, i) != i:
-                    self._notice(i, "partition-id", _TWICE.format(self._name(i), p))
+                    self.news.notice(i, "partition-id", _TWICE.format(self.news.name(i), p))
         return holders
 
     def simulated(self) -> bool:
@@ -321,21 +282,7 @@ def _by_device(partitions: Sequence[int], holders: Mapping[int, int]) -> list[As
     return list(assignments.values())
 
 
-def _refusal(reason: str) -> str:
-    """What a node said, without the kind of its error where it is a refusal."""
-    kind, _, line = reason.partition(": ")
-    return line if kind.endswith("Error") and "; allowed: " in line else reason
-
-
 _TWICE = (
     "{} announces partition {} as the second one and is not asked; "
     "allowed: a partition-id of its own for each node"
 )
-
-
-def networked(grid: Grid) -> bool:
-    """Whether a grid's nodes are programs on a network: they may say what they like.
-
-    By the name of Flower's class: its module is not public, and moves.
-    """
-    return any(kind.__name__ == "HttpGrid" for kind in type(grid).__mro__)

@@ -38,6 +38,7 @@ from fedprune.privacy.statement import Line
 from fedprune.protocol.limits import most_votes
 from fedprune.protocol.messages import Question
 from fedprune.protocol.releases import releases_of
+from fedprune.tasks.options import Data
 
 GIVEN_NAME = "given.jsonl"
 
@@ -110,7 +111,7 @@ def _releases(host: Host, packet: Packet) -> tuple[Question, tuple[Release, ...]
 
 
 def _check_covered(
-    here: DeviceLedger, c: RunConfig, released: Sequence[Release], partitions: Sequence[int]
+    here: DeviceLedger, c: Data, released: Sequence[Release], partitions: Sequence[int]
 ) -> None:
     bare = [r.quantity for r in released if r.way == "up" and not r.covered]
     open_ = [p for p in partitions if p >= c.clients - c.panel]

@@ -13,15 +13,8 @@ from fedprune.engines.flower.fleet import Fleet
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.failures import Failure
 from fedprune.protocol.messages import Question
-from fedprune.secagg.messages import (
-    Call,
-    Enclosure,
-    StageReply,
-    call_for,
-    call_packet,
-    merged_replies,
-    reply_of,
-)
+from fedprune.secagg.messages import Call, Enclosure, StageReply, call_for, merged_replies
+from fedprune.secagg.packets import call_packet, reply_of
 from fedprune.secagg.secure_sum import secure_sums
 
 

@@ -12,7 +12,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedprune.config import RunConfig, from_flower, overridden
-from fedprune.engines.flower.fleet import networked
+from fedprune.engines.flower.announced import networked
 from fedprune.engines.flower.strategy import FedPrune
 from fedprune.options.refusal import ConfigError
 from fedprune.protocol.models import dense_model, layout_for

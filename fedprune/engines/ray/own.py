@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from fedprune.config import RunConfig
+from fedprune.config.options import Results
 from fedprune.options.refusal import ConfigError
 
 SERVING = "fedprune.engines.ray.serving"
@@ -24,7 +25,7 @@ there are processors: with more of them, those that find no room would take memo
 _INSTEAD = "what this machine has, or --engine inline"
 
 
-def set_environment(config: RunConfig) -> None:
+def set_environment(config: Results) -> None:
     """What Flower, Ray and the workers take from the environment, unless the user has set it."""
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     # Workers have one torch thread each; BLAS and OpenMP must not start more of their own.

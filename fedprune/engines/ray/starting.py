@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from fedprune.config import RunConfig
+from fedprune.config.options import Engine
 from fedprune.options.refusal import ConfigError
 
 ANSWER = 15.0
@@ -19,7 +19,7 @@ _HEALTH = "/grpc.health.v1.Health/Check"
 """What every server of gRPC can be asked, Ray's among them (gRPC Health Checking Protocol)."""
 
 
-def require_ray(config: RunConfig) -> None:
+def require_ray(config: Engine) -> None:
     """Refuse to start where Ray cannot, or cannot have what is asked for.
 
     Raises:
@@ -49,7 +49,7 @@ def note_path() -> Path:
     return Path(above, "ray", "ray_current_cluster")
 
 
-def check_gpus(config: RunConfig, there: float, where: str) -> None:
+def check_gpus(config: Engine, there: float, where: str) -> None:
     """Refuse a share of a GPU that nobody has.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -94,34 +95,20 @@ _HEADS: Sizes = {
 _KEYS = ConfigKeys("intermediate_size", {"encoder.layer": "num_hidden_layers"})
 _PURPOSES = ("masked", "classify", "tag")
 
-BERT = Family(
-    "bert",
-    sublayers={"BertAttention": _ATTENTION, "BertLayer": _FEED_FORWARD},
-    config=_KEYS,
-    small={"bert": SmallModel("BERT: post-norm encoder", _PURPOSES, _bert, sinusoids)},
-    sizes={"BertSelfAttention": _HEADS, "BertCrossAttention": _HEADS},
-)
 
-ELECTRA = Family(
-    "electra",
-    sublayers={"ElectraAttention": _ATTENTION, "ElectraLayer": _FEED_FORWARD},
-    config=_KEYS,
-    small={
-        "electra": SmallModel(
-            "ELECTRA: BERT whose embeddings are half as wide", _PURPOSES, _electra, sinusoids
-        )
-    },
-    sizes={"ElectraSelfAttention": _HEADS, "ElectraCrossAttention": _HEADS},
-)
+def _like_bert(name: str, prefix: str, summary: str, config: Callable[[Need], Any]) -> Family:
+    """A family of BERT's modules, whose classes begin with a prefix."""
+    return Family(
+        name,
+        sublayers={f"{prefix}Attention": _ATTENTION, f"{prefix}Layer": _FEED_FORWARD},
+        config=_KEYS,
+        small={name: SmallModel(summary, _PURPOSES, config, sinusoids)},
+        sizes={f"{prefix}SelfAttention": _HEADS, f"{prefix}CrossAttention": _HEADS},
+    )
 
-ROBERTA = Family(
-    "roberta",
-    sublayers={"RobertaAttention": _ATTENTION, "RobertaLayer": _FEED_FORWARD},
-    config=_KEYS,
-    small={
-        "roberta": SmallModel(
-            "RoBERTa: BERT with its own positions", _PURPOSES, _roberta, sinusoids
-        )
-    },
-    sizes={"RobertaSelfAttention": _HEADS, "RobertaCrossAttention": _HEADS},
+
+BERT = _like_bert("bert", "Bert", "BERT: post-norm encoder", _bert)
+ELECTRA = _like_bert(
+    "electra", "Electra", "ELECTRA: BERT whose embeddings are half as wide", _electra
 )
+ROBERTA = _like_bert("roberta", "Roberta", "RoBERTa: BERT with its own positions", _roberta)

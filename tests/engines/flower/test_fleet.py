@@ -103,7 +103,7 @@ def test_who_comes_later_joins(devices, config, joined, folders):
     grid.contexts[3] = joined(3, 2, folders[2])
     fleet.present()
     assert fleet.present() == {0: 48, 1: 32, 2: 64}
-    assert fleet.news() == ((), ())
+    assert fleet.news.take() == ((), ())
 
 
 def test_who_left_is_not_there(devices, config):
@@ -125,11 +125,11 @@ def test_of_two_with_one_partition_the_first_holds_it(devices, config, joined, f
     grid.contexts[3] = joined(3, 1, folders[2])
     fleet.present()
     assert fleet.present() == {0: 48, 1: 32}
-    failed, (said,) = fleet.news()
+    failed, (said,) = fleet.news.take()
     assert failed == (), "who holds it did nothing wrong"
     assert said.startswith("node 3 announces partition 1 as the second one and is not asked; ")
     fleet.present()
-    assert fleet.news() == ((), ()), "it is told once"
+    assert fleet.news.take() == ((), ()), "it is told once"
     del grid.contexts[78]
     assert fleet.present() == {0: 48, 1: 64}, (
         "started again: it takes over when the old one is gone"
@@ -141,7 +141,7 @@ def test_two_with_one_partition_are_not_waited_for(devices, config, joined):
     grid.contexts[3] = joined(3, 0, Path(grid.contexts[79].node_config["data"]))
     fleet = Fleet(grid, config())
     assert list(fleet.present()) == [0]
-    assert ["partition 0" in said for said in fleet.news()[1]] == [True]
+    assert ["partition 0" in said for said in fleet.news.take()[1]] == [True]
 
 
 def test_a_device_without_data_is_told_of_once_and_is_not_waited_for(
@@ -151,11 +151,11 @@ def test_a_device_without_data_is_told_of_once_and_is_not_waited_for(
     grid.contexts[3] = joined(3, 1, folders[3])
     fleet = Fleet(grid, config())
     assert list(fleet.present()) == [0]
-    ((told,), said) = fleet.news()
+    ((told,), said) = fleet.news.take()
     assert (told.partition, told.phase, said) == (1, "hello", ())
     assert f"data={folders[3]}: no *.npz there" in told.reason
     fleet.present()
-    assert fleet.news() == ((), ())
+    assert fleet.news.take() == ((), ())
     assert grid.kinds(3) == ["query.hello"]
 
 

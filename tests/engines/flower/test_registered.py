@@ -14,7 +14,7 @@ from fedprune.engines.flower.messages import packet_in
 from fedprune.engines.flower.node_config import device_of
 from fedprune.options.refusal import Refused
 from fedprune.secagg.keys import keys_of
-from fedprune.secagg.messages import call_of, table_bytes
+from fedprune.secagg.packets import call_of, table_bytes
 from fedprune.secagg.terms import terms_of
 from tests.runs import tiny
 from tests.secagg.signers import MADE, line, signed_up, written

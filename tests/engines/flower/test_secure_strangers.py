@@ -9,7 +9,7 @@ from flwr.app import Array, Message
 from fedprune import federate
 from fedprune.engines.flower.grid import grid_port
 from fedprune.secagg.keys import KEY
-from fedprune.secagg.messages import table_bytes, table_of
+from fedprune.secagg.packets import table_bytes, table_of
 from tests.runs import tiny
 
 Table = dict[int, dict[int, bytes]]

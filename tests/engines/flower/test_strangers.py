@@ -15,7 +15,7 @@ from fedprune.engines.flower.fleet import Fleet
 from fedprune.engines.flower.grid import grid_port
 from fedprune.options.refusal import Refused
 from fedprune.protocol.replies import Packet, folded_of, parts_in
-from fedprune.secagg.messages import reply_of
+from fedprune.secagg.packets import reply_of
 from tests.runs import tiny
 
 SCALARS = st.one_of(
@@ -194,6 +194,6 @@ def test_a_node_without_a_partition_is_told_so(devices, three, folders, joined):
     del grid.contexts[5].node_config["partition-id"]
     fleet = Fleet(grid, three())
     assert list(fleet.present()) == [0, 1]
-    failed, (said,) = fleet.news()
+    failed, (said,) = fleet.news.take()
     assert failed == ()
     assert "partition-id=None: no partition; allowed: a number" in said

@@ -10,7 +10,7 @@ from flwr.app import Message
 from fedprune import federate
 from fedprune.config import configure
 from fedprune.config.terms import accounting_terms_of
-from fedprune.engines.flower import asking, grid
+from fedprune.engines.flower import asking, open_sums
 from fedprune.engines.flower.grid import grid_port
 from fedprune.engines.inline import inline_port
 from fedprune.privacy.ledger import Spent, open_ledger
@@ -64,7 +64,7 @@ def test_as_many_are_on_their_way_as_there_is_room_for(
     keys: dict[str, Any], bytes_: int | None, most: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ):
     if bytes_:
-        for module in (asking, grid):
+        for module in (asking, open_sums):
             monkeypatch.setattr(module, "ON_THE_WAY", bytes_)
     config, net = configure(keys), counting()
     result = federate(config, grid_port(net, config))

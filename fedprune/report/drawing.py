@@ -1,0 +1,114 @@
+"""What figures are drawn on: colours, style, axes, lines and legends of matplotlib.
+
+Each figure is drawn once, in the colours of the light scheme; the page's SVG swaps those colours
+for CSS variables (see `pictures`). That is why a shade is always an alpha of a palette colour and
+never a colour of its own.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, ParamSpec
+
+import matplotlib
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import (
+    MaxNLocator,
+    PercentFormatter,
+)
+
+from fedprune.report.reading import (
+    SPACE,
+    arms,
+    pruning_rounds,
+    series,
+)
+from fedprune.server.rows import Row
+
+P = ParamSpec("P")
+
+INK, FAINT, PAPER = "#1d2024", "#c9ccd1", "#ffffff"
+# Okabe and Ito's palette, told apart by colour-blind readers; each arm has its own dashes too.
+ARMS = {
+    "pruned": ("#0072b2", "-", "o"),
+    "dense": ("#d55e00", "--", "s"),
+    "random": ("#009e73", ":", "^"),
+    "magnitude": ("#cc79a7", "-.", "D"),
+    "lottery": ("#a6761d", "--", "v"),
+}
+OTHER_ARM = ("#666a70", "-.", "P")
+STYLE: Any = {  # matplotlib names its keys one by one, by version
+    "font.size": 8.5,
+    "text.color": INK,
+    "text.parse_math": False,  # a "$" in a layer's name is a dollar
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.5,
+    "xtick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.color": FAINT,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 2.8,
+    "svg.fonttype": "none",
+}
+WIDTH, HEIGHT = 4.2, 2.6  # inches: small, so that text stays readable when scaled to a phone
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Run a drawing function under this module's style and leave the global one as it was."""
+
+    @wraps(draw)
+    def inner(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return inner
+
+
+def canvas(label: str, height: float = HEIGHT) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes, y labelled."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_ylabel(label)
+    return figure, axes
+
+
+def percentages() -> PercentFormatter:
+    """Tick labels for shares."""
+    return PercentFormatter(1.0, symbol=f"{SPACE}%")
+
+
+def draw_line(axes: Axes, rows: Sequence[Row], arm: str, key: str) -> list[float]:
+    """Draw one column of one arm and return its values; rounds without a value leave a gap."""
+    rounds, values = series(rows, arm, key)
+    color, dashes, marker = ARMS.get(arm, OTHER_ARM)
+    axes.plot(rounds, values, dashes, color=color, marker=marker, label=arm)
+    return values
+
+
+def legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
+    """Name what is drawn, above the axes and from the left, where it covers nothing."""
+    figure.legend(
+        handles, labels, loc="outside upper left", ncols=4, handlelength=2, columnspacing=1.3
+    )
+
+
+def finish(figure: Figure, axes: Axes, rows: Sequence[Row]) -> Figure:
+    """Label the rounds, shade the main arm's pruning phase and put the legend above."""
+    axes.set_xlabel("round")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    pruning = pruning_rounds(rows, arms(rows)[0]) if rows else []
+    if pruning:
+        span = (min(pruning) - 0.5, max(pruning) + 0.5)
+        axes.axvspan(*span, color=FAINT, alpha=0.28, lw=0, zorder=0, label="pruning")
+    legend(figure, *axes.get_legend_handles_labels())
+    return figure
