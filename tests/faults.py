@@ -56,10 +56,10 @@ def _nothing_pending(kept: Callable[..., Any], state: Any, r: Any, name: str, st
 FAULTS: dict[str, Fault] = {
     # scores
     "sign of a score": Fault(
-        "fedprune.scores.catalog._negative_mean", lambda f, e: _negative(f(e)), "target-flops"
+        "fedprune.scores.means.negative_mean", lambda f, e: _negative(f(e)), "target-flops"
     ),
     "factor of a score dropped": Fault(
-        "fedprune.scores.catalog._fisher",
+        "fedprune.scores.means.fisher",
         lambda f, e: f(replace(e, weights={n: torch.ones_like(w) for n, w in e.weights.items()})),
         "fisher-votes",
     ),

@@ -9,20 +9,14 @@ while tuning) says so in its name or by `Score.additive`.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from fedprune.options.plugins import table_in
-from fedprune.scores.ablation import ASK_ABLATION as ASK_ABLATION
-from fedprune.scores.ablation import ablation
+from fedprune.scores.ablation import ASK_ABLATION, ablation
 from fedprune.scores.block_influence import ASK_BLOCK_INFLUENCE as ASK_INFLUENCE
 from fedprune.scores.block_influence import block_influence
 from fedprune.scores.columns import by_input, ria, wanda, wanda_by_row
-from fedprune.scores.contribution import ASK_CONTRIBUTION as ASK_CONTRIBUTION
-from fedprune.scores.contribution import contribution
+from fedprune.scores.contribution import ASK_CONTRIBUTION, contribution
 from fedprune.scores.example_gradients import SumOverExamples, by_example
-from fedprune.scores.flap import ASK_FLUCTUATION as ASK_FLUCTUATION
-from fedprune.scores.flap import flap, mean_outputs
+from fedprune.scores.flap import ASK_FLUCTUATION, flap, mean_outputs
 from fedprune.scores.gradients import (
     by_batch,
     by_client,
@@ -42,54 +36,23 @@ from fedprune.scores.inputs import (
     products,
     squares,
 )
-from fedprune.scores.perturbation import ASK_PERTURBATION as ASK_PERTURBATION
-from fedprune.scores.perturbation import perturbation, standard_error
+from fedprune.scores.means import (
+    fisher,
+    magnitude,
+    mean_magnitude,
+    mean_of_sums,
+    negative_mean,
+    random_score,
+)
+from fedprune.scores.perturbation import ASK_PERTURBATION, perturbation, standard_error
 from fedprune.scores.score import ByBlock, ByTensor, Evidence, Probe, Score, Statistic
 from fedprune.scores.sparsegpt import obs, step
 from fedprune.scores.synflow import refuse_inhomogeneous, synflow
-from fedprune.tensors.named import Tensors
 
 __all__ = ["SCORES", "Evidence", "Probe", "Score", "Statistic", "summed_gradient"]
 
 summed_gradient = by_batch(gradient)
 """Σ g over a client's labels: one forward and one backward pass, nothing left behind."""
-
-
-def _mean(evidence: Evidence) -> Tensors:
-    return {name: evidence.sums[name] / evidence.count for name in evidence.weights}
-
-
-def _mean_magnitude(evidence: Evidence) -> Tensors:
-    return {name: m.abs_() for name, m in _mean(evidence).items()}
-
-
-def _negative_mean(evidence: Evidence) -> Tensors:
-    return {name: m.neg_() for name, m in _mean(evidence).items()}
-
-
-def _fisher(evidence: Evidence) -> Tensors:
-    # Theis et al. 2018: the loss grows by 1/(2N) w² Σ g² when w goes.
-    means = _mean(evidence)
-    return {n: 0.5 * evidence.weights[n].double().square() * m for n, m in means.items()}
-
-
-def _magnitude(evidence: Evidence) -> Tensors:
-    """|w|. Over larger units the pool makes it a norm: sum is L1, l2 is L2."""
-    return {name: w.abs() for name, w in evidence.weights.items()}
-
-
-def _random(evidence: Evidence) -> Tensors:
-    """The same numbers for what is left of a model that was cut as for the whole one."""
-    layout, names = evidence.layout, evidence.weights.keys()
-
-    def drawn(shape: torch.Size) -> Tensor:
-        return torch.rand(shape, generator=evidence.generator, dtype=torch.float64)
-
-    if layout.origin is None:
-        return {name: drawn(layout.shapes[name]) for name in names}
-    whole = layout.origin.layout
-    draws = {name: drawn(whole.shapes[name]) for name in whole.prunable}
-    return layout.from_origin({name: draws[name] for name in names})
 
 
 ASK_GRADIENT = Statistic(
@@ -105,37 +68,37 @@ SCORES: dict[str, Score] = {
     "taylor": Score(
         "|Σ w·g|: first-order change of the pooled loss if the weight went",
         "Molchanov et al. 2017, arXiv 1611.06440, eq. 7, on single weights, clients summed first",
-        ByTensor(_mean_magnitude),
+        ByTensor(mean_magnitude),
         (ASK_TAYLOR,),
     ),
     "taylor_signed": Score(
         "-Σ w·g: the same with its sign; a weight whose removal lowers the loss goes first",
         "Mozer and Smolensky 1989 (skeletonization), on single weights",
-        ByTensor(_negative_mean),
+        ByTensor(negative_mean),
         (ASK_TAYLOR,),
     ),
     "taylor_second": Score(
         "|Σ_i -w·g_i + ½w²g_i²|: second-order change, with Σ g² of single examples for curvature",
         "LeCun et al. 1990 (OBD), with the empirical Fisher diagonal and the first order kept",
-        ByTensor(_mean_magnitude),
+        ByTensor(mean_magnitude),
         (Statistic(by_example(taylor_second), passes=_SQUARES, by_block=True),),
     ),
     "gradient": Score(
         "|Σ g|: size of the pooled gradient",
         "the quantity regrown by Evci et al. 2020 (RigL), arXiv 1911.11134, here to keep",
-        ByTensor(_mean_magnitude),
+        ByTensor(mean_magnitude),
         (ASK_GRADIENT,),
     ),
     "second_moment_per_example": Score(
         "Σ_i g_i² over single examples: the diagonal of the empirical Fisher matrix",
         "Liu et al. 2021 (group Fisher), arXiv 2108.00708, eq. 5, on single weights",
-        ByTensor(_mean),
+        ByTensor(mean_of_sums),
         (ASK_SQUARES,),
     ),
     "second_moment_per_batch": Score(
         "Σ_b n_b·(mean g of batch b)²: depends on how shards are cut into batches",
         "mean of squared step gradients, as frameworks implement PruneFL",
-        ByTensor(_mean),
+        ByTensor(mean_of_sums),
         (
             Statistic(
                 by_batch(mean_square), watch=watched(mean_square), signed=False, by_block=True
@@ -146,20 +109,20 @@ SCORES: dict[str, Score] = {
     "second_moment_per_client": Score(
         "Σ_k n_k·(mean g of client k)²: squared per client, so federated differs from pooled",
         "Jiang et al. 2022 (PruneFL), arXiv 1909.12326, with one pass instead of local steps",
-        ByTensor(_mean),
+        ByTensor(mean_of_sums),
         (Statistic(by_client(mean_square), signed=False, by_block=True),),
         additive=False,
     ),
     "fisher": Score(
         "½w²·Σ_i g_i²/N: second-order change at a minimum, where the first order is 0",
         "Theis et al. 2018, arXiv 1801.05787, on single weights",
-        ByTensor(_fisher),
+        ByTensor(fisher),
         (ASK_SQUARES,),
     ),
     "snip": Score(
         "|Σ w·g| at initialisation: only before any training",
         "Lee et al. 2019, arXiv 1810.02340, pooled over clients instead of one batch",
-        ByTensor(_mean_magnitude),
+        ByTensor(mean_magnitude),
         (ASK_TAYLOR,),
         at_start=True,
     ),
@@ -246,7 +209,7 @@ SCORES: dict[str, Score] = {
     "movement": Score(
         "-Σ_t w_t·g_t while tuning: keeps what moves away from 0; starts again every round",
         "Sanh et al. 2020, arXiv 2005.07683, without the straight-through mask",
-        ByTensor(_negative_mean),
+        ByTensor(negative_mean),
         (ASK_TAYLOR,),
         additive=False,
         tuning=True,
@@ -273,11 +236,11 @@ SCORES: dict[str, Score] = {
     "magnitude": Score(
         "|w| of the global model: asks no client",
         "Han et al. 2015, arXiv 1506.02626",
-        ByTensor(_magnitude),
+        ByTensor(magnitude),
         rescored=False,
     ),
     "random": Score(
-        "uniform noise, new each round: asks no client", "the control", _random, rescored=False
+        "uniform noise, new each round: asks no client", "the control", random_score, rescored=False
     ),
 }
 

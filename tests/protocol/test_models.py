@@ -36,7 +36,7 @@ def test_the_layout_says_what_is_there_and_counts_the_dense_weights(config, edit
     assert sum(p.numel() for p in model.parameters()) == layout.parameters < dense.parameters
     assert layout.whole == dense.whole
     assert {n: t.shape for n, t in state_of(model).items()} == layout.shapes
-    assert (layout.origin is None) == (SHARED in edits)
+    assert (layout.origin is None) == (CUT not in edits)
 
 
 @pytest.mark.parametrize("edits", [(FACTOR,), (FACTOR, CUT), (CUT,), (SHARED,)], ids=str)
