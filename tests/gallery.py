@@ -52,6 +52,7 @@ METHODS: dict[str, Keys] = {
     "sparsyfed": {"scope": "layer", "end": 2},
     "complement-sparsification": {"end": 2},
     "depthfl": {**SHAKESPEARE, "depth": 2, "rounds": 3, "method_options": {"depths": (1.0, 0.5)}},
+    "fedpruner": {**SHAKESPEARE, "depth": 2, "rounds": 3, "method_options": {"depths": (1.0, 0.5)}},
     "spafl": {"sparsity": 0.0, "method_options": {"penalty": 0.05}},
     "fedselect": {"sparsity": 0.0, "method_options": {"every": 1}},
 }

@@ -61,6 +61,7 @@ class _Parser(argparse.ArgumentParser):
         key, reason = about.groups() if about else ("", message)
         field = AllOptions.model_fields.get(key.replace("-", "_"))
         takes = allowed(field) if field else "the options in --help-all"
+        takes = " ".join(_TABLES.get(key.replace("-", "_"), (takes,)))
         raise ConfigError(f"{f'{key}: ' if key else ''}{reason}; allowed: {takes}", key, takes)
 
 

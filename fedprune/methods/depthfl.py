@@ -21,22 +21,21 @@ Models without blocks are refused. Beside it the model can be pruned as in any r
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import groupby
 from math import ceil
 
 import torch
 
 from fedprune.config import RunConfig
-from fedprune.methods.apart import apart_conflicts, tier_of
+from fedprune.methods.apart import apart_conflicts
 from fedprune.methods.global_mask import thin
 from fedprune.methods.growing import all_kept
-from fedprune.methods.holders import trained_apart
+from fedprune.methods.holders import part_of_client, trained_by_part
 from fedprune.methods.method import Method, Refusable, Trained
-from fedprune.methods.tuning import tuning_ask
 from fedprune.options.refusal import ConfigError
 from fedprune.options.section import Section, option
 from fedprune.server.round import Round, Talk
 from fedprune.server.state import Model
+from fedprune.structure.groups import stacks_of
 from fedprune.structure.layout import Layout
 from fedprune.tensors.named import Masks
 
@@ -58,8 +57,7 @@ def first_blocks(masks: Masks, layout: Layout, depth: float) -> Masks:
         depth: from above 0 to 1.
     """
     gone = set[str]()
-    for _, stack in groupby(layout.structure.blocks, lambda b: b.path.rpartition(".")[0]):
-        blocks = list(stack)
+    for blocks in stacks_of(layout):
         gone.update(t for block in blocks[ceil(depth * len(blocks)) :] for t in block.tensors)
     return {n: torch.zeros_like(m) if n in gone else m for n, m in masks.items()}
 
@@ -87,16 +85,12 @@ def _init(model: Model, r: Round) -> Memory:
 
 def _own(model: Model, memory: Memory, partition: int) -> Model:
     """What a client has of the model."""
-    depth = memory.depths[tier_of(memory.whose, partition, len(memory.depths))]
-    return model.under({n: m & depth[n] for n, m in model.masks.items()})
+    return part_of_client(model, memory.depths, memory.whose, partition)
 
 
 def _trained(model: Model, memory: Memory, r: Round) -> Talk[Trained]:
-    """Every client trains blocks up to its own depth, all in one exchange."""
-    n = len(memory.depths)
-    tiers = [[p for p in r.cohort if tier_of(memory.whose, p, n) == tier] for tier in range(n)]
-    sent = [(_own(model, memory, those[0]), those) for those in tiers if those]
-    return (yield from trained_apart(model, r, [(m, tuning_ask(m, r, who)) for m, who in sent]))
+    """Every client trains blocks up to its own depth."""
+    return (yield from trained_by_part(model, r, memory.depths, memory.whose))
 
 
 def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:

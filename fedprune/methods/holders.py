@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from fedprune.learning.averaging import from_moments, to_moments
+from fedprune.methods.apart import tier_of
 from fedprune.methods.method import Trained
-from fedprune.methods.tuning import answered_by_all, change_rate
+from fedprune.methods.tuning import answered_by_all, change_rate, tuning_ask
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.port import Ask
 from fedprune.server.round import Round, Talk
@@ -93,3 +94,28 @@ def trained_apart(model: Model, r: Round, parts: Sequence[tuple[Model, Ask]]) ->
     changes = answered_by_all(sums)
     void = not came or too_few(changes, r.config)
     return Trained(None if void else over_holders(model, r, came), changes)
+
+
+def part_of_client(
+    model: Model, parts: Sequence[Masks], whose: Sequence[int], partition: int
+) -> Model:
+    """What a client has of the model: the part of its device, or the one in turn.
+
+    Args:
+        model: the whole.
+        parts: masks of the parts.
+        whose: as `fedprune.methods.apart.tier_of` takes it.
+        partition: the client.
+    """
+    part = parts[tier_of(whose, partition, len(parts))]
+    return model.under({n: m & part[n] for n, m in model.masks.items()})
+
+
+def trained_by_part(
+    model: Model, r: Round, parts: Sequence[Masks], whose: Sequence[int]
+) -> Talk[Trained]:
+    """Every client trains its part, all in one exchange; each weight's mean is over its holders."""
+    many = range(len(parts))
+    tiers = [[p for p in r.cohort if tier_of(whose, p, len(parts)) == tier] for tier in many]
+    sent = [(part_of_client(model, parts, whose, those[0]), those) for those in tiers if those]
+    return (yield from trained_apart(model, r, [(m, tuning_ask(m, r, who)) for m, who in sent]))

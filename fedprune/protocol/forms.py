@@ -75,9 +75,10 @@ def _weighed(question: Question, config: RunConfig) -> bool:
 def _score(question: Question, config: RunConfig, layout: Layout) -> Form:
     names = question.names or layout.prunable
     totals = frozenset({"count"})
-    if question.dense:
-        return Form({n: layout.shapes[n] for n in names}, {}, totals)
     asks = scores_of(config.plugin)[question.score].asks
+    if question.dense:
+        whole = asks[question.ask].shapes(layout, names, config.unit, config.probes or 0)
+        return Form(whole, {}, totals)
     last = question.ask == len(asks) - 1
     masks = some_of(question.masks, names)
     combine = combines_of(config.plugin)[config.combine] if last else COMBINES["sum"]

@@ -13,6 +13,8 @@ from fedprune.options.plugins import table_in
 from fedprune.scores.ablation import ASK_ABLATION, ablation
 from fedprune.scores.block_influence import ASK_BLOCK_INFLUENCE as ASK_INFLUENCE
 from fedprune.scores.block_influence import block_influence
+from fedprune.scores.block_similarity import ASK_BLOCK_SIMILARITY as ASK_SIMILARITY
+from fedprune.scores.block_similarity import block_similarity
 from fedprune.scores.columns import by_input, ria, wanda, wanda_by_row
 from fedprune.scores.contribution import ASK_CONTRIBUTION, contribution
 from fedprune.scores.example_gradients import SumOverExamples, by_example
@@ -231,6 +233,13 @@ SCORES: dict[str, Score] = {
         "Men et al. 2024 (ShortGPT), arXiv 2403.03853, eq. 1",
         ByBlock(block_influence),
         (ASK_INFLUENCE,),
+        units=("layer",),
+    ),
+    "block_similarity": Score(
+        "1 - the largest CKA of its block's outputs with an earlier block's: a repeated one goes",
+        "Kornblith et al. 2019, arXiv 1905.00414, linear CKA; clients' sums of products added up",
+        block_similarity,
+        (ASK_SIMILARITY,),
         units=("layer",),
     ),
     "magnitude": Score(

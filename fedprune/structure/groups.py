@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -188,6 +189,12 @@ def stages_of(layout: Layout) -> list[tuple[str, ...]]:
     """
     block_of = {t: block.tensors for block in layout.structure.blocks for t in block.tensors}
     return list(dict.fromkeys(block_of.get(name, (name,)) for name in layout.prunable))
+
+
+def stacks_of(layout: Layout) -> list[list[Block]]:
+    """The blocks in model order, those of a stack (a decoder, an encoder) together."""
+    found = groupby(layout.structure.blocks, lambda block: block.path.rpartition(".")[0])
+    return [list(blocks) for _, blocks in found]
 
 
 _CROSSING = ("cross", "encdec", "encoder_attn")

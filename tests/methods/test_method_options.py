@@ -23,6 +23,7 @@ OTHER: dict[str, dict[str, tuple[dict[str, Any], Any, Any]]] = {
     "fedmef": {"extrusion": (LONG, 0.1, 1.0), "activations": ({}, 0.0, 0.6)},
     "fedpai": {"masks": ({}, "clients", "server")},
     "fedprllm": {"scaled": ({}, False, True)},
+    "fedpruner": {"depths": ({}, (1.0, 0.5), (1.0, 1.0))},
     "fedrts": {"exchange": ({}, 0.4, 0.2), "gamma": ({}, 0.5, 0.1), "weight": ({}, 10.0, 1.0)},
     "fedselect": {"grows": ({}, 0.25, 0.5), "limit": ({}, 0.9, 0.3), "every": ({}, 1, 2)},
     "fedspallm": {"layers": ({}, 1.0, 0.5)},

@@ -260,6 +260,7 @@ PARTS = {
     "flash": {"method_options": {"tiers": (1.0, 0.5, 0.25)}},
     "dispfl": {"method_options": {"tiers": (1.0, 0.5, 0.25)}},
     "depthfl": {"method_options": {"depths": (1.0, 0.5)}, "model": "vit"},  # of two blocks
+    "fedpruner": {"method_options": {"depths": (1.0, 0.5)}, "model": "vit"},
 }
 
 

@@ -1,0 +1,137 @@
+"""FedPruner against its loop in plain torch: three blocks on a residual stream, one head."""
+
+from itertools import combinations
+
+import numpy as np
+import torch
+
+from fedprune.scores.block_similarity import ASK_BLOCK_SIMILARITY, PROJECTED, similarities
+from fedprune.scores.score import Probe
+from fedprune.structure.groups import Block, Structure
+from fedprune.structure.layout import Layout, layout_of
+from fedprune.tasks.task import batches
+from tests.methods.test_regimes import KEYS
+from tests.remembering import Stack, apart
+from tests.runs import house_of, overheard, tiny
+
+DEPTHS = (1.0, 0.5, 0.3)
+BLOCKS = (3, 2, 1)
+
+
+def flows(model: Stack, x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """What goes into each block, and what comes out of it."""
+    out = []
+    for block in model.blocks:
+        out.append((x, block(x)))
+        x = x + block(x)
+    return out
+
+
+def cka(x: torch.Tensor, y: torch.Tensor) -> float:
+    """By kernels of examples, as it is defined; not by products of features."""
+    n = len(x)
+    centre = torch.eye(n).double() - 1 / n
+    k, other = (centre @ (z @ z.T) @ centre for z in (x, y))
+    return float((k * other).sum() / (k.norm() * other.norm()))
+
+
+def stays_of(alike: np.ndarray, influence: list[float], many: int) -> set[int]:
+    """Of three blocks: all, none merged but the closest two, or the one that turns most."""
+    if many == 3:
+        return {0, 1, 2}
+    if many == 1:
+        return {int(np.argmax(influence))}
+    one, other = max(combinations(range(3), 2), key=lambda p: alike[p])
+    (third,) = {0, 1, 2} - {one, other}
+    return {third, one if influence[one] >= influence[other] else other}
+
+
+def test_a_client_trains_one_of_each_group_of_blocks_and_means_are_over_holders():
+    keys = {**KEYS, "task": "stack", "lr": 0.01, "sparsity": 0.0, "rounds": 2}
+    config = tiny(**keys, method="fedpruner", method_options={"depths": DEPTHS})
+    result, asked, states = overheard(config)
+    first = next(q for q, _, _ in asked if q.kind == "score")
+    assert [who for q, who, _ in asked if q.kind == "score"] == [[0, 1, 2]] * 2, "once"
+    data = [s.train for s in apart(config)]
+    assert len({len(part["x"]) for part in data}) == 3, "of unequal size"
+    whole = {n: w.double() for n, w in first.weights.items()}
+    model = Stack().double()
+    model.load_state_dict(whole)
+    with torch.no_grad():
+        pairs = flows(model, torch.cat([part["x"] for part in data]).double())
+    alike = np.array([[cka(a, b) for _, b in pairs] for _, a in pairs])
+    turned = [float((1 - torch.cosine_similarity(x, y, -1)).mean()) for x, y in pairs]
+    stays = [stays_of(alike, turned, many) for many in BLOCKS]
+    for state in states:
+        sums = {n: torch.zeros_like(w) for n, w in whole.items()}
+        held = dict.fromkeys(whole, 0.0)
+        for part, own_blocks in zip(data, stays, strict=True):
+            own = Stack().double()
+            own.load_state_dict(whole)
+            own.blocks = torch.nn.ModuleDict({str(i): own.blocks[i] for i in sorted(own_blocks)})
+            own.forward = lambda x, own=own: own.head(residual(own, x))
+            descent = torch.optim.SGD(own.parameters(), 0.01)
+            for _ in range(2):
+                descent.zero_grad()
+                error = own.forward(part["x"].double()) - part["y"].double()
+                (error.square().sum() / len(error)).backward()
+                descent.step()
+            for n, w in own.state_dict().items():
+                sums[n] += len(part["x"]) * w
+                held[n] += len(part["x"])
+        whole = {n: sums[n] / held[n] for n in whole}
+        for n, w in whole.items():
+            np.testing.assert_allclose(state.weights[n].numpy(), w.detach().numpy(), atol=1e-6)
+    assert result.summary["own_sparsity"] == (0 + 64 + 128) / 3 / 216
+
+
+def residual(own: Stack, x: torch.Tensor) -> torch.Tensor:
+    for block in own.blocks.values():
+        x = x + block(x)
+    return x
+
+
+def test_similarity_is_that_of_the_pooled_examples_and_wider_outputs_are_projected():
+    config = tiny(**{**KEYS, "task": "stack", "sparsity": 0.0})
+    layout, model = house_of(config).layout, Stack()
+    x = torch.randn(300, 8, generator=torch.Generator().manual_seed(3))
+
+    def summed(rows: torch.Tensor, size: int) -> torch.Tensor:
+        cut = list(batches({"x": rows, "y": torch.zeros(len(rows), 3)}, size))
+        loss = lambda m, b: m(b["x"])  # noqa: E731
+        (sums,) = ASK_BLOCK_SIMILARITY.collect(
+            Probe(model, layout, layout.prunable, cut, loss, {}, seed=5)
+        ).values()
+        return sums
+
+    parts = summed(x[:100], 7) + summed(x[100:], 50)
+    (found,) = similarities({"block_similarity 0": parts})
+    outputs = [y.detach().double() for _, y in flows(model, x)]
+    wanted = [[cka(a, b) for b in outputs] for a in outputs]
+    np.testing.assert_allclose(found.numpy(), wanted, atol=1e-8)
+
+
+def test_wide_outputs_are_compared_by_random_projections():
+    gen = torch.Generator().manual_seed(4)
+    model, wide = Stack(), 4 * PROJECTED
+    x = torch.randn(400, wide, generator=gen, dtype=torch.float64)
+    model.blocks = torch.nn.ModuleList(torch.nn.Linear(wide, wide).double() for _ in range(3))
+    with torch.no_grad():
+        for block, part in zip(model.blocks, (1.0, 0.5, 0.0), strict=True):
+            block.weight.copy_(torch.randn(wide, wide, generator=gen) * (1 - part))
+            block.weight.diagonal().add_(20.0 * part)
+        model.blocks[2].load_state_dict(model.blocks[1].state_dict())
+    plain = layout_of(model)
+    blocks = tuple(Block(f"blocks.{i}", (f"blocks.{i}.weight",)) for i in range(3))
+    names = tuple(b.tensors[0] for b in blocks)
+    layout = Layout(plain.shapes, plain.prunable, (), {}, plain.kinds, Structure((), blocks))
+
+    def each(m, b):
+        for block in m.blocks:
+            block(b["x"])
+
+    probe = Probe(model, layout, names, [{"x": x}], each, {}, seed=1)
+    (found,) = similarities(ASK_BLOCK_SIMILARITY.collect(probe))
+    assert found[1, 2] == 1.0
+    exact = cka(model.blocks[0](x).detach(), model.blocks[1](x).detach())
+    assert abs(float(found[0, 1]) - exact) < 0.1
