@@ -201,7 +201,7 @@ def of_copies(rounds: int) -> None:
     untrained = {"local_steps": 0, "sparsity": 0.5, "schedule": "one-shot", "score": "magnitude"}
     config = configure({**BASE, **LARGE, **untrained, "cohort": 8, "rounds": 1, "engine": "ray"})
     with machines(1, cpus=2) as made, gridded(made, config, 1) as (grid, _):
-        workers = len(grid.crew.seats)
+        workers = len(grid.pool.members)
         with watched_stores(grid) as (stores, put):
             played(grid, config, lambda _round: None)
     each = ", ".join(f"{most / 1e6:.0f} MB" for most in stores.values())

@@ -143,19 +143,19 @@ def unplugging(grid: Any, made: Machines, phases: Sequence[str]) -> Iterator[Non
 
     Another one joins each time.
     """
-    crew, give, left = grid.crew, grid.crew.give, list(phases)
+    pool, give, left = grid.pool, grid.pool.give, list(phases)
 
-    def given(seat: Any, job: Any) -> None:
-        give(seat, job)
+    def given(member: Any, job: Any) -> None:
+        give(member, job)
         kind = job.message.metadata.message_type
         if left and kind.rpartition(".")[2] == left[0]:
             left.pop(0)
             made.join()
-            made.unplug(seat.node.id)
+            made.unplug(member.node.id)
 
-    crew.give = given
+    pool.give = given
     try:
         yield
     finally:
-        crew.give = give
+        pool.give = give
     assert not left

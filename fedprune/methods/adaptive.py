@@ -1,7 +1,4 @@
-"""The server's half of an adaptive schedule: what is tried, who measures it, what is taken.
-
-How to try and how to judge is in `fedprune.selection.ladder`.
-"""
+"""The server's half of an adaptive schedule: what is tried, who measures it, what is taken."""
 
 from __future__ import annotations
 

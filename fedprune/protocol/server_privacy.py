@@ -56,7 +56,7 @@ class _Booked:
 
 
 @dataclass
-class _Gate:
+class _PrivatePort:
     """What stands before a port in an arm.
 
     Attributes:
@@ -143,7 +143,7 @@ def private_port(
     allow for, and before all that go with it. What is `stored` of a run that was killed is given
     again instead of asked for.
     """
-    gate = _Gate(port, config, ledger, arm, stored or Stored(None))
+    gate = _PrivatePort(port, config, ledger, arm, stored or Stored(None))
     return replace(port, ask=Exchange(gate.put), present=gate.present, panel=gate.panel)
 
 

@@ -142,8 +142,7 @@ def _error(before: Tensor, after: Tensor, moments: Tensor | None) -> float | Non
 
 
 def _like(layout: Layout, name: str, rows: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-    old = weights[name]
-    out = old.clone()
+    out = weights[name].clone()
     as_rows(layout, name, out).copy_(rows)
     return out
 

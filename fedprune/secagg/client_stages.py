@@ -36,7 +36,7 @@ log = logging.getLogger("fedprune")
 
 
 @dataclass(frozen=True)
-class _Sitting:
+class _StageWork:
     """One stage, as a host serves it: what is asked, under which terms, with whose secrets.
 
     They are `kept` where they do not follow from the configuration, and shown with a signature
@@ -81,15 +81,15 @@ def serve_call(
         check_vouched(register, call.roster, terms)
     roster = {p: keys_and_signature(shown)[0] for p, shown in call.roster.items()}
     known, kept = seeds_of(host.config, call.session), seeds is not None
-    sitting = _Sitting(host, call, terms, roster, seeds or known, kept, register)
+    work = _StageWork(host, call, terms, roster, seeds or known, kept, register)
     if call.stage == "masked":
         if packet is None:
             raise ValueError("the question is missing")
-        return _masked(sitting, packet, partitions, tick)
-    return _STAGES[call.stage](sitting, partitions)
+        return _masked(work, packet, partitions, tick)
+    return _STAGES[call.stage](work, partitions)
 
 
-def _keys(s: _Sitting, partitions: Sequence[int]) -> StageReply:
+def _keys(s: _StageWork, partitions: Sequence[int]) -> StageReply:
     def one(p: int) -> StageReply:
         keys = keys_of(s.seeds(p), s.terms)
         shown = vouched(s.register, p, keys, s.terms) if s.register else keys.as_bytes
@@ -98,14 +98,14 @@ def _keys(s: _Sitting, partitions: Sequence[int]) -> StageReply:
     return _each(s, partitions, one)
 
 
-def _shares(s: _Sitting, partitions: Sequence[int]) -> StageReply:
+def _shares(s: _StageWork, partitions: Sequence[int]) -> StageReply:
     def one(p: int) -> StageReply:
         return StageReply(shares={p: shares_of(s.seeds(p), p, s.roster, s.terms)})
 
     return _each(s, partitions, one)
 
 
-def _confirm(s: _Sitting, partitions: Sequence[int]) -> StageReply:
+def _confirm(s: _StageWork, partitions: Sequence[int]) -> StageReply:
     def one(p: int) -> StageReply:
         told = s.call.summed, s.call.shared
         return StageReply(said={p: confirmed(s.seeds(p), p, s.roster, *told, s.terms)})
@@ -113,7 +113,7 @@ def _confirm(s: _Sitting, partitions: Sequence[int]) -> StageReply:
     return _each(s, partitions, one)
 
 
-def _unmask(s: _Sitting, partitions: Sequence[int]) -> StageReply:
+def _unmask(s: _StageWork, partitions: Sequence[int]) -> StageReply:
     def one(p: int) -> StageReply:
         told = s.call.sealed.get(p, {}), s.call.summed, s.call.shared
         return StageReply(
@@ -127,7 +127,7 @@ _STAGES = {"keys": _keys, "shares": _shares, "confirm": _confirm, "unmask": _unm
 
 
 def _each(
-    s: _Sitting,
+    s: _StageWork,
     partitions: Sequence[int],
     one: Callable[[int], StageReply],
     tick: Tick | None = None,
@@ -153,7 +153,7 @@ def _each(
 
 
 def _masked(
-    s: _Sitting, packet: Packet, partitions: Sequence[int], tick: Tick | None
+    s: _StageWork, packet: Packet, partitions: Sequence[int], tick: Tick | None
 ) -> StageReply:
     asked = sum_question(s.host, s.call, s.terms, packet)
 
@@ -168,7 +168,7 @@ def _masked(
     return _each(s, partitions, one, tick)
 
 
-def _source(s: _Sitting, partition: int) -> Source:
+def _source(s: _StageWork, partition: int) -> Source:
     """Where a partition's share of noise comes from.
 
     Of secrets that are kept, the same again: under one mask two vectors of different noise would

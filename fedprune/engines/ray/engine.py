@@ -54,7 +54,7 @@ def simulate(
     from fedprune.engines.flower.server_app import run_on
 
     with put_back(), ray_grid(config, shards, labels, needs, leaving=leaving, ahead=ahead) as grid:
-        screen.line(f"  workers     {grid.crew.told()}")
+        screen.line(f"  workers     {grid.pool.told()}")
         run_on(grid, config, folder, screen, going)
 
 
@@ -81,9 +81,9 @@ def ray_grid(
         import ray
 
         from fedprune.engines.ray.baggage import baggage_of
-        from fedprune.engines.ray.crew import Crew
         from fedprune.engines.ray.grid import RayGrid
         from fedprune.engines.ray.identity import as_a_task
+        from fedprune.engines.ray.worker_pool import WorkerPool
 
         where = f"the cluster at {config.ray_address}" if config.ray_address else "Ray"
         check_gpus(config, ray.cluster_resources().get("GPU", 0.0), where)
@@ -91,14 +91,14 @@ def ray_grid(
         def staff(node: Node) -> Staff:
             return staff_of(node, needs, config.gpus, config.workers)
 
-        crew = Crew(baggage_of(config, shards), staff, config.hosts)
+        pool = WorkerPool(baggage_of(config, shards), staff, config.hosts)
         with as_a_task():
             try:
-                grid = RayGrid(crew, dict(labels), config.timeout)
+                grid = RayGrid(pool, dict(labels), config.timeout)
                 grid.gather()
                 yield grid
             finally:
-                crew.end()
+                pool.end()
 
 
 @contextmanager

@@ -21,11 +21,11 @@ from flwr.serverapp import Grid
 
 from fedprune.engines.flower.exchange import WORKER_KILLED, WORKER_LOST
 from fedprune.engines.flower.fleet import JOIN
-from fedprune.engines.ray.crew import Crew
 from fedprune.engines.ray.identity import OURSELVES, name_message
 from fedprune.engines.ray.jobs import Job, LostJob, Pace
 from fedprune.engines.ray.letters import joined, parted
 from fedprune.engines.ray.nodes import Unserved
+from fedprune.engines.ray.worker_pool import WorkerPool
 from fedprune.options.refusal import ConfigError
 
 PULL = 1.0
@@ -41,13 +41,13 @@ class RayGrid(Grid):
     """Messages to workers on Ray, and their replies.
 
     Attributes:
-        crew: the workers.
+        pool: the workers.
         pace: how long partitions took.
         patience: seconds to wait for a node where none is left.
     """
 
-    def __init__(self, crew: Crew, labels: dict[int, int], patience: float) -> None:
-        self.crew, self.pace, self.patience = crew, Pace(labels), patience
+    def __init__(self, pool: WorkerPool, labels: dict[int, int], patience: float) -> None:
+        self.pool, self.pace, self.patience = pool, Pace(labels), patience
         self._run: Any = None
         self._waiting: list[Job] = []
         self._jobs: dict[str, Job] = {}
@@ -64,18 +64,18 @@ class RayGrid(Grid):
             ConfigError: a node lacks what it needs; or there is none in time.
         """
         while True:
-            self.crew.look()
-            if self.crew.refused:
-                raise ConfigError("; ".join(self.crew.refused.values()), "engine")
-            ready = {seat.node.id for seat in self.crew.idle()}
-            if ready and ready == self.crew.nodes.keys():
+            self.pool.look()
+            if self.pool.refused:
+                raise ConfigError("; ".join(self.pool.refused.values()), "engine")
+            ready = {member.node.id for member in self.pool.idle()}
+            if ready and ready == self.pool.nodes.keys():
                 return
             try:
                 self._stand(standing=not ready)
             except Unserved as error:
                 allowed = "--engine inline, fewer --workers, or another --ray-address"
                 raise ConfigError(f"engine='ray': {error}; allowed: {allowed}") from None
-            self.crew.wait(0.2)
+            self.pool.wait(0.2)
 
     def set_run(self, run: Any) -> None:
         """What Flower says of the run; nothing here depends on it."""
@@ -106,7 +106,7 @@ class RayGrid(Grid):
         names = []
         if not self._jobs:
             self._put.clear()
-            self.crew.look(now=True)
+            self.pool.look(now=True)
         for message in messages:
             name = uuid.uuid4().hex
             name_message(message, name)
@@ -161,22 +161,22 @@ class RayGrid(Grid):
             job = self._jobs.pop(name, None)
             self._replies.pop(name, None)
             self._waiting = [other for other in self._waiting if other is not job]
-            for seat in [s for s in self.crew.busy() if s.job is job]:
-                self.crew.dismiss(seat)
+            for member in [s for s in self.pool.busy() if s.job is job]:
+                self.pool.dismiss(member)
 
     def _step(self, seconds: float) -> None:
         """Hand out work, wait for news, and take them in."""
-        self.crew.look()
+        self.pool.look()
         self._hand_out()
-        self._stand(standing=not self.crew.busy() and not self.crew.idle())
-        for job, came in self.crew.wait(seconds):
+        self._stand(standing=not self.pool.busy() and not self.pool.idle())
+        for job, came in self.pool.wait(seconds):
             if isinstance(came, LostJob):
                 self._lost(job, came)
             else:
                 head, buffers, took = came
                 self.pace.took(job, took, sum(map(len, buffers)))
                 self._reply(job, joined(head, buffers))
-        for why in self.crew.refused.values():
+        for why in self.pool.refused.values():
             if why not in self._told:
                 self._told.add(why)
                 log.warning("%s", why)
@@ -189,21 +189,23 @@ class RayGrid(Grid):
         """
         self._waiting.sort(key=self.pace.expected, reverse=True)
         turn = min((job.place for job in self._jobs.values()), default=0)
-        beside = 2 * len(self.crew.seats)
-        reserved = {seat.node.id for seat in self.crew.busy() if seat.job and seat.job.alone}
-        at_work = {seat.node.id for seat in self.crew.busy()}
+        beside = 2 * len(self.pool.members)
+        reserved = {
+            member.node.id for member in self.pool.busy() if member.job and member.job.alone
+        }
+        at_work = {member.node.id for member in self.pool.busy()}
         for job in list(self._waiting):
             if job.place >= turn + max(beside, self.pace.ahead(job)):
                 continue
             taken = at_work if job.alone else reserved
-            seat = next((s for s in self.crew.idle() if s.node.id not in taken), None)
-            if seat is None:
+            member = next((s for s in self.pool.idle() if s.node.id not in taken), None)
+            if member is None:
                 continue
             self._waiting.remove(job)
-            self.crew.give(seat, job)
-            at_work.add(seat.node.id)
+            self.pool.give(member, job)
+            at_work.add(member.node.id)
             if job.alone:
-                reserved.add(seat.node.id)
+                reserved.add(member.node.id)
 
     def _lost(self, job: Job, loss: LostJob) -> None:
         name = job.message.metadata.message_id
@@ -236,7 +238,7 @@ class RayGrid(Grid):
             return
         if not self._since:
             self._since = self._said = now
-        nodes = [n for n in self.crew.nodes if n not in self.crew.refused]
+        nodes = [n for n in self.pool.nodes if n not in self.pool.refused]
         most = max(self.patience, JOIN) if nodes else self.patience
         waited = now - self._since
         if waited > most:

@@ -124,18 +124,18 @@ def test_disks_of_their_own_and_no_package_make_no_difference(site: Site, name: 
     config = configure({**BASE, **REMEMBERED[name], "engine": "ray"})
     site.play(name, config)
     as_alone(site, name, config)
-    assert len({seat.node.id for seat in site.grid.crew.seats}) == 2
+    assert len({member.node.id for member in site.grid.pool.members}) == 2
 
 
 @pytest.mark.parametrize("phases", PHASES)
 def test_nodes_that_go_cost_no_client_and_those_that_join_are_used(site: Site, phases: str):
     config = configure({**BASE, **PHASES[phases], "engine": "ray"})
-    before = {seat.node.id for seat in site.grid.crew.seats}
+    before = {member.node.id for member in site.grid.pool.members}
     with unplugging(site.grid, site.machines, phases.split()):
         site.play(phases, config)
     as_alone(site, phases, config)
     # A node that was still taken for alive before may be there yet: three, of which two went.
-    assert {seat.node.id for seat in site.grid.crew.seats} - before
+    assert {member.node.id for member in site.grid.pool.members} - before
 
 
 def test_without_any_node_a_run_ends_and_goes_on_later(site: Site):
@@ -177,7 +177,7 @@ def test_files_that_nodes_lack_are_sent(
     }
     config = configure({**keys, "data": str(hidden / "data.txt"), "engine": "ray"})
     host = build_host(config)
-    site.grid.crew.end()
+    site.grid.pool.end()
     with ray_grid(config, host.shards, labels_of(host), Footprint()) as grid:
         Site(site.machines, grid, hidden).play("sent", config)
     as_alone(site, "sent", config)
@@ -185,7 +185,7 @@ def test_files_that_nodes_lack_are_sent(
 
 def test_a_driver_that_is_killed_leaves_nothing_running(site: Site, hidden: Path):
     """On a cluster that is not its own workers end within a minute, and their place is free."""
-    site.grid.crew.end()
+    site.grid.pool.end()
     out = hidden / "killed"
     words = "--task digits --model mlp --clients 6 --hosts 3 --rounds 2000 --local-steps 3"
     words += f" --engine ray --ray-address {site.machines.address} --out {out}"

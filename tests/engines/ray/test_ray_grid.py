@@ -13,23 +13,23 @@ from fedprune.codec.wire import Packet
 from fedprune.engines.flower.exchange import WORKER_KILLED, WORKER_LOST, Outgoing, exchange
 from fedprune.engines.flower.messages import packet_in
 from fedprune.engines.ray import grid as module
-from fedprune.engines.ray.crew import Seat
 from fedprune.engines.ray.grid import RayGrid
 from fedprune.engines.ray.identity import OURSELVES, as_a_task
 from fedprune.engines.ray.jobs import Job, LostJob
 from fedprune.engines.ray.letters import joined, parted
 from fedprune.engines.ray.nodes import Node, Unserved
+from fedprune.engines.ray.worker_pool import PoolMember
 from fedprune.options.refusal import ConfigError
 
 GONE, MEMORY, DEAD = LostJob("gone", gone=True), LostJob("memory", memory=True), LostJob("dead")
 
 
-class Crew:
+class WorkerPool:
     """Workers on two nodes whose jobs end one a look, as `fates` says by the first partition."""
 
-    def __init__(self, seats: str = "aab", **fates: list[LostJob]) -> None:
-        self.nodes = {n: Node(n, n, 2, 0, 0) for n in sorted(set(seats))}
-        self.seats = [Seat(self.nodes[n], None, "idle", None) for n in seats]
+    def __init__(self, members: str = "aab", **fates: list[LostJob]) -> None:
+        self.nodes = {n: Node(n, n, 2, 0, 0) for n in sorted(set(members))}
+        self.members = [PoolMember(self.nodes[n], None, "idle", None) for n in members]
         self.fates = {int(name[1:]): fate for name, fate in fates.items()}
         self.given: list[tuple[int, ...]] = []
         self.beside: list[list[tuple[int, ...]]] = []
@@ -37,25 +37,25 @@ class Crew:
 
     def look(self, *, now: bool = False) -> None: ...
 
-    def idle(self) -> list[Seat]:
-        return [s for s in self.seats if s.step == "idle"]
+    def idle(self) -> list[PoolMember]:
+        return [s for s in self.members if s.step == "idle"]
 
-    def busy(self) -> list[Seat]:
-        return [s for s in self.seats if s.step == "busy"]
+    def busy(self) -> list[PoolMember]:
+        return [s for s in self.members if s.step == "busy"]
 
-    def give(self, seat: Seat, job: Job) -> None:
-        seat.step, seat.job = "busy", job
+    def give(self, member: PoolMember, job: Job) -> None:
+        member.step, member.job = "busy", job
         self.given.append(job.partitions)
-        others = [s for s in self.busy() if s is not seat and s.node is seat.node]
+        others = [s for s in self.busy() if s is not member and s.node is member.node]
         self.beside.append([s.job.partitions for s in others if s.job])
 
-    def dismiss(self, seat: Seat) -> None:
-        self.seats.remove(seat)
+    def dismiss(self, member: PoolMember) -> None:
+        self.members.remove(member)
 
     def wait(self, seconds: float) -> list[tuple[Job, Any]]:
         del seconds
-        for seat in self.busy()[:1]:
-            job, seat.step, seat.job = seat.job, "idle", None
+        for member in self.busy()[:1]:
+            job, member.step, member.job = member.job, "idle", None
             assert job is not None
             fate = self.fates.get(job.partitions[0], [])
             if fate:
@@ -83,12 +83,12 @@ def ask(grid: Any, *groups: list[int], size: int = 0) -> dict[int, Any]:
     return {k: reply for (_, k), reply in exchange(grid, mail, 5.0, 9.0)}
 
 
-def made(crew: Any, labels: dict[int, int] | None = None, patience: float = 5.0) -> Any:
-    return RayGrid(crew, labels or {}, patience)
+def made(pool: Any, labels: dict[int, int] | None = None, patience: float = 5.0) -> Any:
+    return RayGrid(pool, labels or {}, patience)
 
 
 def test_every_message_is_answered_and_says_what_it_said():
-    found = ask(made(Crew()), [0, 1], [2], [3], [4, 5], [6])
+    found = ask(made(WorkerPool()), [0, 1], [2], [3], [4, 5], [6])
     assert {k: list(p.fields["partitions"]) for k, p in found.items()} == {
         0: [0, 1],
         1: [2],
@@ -105,15 +105,15 @@ def test_a_small_round_is_a_message_a_host_and_nobody_polls(monkeypatch: pytest.
         raise AssertionError(f"slept for {seconds:g} s")
 
     monkeypatch.setattr("fedprune.engines.flower.exchange.time.sleep", slept)
-    crew = Crew("aa")
-    grid, hosts = made(crew), [[h, h + 8, h + 16][: 3 if h < 4 else 2] for h in range(8)]
+    pool = WorkerPool("aa")
+    grid, hosts = made(pool), [[h, h + 8, h + 16][: 3 if h < 4 else 2] for h in range(8)]
     found = ask(grid, *hosts)
-    assert len(found) == len(crew.given) == 8
+    assert len(found) == len(pool.given) == 8
     assert grid._place == 8, "one message a host, none of them twice"
 
 
 def test_a_buffer_that_all_are_sent_is_put_into_the_store_once(store: list[Any]):
-    grid = made(Crew())
+    grid = made(WorkerPool())
     found = ask(grid, [0], [1], [2], size=2**17)
     assert len(store) == 1
     assert all(len(p.buffers["values"]) == 2**17 for p in found.values())
@@ -122,14 +122,14 @@ def test_a_buffer_that_all_are_sent_is_put_into_the_store_once(store: list[Any])
 
 
 def test_the_longest_work_goes_first_by_labels_and_then_by_what_it_took():
-    crew = Crew("aabb")
-    grid = made(crew, {0: 5, 1: 50, 2: 20, 3: 7})
+    pool = WorkerPool("aabb")
+    grid = made(pool, {0: 5, 1: 50, 2: 20, 3: 7})
     ask(grid, [0], [1], [2], [3])
-    assert crew.given == [(1,), (2,), (3,), (0,)]
-    crew.given.clear()
+    assert pool.given == [(1,), (2,), (3,), (0,)]
+    pool.given.clear()
     grid.pace.seconds["train.tune"] = {0: 9.0, 1: 1.0, 2: 2.0}
     ask(grid, [0], [1], [2], [3])  # nobody knows of 3: as long as the others on average
-    assert crew.given == [(0,), (3,), (2,), (1,)]
+    assert pool.given == [(0,), (3,), (2,), (1,)]
 
 
 @pytest.mark.parametrize(("held", "first", "reach"), [(2**28, 9, 9), (2**20, 4, 8), (2**10, 4, 4)])
@@ -141,22 +141,22 @@ def test_of_large_replies_none_comes_long_before_its_turn(
     Before a reply is there it is taken to be twice as large as the question.
     """
     monkeypatch.setattr("fedprune.engines.ray.jobs.AHEAD", held)
-    crew, left = Crew("ab"), set(range(9))
-    usual, give = crew.wait, crew.give
+    pool, left = WorkerPool("ab"), set(range(9))
+    usual, give = pool.wait, pool.give
 
     def wait(seconds: float) -> list[tuple[Job, Any]]:
         came = usual(seconds)
         left.difference_update(p for job, _ in came for p in job.partitions)
         return came
 
-    def given(seat: Seat, job: Job) -> None:
+    def given(member: PoolMember, job: Job) -> None:
         assert job.partitions[0] < min(left) + reach
-        give(seat, job)
+        give(member, job)
 
-    crew.wait, crew.give = wait, given  # type: ignore[method-assign]
-    ask(made(crew, {k: k for k in range(9)}), *([k] for k in range(9)), size=2**17)
-    assert sorted(k for (k,) in crew.given) == list(range(9))
-    assert crew.given[0] == (first - 1,), "the longest of those within reach"
+    pool.wait, pool.give = wait, given  # type: ignore[method-assign]
+    ask(made(pool, {k: k for k in range(9)}), *([k] for k in range(9)), size=2**17)
+    assert sorted(k for (k,) in pool.given) == list(range(9))
+    assert pool.given[0] == (first - 1,), "the longest of those within reach"
 
 
 @pytest.mark.parametrize(
@@ -174,9 +174,9 @@ def test_of_large_replies_none_comes_long_before_its_turn(
 def test_what_was_lost_is_asked_again_once_where_that_is_of_use(
     fate: list[LostJob], code: int | None, tries: int
 ):
-    crew = Crew(p3=list(fate))
-    found = ask(made(crew), [0], [3], [5])
-    assert crew.given.count((3,)) == tries
+    pool = WorkerPool(p3=list(fate))
+    found = ask(made(pool), [0], [3], [5])
+    assert pool.given.count((3,)) == tries
     assert isinstance(found[1], Packet) == (code is None)
     if code is not None:
         assert found[1].reason == fate[-1].reason
@@ -186,30 +186,30 @@ def test_what_was_lost_is_asked_again_once_where_that_is_of_use(
 
 
 def test_who_was_killed_for_memory_is_alone_on_its_node_the_second_time():
-    crew = Crew("aa", p0=[MEMORY])
-    found = ask(made(crew, {0: 9}), [0], [1], [2], [3], [4])
-    at = [i for i, partitions in enumerate(crew.given) if partitions == (0,)]
-    assert crew.beside[at[0]] == []  # the first of all
-    assert any(crew.beside)
-    assert crew.beside[at[1]] == []
-    later = range(at[1] + 1, len(crew.given))
-    assert all((0,) not in crew.beside[i] for i in later)
+    pool = WorkerPool("aa", p0=[MEMORY])
+    found = ask(made(pool, {0: 9}), [0], [1], [2], [3], [4])
+    at = [i for i, partitions in enumerate(pool.given) if partitions == (0,)]
+    assert pool.beside[at[0]] == []  # the first of all
+    assert any(pool.beside)
+    assert pool.beside[at[1]] == []
+    later = range(at[1] + 1, len(pool.given))
+    assert all((0,) not in pool.beside[i] for i in later)
     assert all(isinstance(p, Packet) for p in found.values())
 
 
 def test_who_does_not_answer_in_time_is_given_up_and_its_worker_replaced():
-    class Stuck(Crew):
+    class Stuck(WorkerPool):
         def wait(self, seconds: float) -> list[tuple[Job, Any]]:
             del seconds
             return []
 
-    crew = Stuck("a")
-    grid = made(crew)
+    pool = Stuck("a")
+    grid = made(pool)
     packets = Packet({"partitions": [0]}), Packet({})
     mail = {(0, k): Outgoing(OURSELVES, "train.tune", p) for k, p in enumerate(packets)}
     found = dict(exchange(grid, mail, 0.05, 9.0))
     assert all(reply.late for reply in found.values())
-    assert crew.seats == []
+    assert pool.members == []
     assert not grid._jobs
     assert not grid._waiting
 
@@ -220,30 +220,30 @@ class Clock:
         monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
 
 
-def waiting(crew: Crew, clock: Clock, come: Callable[[], None], after: float) -> None:
+def waiting(pool: WorkerPool, clock: Clock, come: Callable[[], None], after: float) -> None:
     """Let looks take a second each, and something happen after some."""
-    usual, until = crew.wait, clock.now + after
+    usual, until = pool.wait, clock.now + after
 
     def wait(seconds: float) -> list[tuple[Job, Any]]:
         clock.now += 1.0
-        if clock.now >= until and not crew.seats:
+        if clock.now >= until and not pool.members:
             come()
         return usual(seconds)
 
-    crew.wait = wait  # type: ignore[method-assign]
+    pool.wait = wait  # type: ignore[method-assign]
 
 
 def test_without_a_node_it_waits_says_so_and_goes_on_when_one_comes(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    crew, clock = Crew(""), Clock(monkeypatch)
+    pool, clock = WorkerPool(""), Clock(monkeypatch)
 
     def come() -> None:
-        fresh = Crew("c")
-        crew.nodes, crew.seats = fresh.nodes, fresh.seats
+        fresh = WorkerPool("c")
+        pool.nodes, pool.members = fresh.nodes, fresh.members
 
-    waiting(crew, clock, come, 34)
-    grid = made(crew, patience=60)
+    waiting(pool, clock, come, 34)
+    grid = made(pool, patience=60)
     with caplog.at_level(logging.WARNING, "fedprune"):
         found = ask(grid, [0], [1])  # its own 5 seconds do not run while nobody is there
     assert all(isinstance(p, Packet) for p in found.values())
@@ -254,30 +254,30 @@ def test_without_a_node_it_waits_says_so_and_goes_on_when_one_comes(
 
 
 def test_without_a_node_for_too_long_the_run_ends(monkeypatch: pytest.MonkeyPatch):
-    crew, clock = Crew(""), Clock(monkeypatch)
-    waiting(crew, clock, lambda: None, 1e9)
+    pool, clock = WorkerPool(""), Clock(monkeypatch)
+    waiting(pool, clock, lambda: None, 1e9)
     with pytest.raises(Unserved, match="no node with a processor was there for 60 s"):
-        ask(made(crew, patience=60), [0])
+        ask(made(pool, patience=60), [0])
     with pytest.raises(ConfigError, match=r"engine='ray': no node .* allowed: --engine inline"):
-        made(crew, patience=60).gather()
+        made(pool, patience=60).gather()
 
 
 def test_a_node_that_lacks_something_before_round_one_is_an_error_and_later_a_line(
     caplog: pytest.LogCaptureFixture,
 ):
-    crew = Crew("ab")
-    grid = made(crew)
+    pool = WorkerPool("ab")
+    grid = made(pool)
     grid.gather()
-    crew.refused["c"] = "node 10.0.0.9: flwr is 2, 1 is wanted"
+    pool.refused["c"] = "node 10.0.0.9: flwr is 2, 1 is wanted"
     with caplog.at_level(logging.WARNING, "fedprune"):
         ask(grid, [0], [1])
     assert [r.getMessage() for r in caplog.records] == ["node 10.0.0.9: flwr is 2, 1 is wanted"]
     with pytest.raises(ConfigError, match=r"node 10\.0\.0\.9: flwr is 2"):
-        made(crew).gather()
+        made(pool).gather()
 
 
 def test_flowers_own_ways_of_asking_work_too():
-    grid = made(Crew())
+    grid = made(WorkerPool())
     content = RecordDict(
         {
             "fields": ConfigRecord({"partitions": [1]}),

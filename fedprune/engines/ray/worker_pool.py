@@ -46,7 +46,7 @@ _WORKER: Any = ray.remote(worker_module.Worker)
 
 
 @dataclass(eq=False)
-class Seat:
+class PoolMember:
     """One worker.
 
     Attributes:
@@ -65,14 +65,14 @@ class Seat:
 
 
 @dataclass(eq=False)
-class Crew:
+class WorkerPool:
     """All workers, by node.
 
     Attributes:
         baggage: what they need.
         staff: how many a node gets.
         most: how many there may be in all: each phase has so many messages.
-        seats: who is there.
+        members: who is there.
         nodes: the machines as of the last look.
         refused: by node, why it cannot take part.
         here: this machine's address.
@@ -81,7 +81,7 @@ class Crew:
     baggage: Baggage
     staff: Callable[[Node], Staff]
     most: int
-    seats: list[Seat] = field(default_factory=list)
+    members: list[PoolMember] = field(default_factory=list)
     nodes: dict[str, Node] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     here: str = field(default_factory=ray.util.get_node_ip_address)
@@ -90,7 +90,7 @@ class Crew:
     _served: set[str] = field(default_factory=set)
     _resting: dict[str, float] = field(default_factory=dict)
     _kills: dict[str, int] = field(default_factory=dict)
-    _unclear: list[tuple[float, Seat, str]] = field(default_factory=list)
+    _unclear: list[tuple[float, PoolMember, str]] = field(default_factory=list)
 
     def look(self, *, now: bool = False) -> None:
         """See which nodes are there, and start the workers that are missing."""
@@ -99,8 +99,8 @@ class Crew:
         self._looked = time.monotonic()
         self.nodes = {node.id: node for node in nodes_of(ray.nodes())}
         # A worker whose node is gone says so itself, if it was busy; an idle one is forgotten.
-        self.seats = [s for s in self.seats if s.node.id in self.nodes or s.pending]
-        there = Counter(seat.node.id for seat in self.seats)
+        self.members = [s for s in self.members if s.node.id in self.nodes or s.pending]
+        there = Counter(member.node.id for member in self.members)
         awake = self._looked
         places = [
             n
@@ -110,17 +110,17 @@ class Crew:
         wanted = {n.id: self.staff(n).workers for n in places}
         for place in range(max(wanted.values(), default=0)):  # a first one everywhere, then more
             for node in places:
-                if there[node.id] <= place < wanted[node.id] and len(self.seats) < self.most:
+                if there[node.id] <= place < wanted[node.id] and len(self.members) < self.most:
                     self._start(node)
 
     def told(self) -> str:
         """How many workers there are on how many nodes, and why not more."""
         staffs = [self.staff(node) for node in self.nodes.values()]
-        fit, seats, nodes = sum(s.workers for s in staffs), len(self.seats), len(staffs)
+        fit, members, nodes = sum(s.workers for s in staffs), len(self.members), len(staffs)
         why = "; ".join(dict.fromkeys(s.why for s in staffs))
         where = "this machine" if [n.name for n in self.nodes.values()] == [self.here] else "a node"
         why = f"{why} on {where}" if fit <= self.most else f"{self.most} hosts"
-        return f"{counted(seats, 'worker')} on {counted(nodes, 'node')}: {why}"
+        return f"{counted(members, 'worker')} on {counted(nodes, 'node')}: {why}"
 
     def _start(self, node: Node) -> None:
         where = NodeAffinitySchedulingStrategy(node.id, soft=False)
@@ -128,27 +128,27 @@ class Crew:
         options = {**share, "max_restarts": 0, "max_task_retries": 0}
         made = _WORKER.options(**options, scheduling_strategy=where)
         actor = made.remote(self.baggage.needs, self.baggage.run)
-        self.seats.append(Seat(node, actor, "looking", actor.lacks.remote()))
+        self.members.append(PoolMember(node, actor, "looking", actor.lacks.remote()))
 
-    def idle(self) -> list[Seat]:
+    def idle(self) -> list[PoolMember]:
         """Those that wait for work."""
-        return [seat for seat in self.seats if seat.step == "idle"]
+        return [member for member in self.members if member.step == "idle"]
 
-    def busy(self) -> list[Seat]:
+    def busy(self) -> list[PoolMember]:
         """Those that are at work."""
-        return [seat for seat in self.seats if seat.step == "busy"]
+        return [member for member in self.members if member.step == "busy"]
 
-    def give(self, seat: Seat, job: Job) -> None:
+    def give(self, member: PoolMember, job: Job) -> None:
         """Let an idle worker do a job."""
-        seat.step, seat.job = "busy", job
-        seat.pending = seat.actor.answer.remote(job.head, *job.buffers)
+        member.step, member.job = "busy", job
+        member.pending = member.actor.answer.remote(job.head, *job.buffers)
 
     def wait(self, seconds: float) -> list[tuple[Job, Any]]:
         """What has come of jobs by then, or as soon as anything has: a worker's reply, or a `Loss`.
 
         Workers that have looked around, or have begun, go a step further.
         """
-        pending = {seat.pending: seat for seat in self.seats if seat.pending is not None}
+        pending = {member.pending: member for member in self.members if member.pending is not None}
         if not pending:
             time.sleep(seconds)
             return self._clear()
@@ -159,65 +159,69 @@ class Crew:
             came += self._ended(pending[ref], ref)
         return [*came, *self._clear()]
 
-    def _ended(self, seat: Seat, ref: Any) -> list[tuple[Job, Any]]:
-        step, job = seat.step, seat.job
-        seat.pending, seat.job = None, None
+    def _ended(self, member: PoolMember, ref: Any) -> list[tuple[Job, Any]]:
+        step, job = member.step, member.job
+        member.pending, member.job = None, None
         try:
             value = ray.get(ref, timeout=60)
         except GetTimeoutError:  # its node went while the reply was fetched
-            return self._died(seat, job, "the reply did not arrive")
+            return self._died(member, job, "the reply did not arrive")
         except RayError as error:
-            return self._died(seat, job, str(error))
-        seat.step = "idle"
+            return self._died(member, job, str(error))
+        member.step = "idle"
         if step == "looking":
-            self._looked_around(seat, *value)
+            self._looked_around(member, *value)
         elif step == "beginning" and value:
-            self._refuse(seat.node, value)
+            self._refuse(member.node, value)
         elif step == "beginning":
-            self._deaths[seat.node.id] = 0
-            self._served.add(seat.node.id)
+            self._deaths[member.node.id] = 0
+            self._served.add(member.node.id)
         return [] if job is None else [(job, value)]
 
-    def _looked_around(self, seat: Seat, lacking: list[str], wrong: list[str], kills: int) -> None:
-        before = self._kills.get(seat.node.id, kills)
-        self._kills[seat.node.id] = kills
+    def _looked_around(
+        self, member: PoolMember, lacking: list[str], wrong: list[str], kills: int
+    ) -> None:
+        before = self._kills.get(member.node.id, kills)
+        self._kills[member.node.id] = kills
         for i, (since, dead, reason) in enumerate(self._unclear):
-            if dead.node.id == seat.node.id and since:
+            if dead.node.id == member.node.id and since:
                 said = MEMORY if kills > before else reason
                 self._unclear[i] = (0.0, dead, said)
         if wrong or (wrong := self.baggage.missing(lacking)):
-            self._refuse(seat.node, "; ".join(wrong))
+            self._refuse(member.node, "; ".join(wrong))
             return
         names, contents = self.baggage.sent(lacking)
-        seat.step = "beginning"
-        seat.pending = seat.actor.begin.remote(names, self.baggage.shards, *contents)
+        member.step = "beginning"
+        member.pending = member.actor.begin.remote(names, self.baggage.shards, *contents)
 
     def _refuse(self, node: Node, why: str) -> None:
         self.refused[node.id] = f"node {node.name}: {why}"
-        for seat in [s for s in self.seats if s.node.id == node.id]:
-            self.dismiss(seat)
+        for member in [s for s in self.members if s.node.id == node.id]:
+            self.dismiss(member)
 
-    def _died(self, seat: Seat, job: Job | None, error: str) -> list[tuple[Job, Any]]:
+    def _died(self, member: PoolMember, job: Job | None, error: str) -> list[tuple[Job, Any]]:
         """A worker is gone: with its node, for want of memory, or by itself."""
-        self.dismiss(seat)
+        self.dismiss(member)
         if job is None:
-            self._deaths[seat.node.id] += "no longer" not in error and "unschedulable" not in error
-            deaths = self._deaths[seat.node.id]
-            self._resting[seat.node.id] = time.monotonic() + min(LONGEST_REST, 2.0**deaths - 1)
-            never = seat.node.id in self.nodes and seat.node.id not in self._served
+            self._deaths[member.node.id] += (
+                "no longer" not in error and "unschedulable" not in error
+            )
+            deaths = self._deaths[member.node.id]
+            self._resting[member.node.id] = time.monotonic() + min(LONGEST_REST, 2.0**deaths - 1)
+            never = member.node.id in self.nodes and member.node.id not in self._served
             if never and deaths >= STARTS:
                 why = MEMORY_AT_START if _low(error) else " ".join(error.split())[-300:]
-                self._refuse(seat.node, f"workers die as they start: {why}")
+                self._refuse(member.node, f"workers die as they start: {why}")
             return []
         self.look(now=True)
-        if seat.node.id not in self.nodes or "node has died" in error:
+        if member.node.id not in self.nodes or "node has died" in error:
             return [(job, LostJob("its node is gone", gone=True))]
-        if _low(error) or self._killed_here(seat.node):
+        if _low(error) or self._killed_here(member.node):
             return [(job, LostJob(MEMORY, memory=True))]
-        if seat.node.name == self.here:
+        if member.node.name == self.here:
             return [(job, LostJob("its worker died"))]
-        seat.job = job
-        self._unclear.append((time.monotonic(), seat, error))
+        member.job = job
+        self._unclear.append((time.monotonic(), member, error))
         return []
 
     def _killed_here(self, node: Node) -> bool:
@@ -232,31 +236,31 @@ class Crew:
         """Jobs of dead workers of which it is known by now what they died of."""
         now, out = time.monotonic(), []
         for entry in list(self._unclear):
-            since, seat, reason = entry
-            gone = seat.node.id not in self.nodes
+            since, member, reason = entry
+            gone = member.node.id not in self.nodes
             if since and not gone and now < since + VERDICT:
                 continue
             self._unclear.remove(entry)
-            assert seat.job is not None
+            assert member.job is not None
             memory = reason == MEMORY
             why = MEMORY if memory else "its node is gone" if gone else "its worker died"
-            out.append((seat.job, LostJob(why, gone=gone, memory=memory)))
+            out.append((member.job, LostJob(why, gone=gone, memory=memory)))
         return out
 
-    def dismiss(self, seat: Seat) -> None:
+    def dismiss(self, member: PoolMember) -> None:
         """End a worker, whatever it does."""
-        if seat in self.seats:
-            self.seats.remove(seat)
-        ray.kill(seat.actor, no_restart=True)
+        if member in self.members:
+            self.members.remove(member)
+        ray.kill(member.actor, no_restart=True)
 
     def end(self) -> None:
         """End all workers, and remove what was unpacked for them."""
-        used = {seat.node.id: seat for seat in self.idle()} if self.baggage.unpacked else {}
-        leaving = [seat.actor.leave.remote() for seat in used.values()]
+        used = {member.node.id: member for member in self.idle()} if self.baggage.unpacked else {}
+        leaving = [member.actor.leave.remote() for member in used.values()]
         if leaving:
             ray.wait(leaving, num_returns=len(leaving), timeout=5)
-        for seat in list(self.seats):
-            self.dismiss(seat)
+        for member in list(self.members):
+            self.dismiss(member)
 
 
 def _low(error: str) -> bool:
