@@ -218,7 +218,7 @@ def _why(config: Privacy) -> str:
 
 
 def _told() -> Release:
-    return Release("failures", ("failures",), reason="a failed client says why")
+    return Release("failures", ("failures",), reason="the error message of a client that failed")
 
 
 def _sealed() -> Release:
