@@ -80,15 +80,18 @@ class Memory:
     whose: tuple[int, ...] = ()
 
 
-def _init(_model: Model, r: Round) -> Memory:
+def _init(model: Model, r: Round) -> Memory:
     """The memory before anything is measured.
 
     Raises:
-        ConfigError: the model has no blocks.
+        ConfigError: the model has no blocks, or nobody has the memory for the whole.
     """
     if not r.layout.structure.blocks:
         why = "no blocks were recognised in this model, of which sub-models could be made"
         raise ConfigError(f"method='fedpruner': {why}; allowed: models with a stack of blocks")
+    if r.config.budget == "memory" and not _able(model, r):
+        why = "no class of devices has the memory for the whole model, whose blocks are compared"
+        raise ConfigError(f"budget='memory': {why}; allowed: none, or a class with more memory")
     return Memory(whose=r.plan.tiers)
 
 
@@ -139,21 +142,18 @@ def sub_model(
     return {n: torch.zeros_like(m) if n in gone else m for n, m in masks.items()}
 
 
-def _with_room(model: Model, r: Round) -> list[int]:
-    """Who is asked to measure the whole model: of the scored, or of all, those who can hold it.
+def _able(model: Model, r: Round) -> set[int]:
+    """Who can hold the whole model, which is compared block by block once."""
+    needs = bytes_needed(model, r.plan) if r.config.budget == "memory" else 0.0
+    return {p for p, device in enumerate(r.plan.fleet) if device.memory >= needs}
 
-    Raises:
-        ConfigError: nobody has the memory for it.
-    """
+
+def _with_room(model: Model, r: Round) -> list[int]:
+    """Who is asked about the whole model: of the scored, or else of all, who can hold it."""
     if r.config.budget != "memory":
         return list(r.scored)
-    needs = bytes_needed(model, r.plan)
-    able = {p for p, device in enumerate(r.plan.fleet) if device.memory >= needs}
-    if not able:
-        why = f"no class of devices has the {needs:.3g} bytes in which blocks are compared once"
-        raise ConfigError(f"budget='memory': {why}; allowed: none, or a class with more memory")
-    scored = [p for p in r.scored if p in able]
-    return scored or [p for p in r.training() if p in able]
+    able = _able(model, r)
+    return [p for p in r.scored if p in able] or [p for p in r.training() if p in able]
 
 
 def _measured(model: Model, memory: Memory, r: Round) -> Talk[tuple[Memory, Aggregate]]:

@@ -3,8 +3,10 @@
 from itertools import combinations
 
 import numpy as np
+import pytest
 import torch
 
+from fedprune.options.refusal import ConfigError
 from fedprune.scores.block_similarity import ASK_BLOCK_SIMILARITY, PROJECTED, similarities
 from fedprune.scores.score import Probe
 from fedprune.structure.groups import Block, Structure
@@ -135,3 +137,11 @@ def test_wide_outputs_are_compared_by_random_projections():
     assert found[1, 2] == 1.0
     exact = cka(model.blocks[0](x).detach(), model.blocks[1](x).detach())
     assert abs(float(found[0, 1]) - exact) < 0.1
+
+
+def test_without_a_device_for_the_whole_model_nothing_starts(tmp_path):
+    (tmp_path / "d.toml").write_text("[a]\nshare=1\nflops=1e9\nup=1e6\ndown=1e6\nmemory=1500\n")
+    keys = {**KEYS, "task": "stack", "sparsity": 0.0, "budget": "memory"}
+    config = tiny(**keys, method="fedpruner", profiles=str(tmp_path / "d.toml"))
+    with pytest.raises(ConfigError, match="memory for the whole model"):
+        overheard(config)
