@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from fedprune.selection.densities import er
-from fedprune.selection.pools import _mean
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,10 @@ def _unpruned(kept: Callable[..., Any], named: Any, _removed: Any, *rest: Any) -
 
 def _negative(scores: Any) -> Any:
     return {name: -score for name, score in scores.items()}
+
+
+def _mean_for_max(kept: Callable[..., Any], pooling: Any, pool: str, units: int) -> None:
+    kept(pooling, "mean" if pool == "max" else pool, units)
 
 
 def _not_counted(state: Any) -> Any:
@@ -115,7 +118,7 @@ FAULTS: dict[str, Fault] = {
         "fedprune.selection.densities.erk", lambda _f, ground: er(ground), "raises"
     ),
     "mean in place of the largest": Fault(
-        "fedprune.selection.pools._max", lambda _f, *args: _mean(*args), "blocks"
+        "fedprune.selection.pools.Pooling.__init__", _mean_for_max, "blocks"
     ),
     "one too few of a pattern": Fault(
         "fedprune.selection.patterns.pattern_counts",
