@@ -15,7 +15,7 @@ from fedprune.client.teacher import distillation_of
 from fedprune.client.tuning import DROPOUT, batch_draws, starting_masks, tuned_answer, units_of
 from fedprune.config import with_values
 from fedprune.learning.batched import tune_together
-from fedprune.learning.stacks import Lesson, Trainee
+from fedprune.learning.stacks import CommonTraining, Trainee
 from fedprune.learning.steps import step_rows
 from fedprune.protocol.messages import Answer, Question
 from fedprune.randomness import derive
@@ -57,8 +57,8 @@ def tuned_together(question: Question, clients: Sequence[ClientContext]) -> dict
     c, task = first.config, first.task
     begun = [_begun(question, client) for client in clients]
     distillation = distillation_of(question, c, first.teacher)
-    lesson = Lesson(task, question.lr, c, units_of(first), distillation)
-    found = tune_together(first.model, [trainee for trainee, _ in begun], lesson)
+    common = CommonTraining(task, question.lr, c, units_of(first), distillation)
+    found = tune_together(first.model, [trainee for trainee, _ in begun], common)
     return {
         client.partition: tuned_answer(question, client, under, tuned, state)
         for client, (_, under), (tuned, state) in zip(clients, begun, found, strict=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from fedprune.commands.subject import Subject, chosen_subject
 from fedprune.commands.targets import check_folder
-from fedprune.export.cargo import Cargo
+from fedprune.export.exported_model import ExportedModel
 from fedprune.export.exporting import export
 from fedprune.export.offered import ROUNDING
 from fedprune.export.quantise import Precision
@@ -32,8 +32,8 @@ def run(arguments: Namespace) -> int:
     command = _command(looked)
     given = (looked.model, looked.config, looked.edits, looked.masks, precision, command)
     sums = _sums(looked, arguments.quantise_by)
-    cargo = Cargo(*given, arguments.type, sums)
-    checked = export(cargo, arguments.to, folder)
+    exported = ExportedModel(*given, arguments.type, sums)
+    checked = export(exported, arguments.to, folder)
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         print(f"{path}  {size(path.stat().st_size)}")
     print(checked)

@@ -17,7 +17,7 @@ from fedprune.client.footprint import Footprint
 from fedprune.config import RunConfig
 from fedprune.config.options import CENTRAL, LOCAL, OWN_START, SMALL, Federation
 from fedprune.config.terms import noised
-from fedprune.engines.ray.nodes import Node, staff_of
+from fedprune.engines.ray.nodes import Node, workers_that_fit
 from fedprune.learning.options import Tuning, trains
 from fedprune.options.refusal import counted
 from fedprune.selection.options import Pruning
@@ -152,7 +152,7 @@ def workers_for(config: Federation, takes: Footprint) -> int:
     """How many workers a Ray on this machine would have."""
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     here = Node("", "", os.cpu_count() or 1, 0.0, RAYS_PART * free)
-    return min(config.hosts, staff_of(here, takes).workers)
+    return min(config.hosts, workers_that_fit(here, takes).workers)
 
 
 def step_count(config: Tuning, n: int) -> int:

@@ -10,7 +10,6 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 
 from fedprune.export.brought import LARGEST_FILE, dtype_of, rounded
-from fedprune.export.cargo import Cargo, about_export, give_all_back, probe_of, type_words
 from fedprune.export.deci_reading import deci_content, deci_into_model, deci_logits
 from fedprune.export.decilm import (
     CONFIG_CODE,
@@ -22,6 +21,13 @@ from fedprune.export.decilm import (
     filled_up,
 )
 from fedprune.export.decoder import Decoder, Unheld, decoder_of
+from fedprune.export.exported_model import (
+    ExportedModel,
+    about_export,
+    give_all_back,
+    probe_of,
+    type_words,
+)
 from fedprune.export.folders import model_outputs
 from fedprune.export.gguf_file import GGUF_KINDS
 from fedprune.export.gguf_folder import outputs_apart
@@ -33,7 +39,7 @@ from fedprune.tensors.models import state_of
 from fedprune.tensors.named import Tensors
 
 
-def write_deci_folder(cargo: Cargo, folder: Path) -> str:
+def write_deci_folder(exported: ExportedModel, folder: Path) -> str:
     """Write config, its code, weights, tokenizer, card and manifest.
 
     Returns:
@@ -42,10 +48,10 @@ def write_deci_folder(cargo: Cargo, folder: Path) -> str:
     Raises:
         ValueError: vLLM cannot hold the model, or what was read again is not what was written.
     """
-    model = rounded(copy.deepcopy(cargo.model), dtype_of(cargo.config))
+    model = rounded(copy.deepcopy(exported.model), dtype_of(exported.config))
     try:
-        _check_biases(cargo)
-        decoder = decoder_of(model, cargo.edits, GGUF_KINDS)
+        _check_biases(exported)
+        decoder = decoder_of(model, exported.edits, GGUF_KINDS)
         rope_factors(decoder)
         layers = deci_layers(decoder)
     except Unheld as error:
@@ -55,19 +61,19 @@ def write_deci_folder(cargo: Cargo, folder: Path) -> str:
     write_atomically(folder / "config.json", deci_config_text(config).encode())
     write_atomically(folder / CONFIG_CODE_NAME, CONFIG_CODE.encode())
     save_torch_state_dict(_tensors_of(decoder, layers), folder, max_shard_size=LARGEST_FILE)
-    checked = _read_again(cargo, folder, decoder)
-    give_all_back(cargo, folder)
-    write_manifest(folder, about_export(cargo, "vllm"))
-    return f"{_sizes(layers)}\n{checked}{type_words(cargo)}"
+    checked = _read_again(exported, folder, decoder)
+    give_all_back(exported, folder)
+    write_manifest(folder, about_export(exported, "vllm"))
+    return f"{_sizes(layers)}\n{checked}{type_words(exported)}"
 
 
-def _check_biases(cargo: Cargo) -> None:
+def _check_biases(exported: ExportedModel) -> None:
     """Refuse biases of single layers, which vLLM leaves unread without a word.
 
     Raises:
         Unheld: there are some.
     """
-    path = next((edit.path for edit in cargo.edits if edit.kind == "bias"), "")
+    path = next((edit.path for edit in exported.edits if edit.kind == "bias"), "")
     if path:
         raise Unheld(f"{path} has a bias, and vLLM gives one to all layers of a kind or none")
 
@@ -95,15 +101,15 @@ def _has_heads(deci: DeciLayer) -> bool:
     return bool(deci.layer.tensors["self_attn.o_proj.weight"].any())
 
 
-def _read_again(cargo: Cargo, folder: Path, decoder: Decoder) -> str:
+def _read_again(exported: ExportedModel, folder: Path, decoder: Decoder) -> str:
     config, tensors = deci_content(folder)
-    back = copy.deepcopy(cargo.model).float()
-    deci_into_model(tensors, back, cargo.edits)
-    rounded_here = rounded(copy.deepcopy(cargo.model), dtype_of(cargo.config)).float()
+    back = copy.deepcopy(exported.model).float()
+    deci_into_model(tensors, back, exported.edits)
+    rounded_here = rounded(copy.deepcopy(exported.model), dtype_of(exported.config)).float()
     for name, here in state_of(rounded_here).items():
         if not torch.equal(here, state_of(back)[name]):
             raise ValueError(f"to='vllm': read again, {name} is not what was written")
-    forward = probe_of(cargo)
+    forward = probe_of(exported)
     ids: Tensor = forward.kwargs["input_ids"]
     with torch.no_grad():
         graph = torch.stack([deci_logits(config, tensors, decoder, row) for row in ids])

@@ -14,8 +14,14 @@ from safetensors.torch import save_model
 
 from fedprune.codec.coded_file import CODED_NAME, HALVES, to_coded
 from fedprune.export.brought import dtype_of, rounded, save_transformer
-from fedprune.export.cargo import Cargo, about_export, give_all_back, probe_of, type_words
 from fedprune.export.deci_folder import write_deci_folder
+from fedprune.export.exported_model import (
+    ExportedModel,
+    about_export,
+    give_all_back,
+    probe_of,
+    type_words,
+)
 from fedprune.export.folders import load, model_outputs
 from fedprune.export.gguf_file import GGUF_KINDS
 from fedprune.export.gguf_folder import write_gguf_folder
@@ -39,11 +45,11 @@ from fedprune.tensors.named import masked
 TENSORS_NAME = "model.safetensors"
 
 
-def export(cargo: Cargo, to: str, folder: Path) -> str:
+def export(exported: ExportedModel, to: str, folder: Path) -> str:
     """Write a model into a fresh folder, with a manifest, and read it again.
 
     Args:
-        cargo: what.
+        exported: what.
         to: a name in `EXPORT_FORMATS`.
         folder: must not be there yet.
 
@@ -57,21 +63,21 @@ def export(cargo: Cargo, to: str, folder: Path) -> str:
     """
     if folder.exists():
         raise FileExistsError(f"out={str(folder)!r}: is there already; allowed: a new folder")
-    if is_quantised(cargo.model):
+    if is_quantised(exported.model):
         raise ValueError("the model is quantised already; allowed: export the run it is from")
-    if cargo.precision is not None and to != "safetensors":
+    if exported.precision is not None and to != "safetensors":
         raise ValueError(
-            f"quantise={cargo.precision.kind!r}: not with --to {to}; allowed: --to safetensors"
+            f"quantise={exported.precision.kind!r}: not with --to {to}; allowed: --to safetensors"
         )
-    if cargo.dtype is not None and to != "gguf":
-        refuse("type", cargo.dtype, f"not with --to {to}", "--to gguf")
-    if any(p.dtype in HALVES for p in cargo.model.parameters()):  # what computes is float32
-        cargo = replace(cargo, model=copy.deepcopy(cargo.model).float())
+    if exported.dtype is not None and to != "gguf":
+        refuse("type", exported.dtype, f"not with --to {to}", "--to gguf")
+    if any(p.dtype in HALVES for p in exported.model.parameters()):  # what computes is float32
+        exported = replace(exported, model=copy.deepcopy(exported.model).float())
     fresh = folder.with_name(f"{folder.name}.new")  # so that nothing half done has its name
     fresh.mkdir(parents=True)
     try:
         with os_errors(folder):
-            checked = EXPORT_FORMATS[to](cargo, fresh)
+            checked = EXPORT_FORMATS[to](exported, fresh)
         fresh.rename(folder)
     except BaseException:
         shutil.rmtree(fresh)
@@ -79,83 +85,86 @@ def export(cargo: Cargo, to: str, folder: Path) -> str:
     return checked
 
 
-def _safetensors(cargo: Cargo, folder: Path) -> str:
+def _safetensors(exported: ExportedModel, folder: Path) -> str:
     more: dict[str, Any] = {}
-    precision = cargo.precision
+    precision = exported.precision
     if precision is not None:
-        cargo = replace(cargo, model=copy.deepcopy(cargo.model))
-        output = output_of(tasks_of(cargo.config.plugin)[cargo.config.task], cargo.model)
-        paths = quantisable(cargo.model, output)
-        quantise(cargo.model, precision, paths, cargo.sums)
+        exported = replace(exported, model=copy.deepcopy(exported.model))
+        output = output_of(tasks_of(exported.config.plugin)[exported.config.task], exported.model)
+        paths = quantisable(exported.model, output)
+        quantise(exported.model, precision, paths, exported.sums)
         more["quantised"] = {**asdict(precision), "layers": paths}
     if precision is None:
-        model = rounded(copy.deepcopy(cargo.model), dtype_of(cargo.config))
+        model = rounded(copy.deepcopy(exported.model), dtype_of(exported.config))
         save_model(model, str(folder / TENSORS_NAME))
-        cargo = replace(cargo, model=model.float())
+        exported = replace(exported, model=model.float())
     else:
-        save_model(cargo.model, str(folder / TENSORS_NAME))
+        save_model(exported.model, str(folder / TENSORS_NAME))
     (folder / TENSORS_NAME).chmod(0o644)  # safetensors writes it for its owner only
-    give_all_back(cargo, folder)
-    write_manifest(folder, about_export(cargo, "safetensors", **more))
-    return _same_bits(cargo, folder) + ("" if precision else type_words(cargo))
+    give_all_back(exported, folder)
+    write_manifest(folder, about_export(exported, "safetensors", **more))
+    return _same_bits(exported, folder) + ("" if precision else type_words(exported))
 
 
-def _sparse(cargo: Cargo, folder: Path) -> str:
-    weights = {**state_of(cargo.model), **frozen_of(cargo.model)}
-    masks = cargo.masks
+def _sparse(exported: ExportedModel, folder: Path) -> str:
+    weights = {**state_of(exported.model), **frozen_of(exported.model)}
+    masks = exported.masks
     if masks is None:
         names = [n for n, w in weights.items() if w.dim() > 1 and bool((w == 0).any())]
-        masks = zeros_as_masks(cargo.model, names)
-    content = to_coded(origin_of(cargo.config, cargo.edits), masked(weights, masks), masks)
+        masks = zeros_as_masks(exported.model, names)
+    content = to_coded(origin_of(exported.config, exported.edits), masked(weights, masks), masks)
     write_atomically(folder / CODED_NAME, content)
-    give_all_back(cargo, folder)
-    write_manifest(folder, about_export(cargo, "sparse"))
-    return _same_bits(cargo, folder)
+    give_all_back(exported, folder)
+    write_manifest(folder, about_export(exported, "sparse"))
+    return _same_bits(exported, folder)
 
 
-def _same_bits(cargo: Cargo, folder: Path) -> str:
-    back, here = load(folder, plugin=cargo.config.plugin).state_dict(), cargo.model.state_dict()
+def _same_bits(exported: ExportedModel, folder: Path) -> str:
+    back, here = (
+        load(folder, plugin=exported.config.plugin).state_dict(),
+        exported.model.state_dict(),
+    )
     odd = [name for name in here if name not in back or not torch.equal(back[name], here[name])]
     if odd or back.keys() != here.keys():
         raise ValueError(f"read again, {(odd or ['a tensor'])[0]} is not what was written")
     return f"read again by fedprune.load: {len(here)} tensors, bit for bit"
 
 
-def _hf(cargo: Cargo, folder: Path) -> str:
+def _hf(exported: ExportedModel, folder: Path) -> str:
     try:
         plain: Any = plain_model(
-            folded(cargo.model), folded(dense_model(cargo.config)), cargo.edits
+            folded(exported.model), folded(dense_model(exported.config)), exported.edits
         )
     except Unplain as error:
-        settings: Any = getattr(cargo.model, "config", None)
+        settings: Any = getattr(exported.model, "config", None)
         others = ", gguf, vllm" * (getattr(settings, "model_type", "") in GGUF_KINDS)
         allowed = f"--to safetensors, sparse, onnx{others}"
         raise ValueError(f"to='hf': {error}; allowed: {allowed}") from None
-    save_transformer(plain, folder, cargo.config)
+    save_transformer(plain, folder, exported.config)
     with quiet():
         back = type(plain).from_pretrained(folder, dtype=torch.float32).eval()
-        plain = rounded(plain, dtype_of(cargo.config)).float()
+        plain = rounded(plain, dtype_of(exported.config)).float()
         for model in (plain, back):
             if mixtures_in(model):  # whose fast products take widths of 16 bytes alone
                 model.set_experts_implementation("eager")
-    forward = probe_of(cargo)
+    forward = probe_of(exported)
     before, after = model_outputs(plain, forward), model_outputs(back, forward)
     off, largest = float((after - before).abs().max()), float(before.abs().max())
     if not off <= 1e-5 * largest:
         raise ValueError(f"to='hf': read again it says {off:.3g} else; allowed: --to safetensors")
-    give_all_back(cargo, folder)
-    write_manifest(folder, about_export(replace(cargo, model=plain, edits=()), "hf"))
-    exact = float((model_outputs(cargo.model, forward) - after).abs().max())
+    give_all_back(exported, folder)
+    write_manifest(folder, about_export(replace(exported, model=plain, edits=()), "hf"))
+    exact = float((model_outputs(exported.model, forward) - after).abs().max())
     return (
         f"read again by from_pretrained: outputs {exact:.3g} off, they are up to {largest:.3g}"
-        + type_words(cargo)
+        + type_words(exported)
     )
 
 
-def _onnx(cargo: Cargo, folder: Path) -> str:
-    found = write_onnx(cargo.model, probe_of(cargo), folder / "model.onnx")
-    give_all_back(cargo, folder)
-    write_manifest(folder, about_export(cargo, "onnx"))
+def _onnx(exported: ExportedModel, folder: Path) -> str:
+    found = write_onnx(exported.model, probe_of(exported), folder / "model.onnx")
+    give_all_back(exported, folder)
+    write_manifest(folder, about_export(exported, "onnx"))
     shapes = ", ".join(f"{n} {s}".replace("'", "") for n, s in found.inputs.items())
     return (
         f"run by onnxruntime: outputs {found.difference:.3g} off, they are up to "
@@ -163,7 +172,7 @@ def _onnx(cargo: Cargo, folder: Path) -> str:
     )
 
 
-EXPORT_FORMATS: dict[str, Callable[[Cargo, Path], str]] = {
+EXPORT_FORMATS: dict[str, Callable[[ExportedModel, Path], str]] = {
     "safetensors": _safetensors,
     "sparse": _sparse,
     "hf": _hf,

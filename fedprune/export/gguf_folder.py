@@ -10,8 +10,14 @@ import torch
 from torch import Tensor
 
 from fedprune.export.brought import dtype_of
-from fedprune.export.cargo import Cargo, about_export, give_card, probe_of, tokenizer_of
 from fedprune.export.decoder import Unheld, decoder_of
+from fedprune.export.exported_model import (
+    ExportedModel,
+    about_export,
+    give_card,
+    probe_of,
+    tokenizer_of,
+)
 from fedprune.export.folders import model_outputs
 from fedprune.export.gguf_file import GGUF_KINDS, GGUF_NAME, GgufPlan, gguf_plan, write_gguf
 from fedprune.export.gguf_reading import gguf_logits, into_model, read_gguf
@@ -26,7 +32,7 @@ GRAPH_TOLERANCE = 1e-4
 _BROUGHT = {torch.float16: "f16", torch.bfloat16: "bf16"}
 
 
-def write_gguf_folder(cargo: Cargo, folder: Path) -> str:
+def write_gguf_folder(exported: ExportedModel, folder: Path) -> str:
     """Write the file, the manifest and the card.
 
     Returns:
@@ -37,17 +43,17 @@ def write_gguf_folder(cargo: Cargo, folder: Path) -> str:
         ValueError: llama.cpp cannot hold the model, or what was read again is not what was written.
     """
     _check_installed()
-    kind = _kind(cargo)
+    kind = _kind(exported)
     try:
-        plan = gguf_plan(decoder_of(cargo.model, cargo.edits, GGUF_KINDS))
-        vocabulary = _vocabulary(cargo, plan)
+        plan = gguf_plan(decoder_of(exported.model, exported.edits, GGUF_KINDS))
+        vocabulary = _vocabulary(exported, plan)
     except Unheld as error:
         raise ValueError(f"to='gguf': {error}; allowed: --to safetensors, sparse, onnx") from None
     path = folder / GGUF_NAME
-    kinds = write_gguf(path, plan, kind, vocabulary, f"{cargo.config.task} by fedprune")
-    checked = _read_again(cargo, path)
-    give_card(cargo, folder)
-    write_manifest(folder, about_export(cargo, "gguf", type=kind))
+    kinds = write_gguf(path, plan, kind, vocabulary, f"{exported.config.task} by fedprune")
+    checked = _read_again(exported, path)
+    give_card(exported, folder)
+    write_manifest(folder, about_export(exported, "gguf", type=kind))
     types = ", ".join(f"{n} {name}" for name, n in sorted(kinds.items()))
     stands = f", {counted(plan.stood_in, 'unit')} of zeros in place of none" * bool(plan.stood_in)
     return f"architecture {plan.architecture}{stands}; {types}\n{checked}"
@@ -62,43 +68,43 @@ def _check_installed() -> None:
         ) from None
 
 
-def _kind(cargo: Cargo) -> str:
+def _kind(exported: ExportedModel) -> str:
     """The type of the matrices.
 
     Raises:
         ValueError: a weight is beyond the one that was asked for.
     """
-    brought = _BROUGHT.get(dtype_of(cargo.config), "f32")
-    kind = cargo.dtype or brought
-    large = [n for n, t in state_of(cargo.model).items() if float(t.abs().max()) > 65504]
+    brought = _BROUGHT.get(dtype_of(exported.config), "f32")
+    kind = exported.dtype or brought
+    large = [n for n, t in state_of(exported.model).items() if float(t.abs().max()) > 65504]
     if kind in ("f16", "q8_0") and large:  # the scales of q8_0 are float16 too, of a 127th
-        if cargo.dtype is None:
+        if exported.dtype is None:
             return "f32"
         refuse("type", kind, f"{large[0]} has numbers beyond 65504", "f32, bf16")
     return kind
 
 
-def _vocabulary(cargo: Cargo, plan: GgufPlan) -> GgufVocabulary:
-    tokenizer = tokenizer_of(cargo)
+def _vocabulary(exported: ExportedModel, plan: GgufPlan) -> GgufVocabulary:
+    tokenizer = tokenizer_of(exported)
     if tokenizer is None:
-        raise Unheld(f"task {cargo.config.task} has no tokenizer")
+        raise Unheld(f"task {exported.config.task} has no tokenizer")
     return gguf_vocabulary(tokenizer, plan.decoder.settings.vocab_size)
 
 
-def _read_again(cargo: Cargo, path: Path) -> str:
+def _read_again(exported: ExportedModel, path: Path) -> str:
     content = read_gguf(path)
-    back = copy.deepcopy(cargo.model)
-    kinds = into_model(content, back, cargo.edits)
+    back = copy.deepcopy(exported.model)
+    kinds = into_model(content, back, exported.edits)
     for name, kind in kinds.items():
-        here, there = (m.get_parameter(name).detach() for m in (cargo.model, back))
+        here, there = (m.get_parameter(name).detach() for m in (exported.model, back))
         if not bool(((here - there).abs() <= _step(here, kind)).all()):
             raise ValueError(f"to='gguf': read again, {name} is not what was written")
-    forward = probe_of(cargo)
+    forward = probe_of(exported)
     ids: Tensor = forward.kwargs["input_ids"]
     with torch.no_grad():
         graph = torch.stack([gguf_logits(content, row) for row in ids])
     off, largest = outputs_apart(graph, model_outputs(back, forward), "gguf")
-    exact = float((graph - model_outputs(cargo.model, forward)).abs().max())
+    exact = float((graph - model_outputs(exported.model, forward)).abs().max())
     return (
         f"read again: {counted(len(kinds), 'tensor')}; llama.cpp's graph, written out, is "
         f"{off:.3g} off with the file's weights, {exact:.3g} off the model; logits are up to "

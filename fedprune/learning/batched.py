@@ -18,7 +18,7 @@ from fedprune.learning.distillation import taught
 from fedprune.learning.local_training import Tuned, precision_of
 from fedprune.learning.objectives import add_gradients
 from fedprune.learning.stacks import (
-    Lesson,
+    CommonTraining,
     Stacks,
     StepRows,
     Trainee,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 def tune_together(
-    model: nn.Module, trainees: Sequence[Trainee], lesson: Lesson
+    model: nn.Module, trainees: Sequence[Trainee], common: CommonTraining
 ) -> list[tuple[Tuned, Tensors]]:
     """Train clients on mean losses of their steps, all at once; the model stays as it is.
 
@@ -53,7 +53,7 @@ def tune_together(
     order = sorted(range(len(trainees)), key=lambda i: -len(trainees[i].steps))
     ranked = [trainees[i] for i in order]
     into_training(model)
-    stacks, done = stacks_at_start(model, ranked, lesson), dict[int, Tensors]()
+    stacks, done = stacks_at_start(model, ranked, common), dict[int, Tensors]()
     sums = torch.zeros(3, len(ranked), dtype=torch.float64)
     data, plans = _data_of(ranked)
     alike, left = False, len(ranked)
@@ -61,11 +61,11 @@ def tune_together(
         there = sum(len(plan) > at for plan in plans)
         if there < left:
             done |= end_states(stacks, there, left)
-            stacks, left = first_stacks(stacks, ranked[:there], lesson), there
+            stacks, left = first_stacks(stacks, ranked[:there], common), there
         steps = [plan[at] for plan in plans[:there]]
-        alike = _step(model, stacks, data, steps, lesson, sums[:, :there], alike)
+        alike = _step(model, stacks, data, steps, common, sums[:, :there], alike)
     done |= end_states(stacks, 0, left)
-    found = {i: (_sums(sums[:, rank], lesson), done[rank]) for rank, i in enumerate(order)}
+    found = {i: (_sums(sums[:, rank], common), done[rank]) for rank, i in enumerate(order)}
     return [found[i] for i in range(len(trainees))]
 
 
@@ -80,9 +80,9 @@ def _data_of(ranked: Sequence[Trainee]) -> tuple[Part, list[StepRows]]:
     return data, plans
 
 
-def _sums(sums: Tensor, lesson: Lesson) -> Tuned:
+def _sums(sums: Tensor, common: CommonTraining) -> Tuned:
     loss, count, apart = sums.tolist()
-    return Tuned(loss, int(count), None, None if lesson.distillation is None else apart)
+    return Tuned(loss, int(count), None, None if common.distillation is None else apart)
 
 
 def _step(
@@ -90,7 +90,7 @@ def _step(
     stacks: Stacks,
     data: Part,
     steps: Sequence[list[Tensor]],
-    lesson: Lesson,
+    common: CommonTraining,
     sums: Tensor,
     alike: bool,
 ) -> bool:
@@ -102,33 +102,33 @@ def _step(
     labels = [0] * len(steps)
     for turn, batch in zip(turns, batches, strict=True):
         for i, part in zip(turn, batch.parts(), strict=True):
-            labels[i] += lesson.task.labels(part)
+            labels[i] += common.task.labels(part)
     sums[1] += torch.tensor(labels, dtype=sums.dtype)
     for turn, batch in zip(turns, batches, strict=True):
         if not (alike and batch.ragged):
             try:
-                _backward(model, stacks, list(turn), batch, labels, lesson, sums)
+                _backward(model, stacks, list(turn), batch, labels, common, sums)
                 continue
             except Ragged:
                 alike = True
         for size in sorted(set(batch.sizes)):
             some = {i: rows for i, rows in turn.items() if len(rows) == size}
             even = join_batches(data, list(some.values()))
-            _backward(model, stacks, list(some), even, labels, lesson, sums)
-    _move(stacks, lesson)
+            _backward(model, stacks, list(some), even, labels, common, sums)
+    _move(stacks, common)
     return alike
 
 
-def _move(stacks: Stacks, lesson: Lesson) -> None:
+def _move(stacks: Stacks, common: CommonTraining) -> None:
     """What follows once the gradients are there."""
-    _shape_gradients(stacks, lesson.config)
+    _shape_gradients(stacks, common.config)
     for name, p in stacks.stored.items():
         gradient = stacks.named[name].grad
         if p is not stacks.named[name]:
             p.grad = None if gradient is None else gradient.mT
     stacks.take()
     for shrink in stacks.shrinkages:
-        shrink(stacks.named, lesson.lr)
+        shrink(stacks.named, common.lr)
 
 
 def _turn(steps: Sequence[list[Tensor]], j: int) -> dict[int, Tensor]:
@@ -142,13 +142,13 @@ def _backward(
     those: list[int],
     batches: Joined,
     labels: Sequence[int],
-    lesson: Lesson,
+    common: CommonTraining,
     sums: Tensor,
 ) -> None:
     """Add the gradients of some clients' batches, each over the labels of its step."""
     stack = _stacked(model, stacks, those)
-    with precision_of(lesson.config, stacks.draws.device.type):
-        total, own, apart = _learnt(stack, batches, lesson)
+    with precision_of(common.config, stacks.draws.device.type):
+        total, own, apart = _learnt(stack, batches, common)
     by = torch.tensor([max(1, labels[i]) for i in those])
     (total / by.to(total)).sum().backward()
     assert stack.draws is not None
@@ -170,14 +170,16 @@ def _stacked(model: nn.Module, stacks: Stacks, those: list[int]) -> Stacked:
     return Stacked(model, whole, draws=draws)
 
 
-def _learnt(stack: Stacked, batches: Joined, lesson: Lesson) -> tuple[Tensor, Tensor, Tensor]:
+def _learnt(
+    stack: Stacked, batches: Joined, common: CommonTraining
+) -> tuple[Tensor, Tensor, Tensor]:
     """What each client minimises, its task's loss, and its distance from a teacher, (clients,)."""
-    if lesson.distillation is None:
-        own = losses_of(stack, lesson.task.loss, batches)
+    if common.distillation is None:
+        own = losses_of(stack, common.task.loss, batches)
         return own, own, torch.zeros(len(own), dtype=torch.float64)
-    answered_at_once(stack, lesson.task.loss, batches)
+    answered_at_once(stack, common.task.loss, batches)
     # What stands for a client's model gives again what was computed above for all.
-    found = [taught(lesson.distillation, again, part) for again, part in replays(stack, batches)]
+    found = [taught(common.distillation, again, part) for again, part in replays(stack, batches)]
     apart = torch.tensor([each.divergence for each in found], dtype=torch.float64)
     totals = torch.stack([each.total for each in found])
     return totals, torch.stack([each.own.total for each in found]), apart

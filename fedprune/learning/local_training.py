@@ -199,7 +199,7 @@ def _learnt(model: nn.Module, batch: Part, task: Task, extras: Extras) -> Taught
 def _attention_of(
     model: nn.Module, distillation: Distillation | None
 ) -> AbstractContextManager[None]:
-    """Attention that gives its weights, where a lesson looks at them."""
+    """Attention that gives its weights, where a common looks at them."""
     if distillation is None or not distillation.attention:
         return nullcontext()
     return eager(model, distillation.teacher)

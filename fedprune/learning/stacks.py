@@ -43,8 +43,8 @@ class Trainee:
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What all of them are taught.
+class CommonTraining:
+    """What all of them are trained with.
 
     Attributes:
         task: its loss, and the labels of a batch.
@@ -88,7 +88,7 @@ class Stacks:
     draws: Draws
 
 
-def stacks_at_start(model: nn.Module, ranked: Sequence[Trainee], lesson: Lesson) -> Stacks:
+def stacks_at_start(model: nn.Module, ranked: Sequence[Trainee], common: CommonTraining) -> Stacks:
     """All clients before their first step, who takes the most steps first."""
     device, found = next(model.parameters()).device, found_in(model)
     still: frozenset[str] = getattr(model, CONSTANTS, frozenset())
@@ -103,7 +103,7 @@ def stacks_at_start(model: nn.Module, ranked: Sequence[Trainee], lesson: Lesson)
     buffers = {n: _stack([t.start.get(n, b) for t in ranked], device) for n, b in kept.items()}
     named = {n: nn.Parameter(stack) for n, stack in stacks.items()}
     draws = draws_from([t.seed for t in ranked], device)
-    return _stacks_of(named, buffers, draws, ranked, lesson)
+    return _stacks_of(named, buffers, draws, ranked, common)
 
 
 def _stack(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
@@ -115,23 +115,23 @@ def _stacks_of(
     buffers: Tensors,
     draws: Draws,
     ranked: Sequence[Trainee],
-    lesson: Lesson,
+    common: CommonTraining,
 ) -> Stacks:
-    c, masks = lesson.config, ranked[0].masks
+    c, masks = common.config, ranked[0].masks
     removed = {
         n: ~_stack([t.masks[n] for t in ranked], p.device)
         for n, p in named.items()
         if n in masks and not all(all_true(t.masks[n]) for t in ranked)
     }
-    count = unit_count(lesson.units)
+    count = unit_count(common.units)
     units = {
         n: torch.stack([torch.where(u < 0, u, u + i * count) for i in range(len(ranked))])
-        for n, u in lesson.units.items()
+        for n, u in common.units.items()
     }
     near = named if c.proximal else {}
     start = {n: _stack([t.start[n] for t in ranked], p.device) for n, p in near.items()}
     stored = {n: p if p.is_contiguous() else nn.Parameter(p.detach().mT) for n, p in named.items()}
-    optimizer = OPTIMIZERS[c.optimizer](list(stored.values()), lesson.lr, c)
+    optimizer = OPTIMIZERS[c.optimizer](list(stored.values()), common.lr, c)
     for group in optimizer.param_groups:
         group.update(fused=True, foreach=False)  # one pass over what is large now
     return Stacks(
@@ -151,13 +151,13 @@ def end_states(stacks: Stacks, there: int, left: int) -> dict[int, Tensors]:
     }
 
 
-def first_stacks(stacks: Stacks, ranked: Sequence[Trainee], lesson: Lesson) -> Stacks:
+def first_stacks(stacks: Stacks, ranked: Sequence[Trainee], common: CommonTraining) -> Stacks:
     """The first of the clients, as far as they are."""
     n = len(ranked)
     named = {name: nn.Parameter(p.detach()[:n].clone()) for name, p in stacks.named.items()}
     buffers = {name: b[:n].clone() for name, b in stacks.buffers.items()}
     draws = Draws(stacks.draws.states[:n], stacks.draws.device)
-    fresh = _stacks_of(named, buffers, draws, ranked, lesson)
+    fresh = _stacks_of(named, buffers, draws, ranked, common)
     for name, p in fresh.stored.items():
         old = stacks.stored[name]
         state = stacks.optimizer.state.get(old, {})

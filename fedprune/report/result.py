@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from fedprune.config import RunConfig
-from fedprune.export.cargo import Cargo
+from fedprune.export.exported_model import ExportedModel
 from fedprune.export.exporting import export
 from fedprune.records.sizes import Summary
 from fedprune.server.rows import Row
@@ -99,6 +99,6 @@ class Result:
         if self.config is None:
             raise ValueError("config: not known of this result; allowed: one of federate()")
         with nullcontext() if self.task is None else known_as_own(self.task):
-            cargo = Cargo(self.model, self.config, self.state.edits, self.state.masks)
-            export(cargo, to, Path(folder))
+            exported = ExportedModel(self.model, self.config, self.state.edits, self.state.masks)
+            export(exported, to, Path(folder))
         return Path(folder)

@@ -6,7 +6,7 @@ import torch
 from fedprune.commands.analyse import known_of
 from fedprune.commands.main import main
 from fedprune.commands.subject import Subject, subject
-from fedprune.export.cargo import Cargo
+from fedprune.export.exported_model import ExportedModel
 from fedprune.export.exporting import export
 from fedprune.export.quantise import Precision
 from fedprune.redundancy.analysis import analysed
@@ -65,8 +65,8 @@ def test_a_part_is_a_part(option, run_folder, capsys):
 
 def test_a_quantised_model_is_refused_with_what_to_take(run_folder, tmp_path, capsys):
     looked = subject(str(run_folder))
-    cargo = Cargo(looked.model, looked.config, precision=Precision("int8"))
-    export(cargo, "safetensors", tmp_path / "int8")
+    exported = ExportedModel(looked.model, looked.config, precision=Precision("int8"))
+    export(exported, "safetensors", tmp_path / "int8")
     assert main(["analyse", str(tmp_path / "int8"), "--no-inputs"]) == 2
     assert "quantised; allowed: the run that it is from" in capsys.readouterr().err
 

@@ -5,7 +5,7 @@ import pytest
 from fedprune.commands.main import main
 from fedprune.commands.measure import on_disk
 from fedprune.commands.subject import subject
-from fedprune.export.cargo import Cargo
+from fedprune.export.exported_model import ExportedModel
 from fedprune.export.exporting import export
 from fedprune.export.manifest import write_manifest
 
@@ -84,7 +84,7 @@ def test_bad_input_is_a_line(run_folder, capsys, arguments, words):
 
 def test_a_baseline_of_another_task_is_a_line(run_folder, tmp_path, capsys):
     other = subject("llama", "shakespeare")
-    export(Cargo(other.model, other.config), "safetensors", tmp_path / "llama")
+    export(ExportedModel(other.model, other.config), "safetensors", tmp_path / "llama")
     given = ["measure", str(tmp_path / "llama"), "--baseline", str(run_folder)]
     assert main([*given, *QUICK]) == 2
     said = capsys.readouterr().err

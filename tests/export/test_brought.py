@@ -12,7 +12,7 @@ import fedprune
 from fedprune import federate
 from fedprune.config import configure
 from fedprune.export.card import card
-from fedprune.export.cargo import Cargo
+from fedprune.export.exported_model import ExportedModel
 from fedprune.export.exporting import export
 from fedprune.protocol.origin import blank
 from fedprune.tensors.models import state_of
@@ -89,7 +89,7 @@ def test_every_file_and_the_type_come_back_in_every_form(played):
     removed = result.summary["sparsity"]
     forms = ("hf", "safetensors", "sparse")
     for form in forms:
-        export(Cargo(result.model, config, masks=result.state.masks), form, run / form)
+        export(ExportedModel(result.model, config, masks=result.state.masks), form, run / form)
     for folder in (run / "model", *(run / form for form in forms)):
         same_files(own, folder)
         card_text = (folder / "README.md").read_text()

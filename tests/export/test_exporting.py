@@ -8,7 +8,7 @@ import torch
 
 from fedprune import load, select
 from fedprune.client.host import layout_for
-from fedprune.export.cargo import Cargo, probe_of, ties_of
+from fedprune.export.exported_model import ExportedModel, probe_of, ties_of
 from fedprune.export.exporting import EXPORT_FORMATS, export
 from fedprune.export.folders import model_outputs
 from fedprune.export.manifest import read_manifest
@@ -33,10 +33,12 @@ TASKS = {
 
 
 @pytest.fixture
-def cargo() -> Callable[..., Cargo]:
+def to_export() -> Callable[..., ExportedModel]:
     """A family that lost heads and neurons (none, if not cut), and 60 % of the weights left."""
 
-    def made(family: str, *, heads: bool = True, uneven: bool = True, cut: bool = True) -> Cargo:
+    def made(
+        family: str, *, heads: bool = True, uneven: bool = True, cut: bool = True
+    ) -> ExportedModel:
         config = tiny(task=TASKS[family], model=family)
         model = dense_model(config).eval()
         groups = structure_of(model, layout_for(config, model).prunable).groups
@@ -51,106 +53,106 @@ def cargo() -> Callable[..., Cargo]:
         masks = select({n: weights[n].abs() for n in names if "head" not in n}, 0.6)
         for name, mask in masks.items():
             state_of(model)[name].mul_(mask)
-        return Cargo(model, config, edits, masks)
+        return ExportedModel(model, config, edits, masks)
 
     return made
 
 
 @pytest.mark.parametrize("family", TASKS)
-def test_any_shape_comes_back_bit_for_bit(family, cargo, tmp_path):
-    goods = cargo(family, heads=family != "llama-gqa")  # it has the two groups that are kept
-    checked = export(goods, "safetensors", tmp_path / "out")
+def test_any_shape_comes_back_bit_for_bit(family, to_export, tmp_path):
+    exported = to_export(family, heads=family != "llama-gqa")  # it has the two groups that are kept
+    checked = export(exported, "safetensors", tmp_path / "out")
     assert "bit for bit" in checked
     back = load(tmp_path / "out")
-    assert same(back.state_dict(), goods.model.state_dict())
-    probe = probe_of(goods)
-    assert torch.equal(model_outputs(back, probe), model_outputs(goods.model, probe))
+    assert same(back.state_dict(), exported.model.state_dict())
+    probe = probe_of(exported)
+    assert torch.equal(model_outputs(back, probe), model_outputs(exported.model, probe))
     about = read_manifest(tmp_path / "out")
-    assert len(about["edits"]) == len(goods.edits) > 0
-    assert about["ties"] == ties_of(goods.model)
+    assert len(about["edits"]) == len(exported.edits) > 0
+    assert about["ties"] == ties_of(exported.model)
     assert about["config"]["task"] == TASKS[family]
     assert set(about["files"]) >= {"model.safetensors", "tokenizer.json"}
 
 
-def test_ties_are_told_and_come_back_tied(cargo, tmp_path):
-    goods = cargo("gpt2", cut=False)
-    assert ties_of(goods.model) == {"lm_head.weight": "transformer.wte.weight"}
-    export(goods, "safetensors", tmp_path / "out")
+def test_ties_are_told_and_come_back_tied(to_export, tmp_path):
+    exported = to_export("gpt2", cut=False)
+    assert ties_of(exported.model) == {"lm_head.weight": "transformer.wte.weight"}
+    export(exported, "safetensors", tmp_path / "out")
     back = load(tmp_path / "out")
     assert back.lm_head.weight is back.transformer.wte.weight
 
 
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("family", ["llama", "t5", "bert"])
-def test_what_a_plain_config_says_is_loaded_by_transformers(family, cargo, tmp_path):
+def test_what_a_plain_config_says_is_loaded_by_transformers(family, to_export, tmp_path):
     import transformers
 
-    goods = cargo(family, uneven=False, heads=family != "bert")
-    checked = export(goods, "hf", tmp_path / "out")
+    exported = to_export(family, uneven=False, heads=family != "bert")
+    checked = export(exported, "hf", tmp_path / "out")
     assert "read again by from_pretrained" in checked
-    theirs = getattr(transformers, type(goods.model).__name__).from_pretrained(tmp_path / "out")
-    probe = probe_of(goods)
+    theirs = getattr(transformers, type(exported.model).__name__).from_pretrained(tmp_path / "out")
+    probe = probe_of(exported)
     assert torch.allclose(
-        model_outputs(theirs.eval(), probe), model_outputs(goods.model, probe), atol=1e-5
+        model_outputs(theirs.eval(), probe), model_outputs(exported.model, probe), atol=1e-5
     )
     assert torch.equal(
         model_outputs(load(tmp_path / "out"), probe), model_outputs(theirs.eval(), probe)
     )
 
 
-def test_what_it_does_not_say_is_refused_with_what_works(cargo, tmp_path):
+def test_what_it_does_not_say_is_refused_with_what_works(to_export, tmp_path):
     with pytest.raises(ValueError, match=r"to='hf': its blocks keep .*allowed: --to safetensors"):
-        export(cargo("llama"), "hf", tmp_path / "out")
+        export(to_export("llama"), "hf", tmp_path / "out")
     assert list(tmp_path.iterdir()) == [], "nothing half done stays"
 
 
-def test_the_sparse_file_comes_back_bit_for_bit(cargo, tmp_path):
-    goods = cargo("llama", cut=False)
-    export(goods, "sparse", tmp_path / "out")
-    assert same(load(tmp_path / "out").state_dict(), goods.model.state_dict())
+def test_the_sparse_file_comes_back_bit_for_bit(to_export, tmp_path):
+    exported = to_export("llama", cut=False)
+    export(exported, "sparse", tmp_path / "out")
+    assert same(load(tmp_path / "out").state_dict(), exported.model.state_dict())
     files = {p.name: p.stat().st_size for p in (tmp_path / "out").iterdir()}
     assert files.keys() >= {"fedprune.json", "model.fedprune", "README.md", "config.json"}
-    assert files["model.fedprune"] < 0.6 * size_of(goods.model).bytes_dense
+    assert files["model.fedprune"] < 0.6 * size_of(exported.model).bytes_dense
     # Without masks what is 0.0 counts as removed: the same values come back.
-    export(replace(goods, masks=None), "sparse", tmp_path / "again")
-    assert same(load(tmp_path / "again").state_dict(), goods.model.state_dict())
+    export(replace(exported, masks=None), "sparse", tmp_path / "again")
+    assert same(load(tmp_path / "again").state_dict(), exported.model.state_dict())
 
 
 @pytest.mark.parametrize("kind", PRECISIONS)
-def test_a_quantised_model_comes_back_quantised(kind, cargo, tmp_path):
-    goods = replace(cargo("gpt2", heads=False), precision=Precision(kind, 16))
-    export(goods, "safetensors", tmp_path / "out")
+def test_a_quantised_model_comes_back_quantised(kind, to_export, tmp_path):
+    exported = replace(to_export("gpt2", heads=False), precision=Precision(kind, 16))
+    export(exported, "safetensors", tmp_path / "out")
     back = load(tmp_path / "out")
-    assert size_of(back).bytes_held < size_of(goods.model).bytes_held
-    probe = probe_of(goods)
-    here, there = model_outputs(goods.model, probe), model_outputs(back, probe)
+    assert size_of(back).bytes_held < size_of(exported.model).bytes_held
+    probe = probe_of(exported)
+    here, there = model_outputs(exported.model, probe), model_outputs(back, probe)
     assert 0 < (here - there).norm() < 0.3 * here.norm()
     with pytest.raises(ValueError, match="is quantised already"):
-        export(replace(goods, model=back, precision=None), "sparse", tmp_path / "again")
+        export(replace(exported, model=back, precision=None), "sparse", tmp_path / "again")
 
 
-def test_bits_are_for_safetensors_only(cargo, tmp_path):
-    goods = replace(cargo("llama", cut=False), precision=Precision("int8"))
+def test_bits_are_for_safetensors_only(to_export, tmp_path):
+    exported = replace(to_export("llama", cut=False), precision=Precision("int8"))
     for to in EXPORT_FORMATS.keys() - {"safetensors"}:
         with pytest.raises(ValueError, match=f"not with --to {to}; allowed: --to safetensors"):
-            export(goods, to, tmp_path / "out")
+            export(exported, to, tmp_path / "out")
 
 
-def test_a_folder_that_is_there_is_not_written_to(cargo, tmp_path):
+def test_a_folder_that_is_there_is_not_written_to(to_export, tmp_path):
     with pytest.raises(FileExistsError, match="is there already"):
-        export(cargo("llama", cut=False), "sparse", tmp_path)
+        export(to_export("llama", cut=False), "sparse", tmp_path)
 
 
 def test_a_model_without_a_config_is_refused(tmp_path):
     config = tiny()
     with pytest.raises(ValueError, match="ConvNet is no model whose config"):
-        export(Cargo(dense_model(config).eval(), config), "hf", tmp_path / "out")
+        export(ExportedModel(dense_model(config).eval(), config), "hf", tmp_path / "out")
 
 
 @pytest.mark.slow
 def test_nothing_is_pickled_anywhere():
     """But for what goes to workers of the same run, as all does that Ray is given."""
-    to_workers = ROOT / "fedprune/engines/ray/letters.py"
+    to_workers = ROOT / "fedprune/engines/ray/message_parts.py"
     for path in (p for d in ("fedprune", "clients", "server") for p in (ROOT / d).rglob("*.py")):
         if path == to_workers:
             continue
@@ -166,18 +168,18 @@ def test_nothing_is_pickled_anywhere():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "t5"])
-def test_onnxruntime_says_the_same(family, cargo, tmp_path):
+def test_onnxruntime_says_the_same(family, to_export, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    goods = cargo(family)
-    checked = export(goods, "onnx", tmp_path / "out")
+    exported = to_export(family)
+    checked = export(exported, "onnx", tmp_path / "out")
     assert "run by onnxruntime" in checked
     session = runtime.InferenceSession(str(tmp_path / "out" / "model.onnx"))
-    probe = probe_of(goods, examples=3)  # another batch than it was traced with
+    probe = probe_of(exported, examples=3)  # another batch than it was traced with
     tensors = [t for t in probe.kwargs.values() if isinstance(t, torch.Tensor)]
     given = {i.name: t.numpy() for i, t in zip(session.get_inputs(), tensors, strict=True)}
     out = torch.from_numpy(session.run(None, given)[0])
-    assert torch.allclose(out, model_outputs(goods.model, probe), atol=1e-4)
+    assert torch.allclose(out, model_outputs(exported.model, probe), atol=1e-4)
     with pytest.raises(ValueError, match="an ONNX graph, for onnxruntime"):
         load(tmp_path / "out")
 
@@ -186,11 +188,11 @@ def test_every_form_is_described():
     assert list(EXPORT_FORMATS) == list(EXPORT_SUMMARIES)
 
 
-def test_large_weights_are_in_several_files(cargo, tmp_path, monkeypatch):
+def test_large_weights_are_in_several_files(to_export, tmp_path, monkeypatch):
     from fedprune.export import brought
 
     monkeypatch.setattr(brought, "LARGEST_FILE", "100KB")
-    goods = cargo("llama", cut=False)
-    export(goods, "hf", tmp_path / "out")
+    exported = to_export("llama", cut=False)
+    export(exported, "hf", tmp_path / "out")
     assert len([*(tmp_path / "out").glob("model-*.safetensors")]) > 1
-    assert same(load(tmp_path / "out").state_dict(), goods.model.state_dict())
+    assert same(load(tmp_path / "out").state_dict(), exported.model.state_dict())

@@ -5,7 +5,7 @@ import pytest
 
 from fedprune import load
 from fedprune.commands.subject import subject
-from fedprune.export.cargo import Cargo
+from fedprune.export.exported_model import ExportedModel
 from fedprune.export.exporting import export
 from fedprune.export.manifest import write_manifest
 from fedprune.tensors.models import state_of
@@ -16,7 +16,11 @@ from tests.runs import same
 def exported(run_folder, tmp_path_factory) -> Path:
     looked = subject(str(run_folder))
     folder = tmp_path_factory.mktemp("exports") / "one"
-    export(Cargo(looked.model, looked.config, looked.edits, looked.masks), "safetensors", folder)
+    export(
+        ExportedModel(looked.model, looked.config, looked.edits, looked.masks),
+        "safetensors",
+        folder,
+    )
     return folder
 
 

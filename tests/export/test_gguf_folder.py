@@ -8,7 +8,7 @@ from transformers import MistralForCausalLM, Qwen2ForCausalLM
 
 from fedprune import load
 from fedprune.export import gguf_folder
-from fedprune.export.cargo import Cargo
+from fedprune.export.exported_model import ExportedModel
 from fedprune.export.exporting import export
 from fedprune.export.gguf_reading import GgufContent, read_gguf
 from fedprune.export.offered import GGUF_SUMMARIES
@@ -51,7 +51,9 @@ CUTS = {
 }
 
 
-def goods(cut: str = "whole", model: str = "llama", kind: Any = None, **settings: Any) -> Cargo:
+def to_export(
+    cut: str = "whole", model: str = "llama", kind: Any = None, **settings: Any
+) -> ExportedModel:
     """A decoder with random weights, built anew where its class or its config is another one."""
     config = tiny(task="shakespeare", model=model)
     dense: Any = dense_model(config)
@@ -63,7 +65,7 @@ def goods(cut: str = "whole", model: str = "llama", kind: Any = None, **settings
     gen = torch.Generator().manual_seed(0)
     for p in dense.parameters():
         p.data += torch.randn(p.shape, generator=gen) * 0.2
-    return Cargo(reshaped(dense.eval(), CUTS[cut]), config, CUTS[cut])
+    return ExportedModel(reshaped(dense.eval(), CUTS[cut]), config, CUTS[cut])
 
 
 def next_token(model: Any, ids: list[int]) -> torch.Tensor:
@@ -75,11 +77,11 @@ def next_token(model: Any, ids: list[int]) -> torch.Tensor:
     ("cut", "kind"), [*((cut, "f32") for cut in CUTS), *(("uneven", k) for k in GGUF_SUMMARIES)]
 )
 def test_every_cut_is_read_again_in_every_type(cut, kind, tmp_path):
-    cargo = replace(goods(cut), dtype=kind)
-    said = export(cargo, "gguf", tmp_path / "out")
+    exported = replace(to_export(cut), dtype=kind)
+    said = export(exported, "gguf", tmp_path / "out")
     plain = cut in ("whole", "even", "a block gone")
     assert said.startswith(f"architecture {'llama' if plain else 'deci'}")
-    back, here = state_of(load(tmp_path / "out")), state_of(cargo.model)
+    back, here = state_of(load(tmp_path / "out")), state_of(exported.model)
     if kind == "f32":
         assert same(back, here)
     else:
@@ -96,13 +98,13 @@ def test_every_cut_is_read_again_in_every_type(cut, kind, tmp_path):
 def test_transformers_reads_the_same_model(model, tmp_path):
     from transformers import AutoModelForCausalLM
 
-    cargo = goods(model=model)
-    export(cargo, "gguf", tmp_path / "out")
+    exported = to_export(model=model)
+    export(exported, "gguf", tmp_path / "out")
     theirs = AutoModelForCausalLM.from_pretrained(
         tmp_path / "out", gguf_file="model.gguf", dtype=torch.float32
     )
     assert theirs.config.tie_word_embeddings == (model == "llama-tied")
-    torch.testing.assert_close(next_token(theirs, IDS), next_token(cargo.model, IDS))
+    torch.testing.assert_close(next_token(theirs, IDS), next_token(exported.model, IDS))
 
 
 @pytest.mark.parametrize(
@@ -120,12 +122,12 @@ def test_transformers_reads_the_same_model(model, tmp_path):
 @pytest.mark.sampled(3)
 def test_llama_cpp_says_the_same(cut, given, tmp_path):
     pytest.importorskip("xllamacpp")
-    cargo = goods(cut, **given)
-    export(cargo, "gguf", tmp_path / "out")
+    exported = to_export(cut, **given)
+    export(exported, "gguf", tmp_path / "out")
     text = "To be, or not:\n 12 O!"
     said, cut_text = run_by_llama_cpp(tmp_path / "out" / "model.gguf", IDS, 98, text)
     torch.testing.assert_close(
-        torch.tensor(said), next_token(cargo.model, IDS), atol=1e-4, rtol=1e-4
+        torch.tensor(said), next_token(exported.model, IDS), atol=1e-4, rtol=1e-4
     )
     assert cut_text == characters("causal").tokenizer(text).input_ids
 
@@ -143,14 +145,14 @@ def test_what_is_read_again_as_something_else_leaves_no_file(spoilt, tmp_path, m
     monkeypatch.setattr(gguf_folder, "read_gguf", otherwise)
     words = "q_proj.weight is not what" if spoilt == "weights" else "read again it says"
     with pytest.raises(ValueError, match=words):
-        export(goods(), "gguf", tmp_path / "out")
+        export(to_export(), "gguf", tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
 def test_zeros_stay_zeros_and_stand_in_for_what_is_gone(tmp_path):
-    cargo = replace(goods("first without heads"), dtype="q8_0")
-    cargo.model.model.layers[1].mlp.up_proj.weight.data[::2] = 0.0
-    said = export(cargo, "gguf", tmp_path / "out")
+    exported = replace(to_export("first without heads"), dtype="q8_0")
+    exported.model.model.layers[1].mlp.up_proj.weight.data[::2] = 0.0
+    said = export(exported, "gguf", tmp_path / "out")
     assert "1 unit of zeros in place of none" in said
     content = read_gguf(tmp_path / "out" / "model.gguf")
     assert content.keys["attention.head_count"] == [1, 4]
@@ -175,19 +177,19 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 def test_what_llama_cpp_cannot_hold_is_a_line_with_the_layer(given, words, tmp_path):
     edit = given.get("edit")
     named = {k: v for k, v in given.items() if k != "edit"}
-    cargo = goods(**named)
+    exported = to_export(**named)
     if edit is not None:
-        cargo = replace(cargo, model=reshaped(cargo.model, [edit]), edits=(edit,))
+        exported = replace(exported, model=reshaped(exported.model, [edit]), edits=(edit,))
     with pytest.raises(ValueError, match=rf"to='gguf': .*{words}.*allowed: --to safe") as error:
-        export(cargo, "gguf", tmp_path / "out")
+        export(exported, "gguf", tmp_path / "out")
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_number_beyond_a_type_is_refused_or_kept_in_32_bits(tmp_path):
-    cargo = goods()
-    cargo.model.model.layers[0].mlp.up_proj.weight.data[0, 0] = 1e5
+    exported = to_export()
+    exported.model.model.layers[0].mlp.up_proj.weight.data[0, 0] = 1e5
     with pytest.raises(ValueError, match=r"type='f16': .*up_proj\.weight has numbers beyond 65504"):
-        export(replace(cargo, dtype="f16"), "gguf", tmp_path / "out")
+        export(replace(exported, dtype="f16"), "gguf", tmp_path / "out")
     with pytest.raises(ValueError, match="type='f16': not with --to hf; allowed: --to gguf"):
-        export(replace(cargo, dtype="f16"), "hf", tmp_path / "out")
+        export(replace(exported, dtype="f16"), "hf", tmp_path / "out")

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 import fedprune
 from fedprune import federate
 from fedprune.config import recorded
-from fedprune.export.exporting import Cargo, export
+from fedprune.export.exporting import ExportedModel, export
 from fedprune.protocol.models import dense_model
 from fedprune.streaming.files import INDEX, MappedFolder, tensors_in
 from tests.streaming.saved import saved_model, untrained
@@ -45,8 +45,8 @@ def test_it_stays_so_in_memory_and_on_disk(run):
 def test_every_form_is_written_of_it(run, tmp_path, to):
     folder, _, result = run
     config = recorded((folder / "config.toml").read_text())
-    cargo = Cargo(result.model, config, masks=result.state.masks)
-    assert "read again" in export(cargo, to, tmp_path / "out")
+    exported = ExportedModel(result.model, config, masks=result.state.masks)
+    assert "read again" in export(exported, to, tmp_path / "out")
     assert {p.dtype for p in result.model.parameters()} != {torch.float32}  # left as it was
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from fedprune.client.footprint import Footprint
 from fedprune.config import RunConfig
-from fedprune.engines.ray.nodes import Node, Staff, staff_of
+from fedprune.engines.ray.nodes import Node, NodeWorkers, workers_that_fit
 from fedprune.engines.ray.own import RayAhead, set_environment, start_ray
 from fedprune.engines.ray.starting import check_gpus
 from fedprune.options.refusal import ConfigError
@@ -80,18 +80,18 @@ def ray_grid(
     with _ray(config, ahead, leaving=leaving):
         import ray
 
-        from fedprune.engines.ray.baggage import baggage_of
         from fedprune.engines.ray.grid import RayGrid
         from fedprune.engines.ray.identity import as_a_task
+        from fedprune.engines.ray.node_files import node_files_of
         from fedprune.engines.ray.worker_pool import WorkerPool
 
         where = f"the cluster at {config.ray_address}" if config.ray_address else "Ray"
         check_gpus(config, ray.cluster_resources().get("GPU", 0.0), where)
 
-        def staff(node: Node) -> Staff:
-            return staff_of(node, needs, config.gpus, config.workers)
+        def workers_of(node: Node) -> NodeWorkers:
+            return workers_that_fit(node, needs, config.gpus, config.workers)
 
-        pool = WorkerPool(baggage_of(config, shards), staff, config.hosts)
+        pool = WorkerPool(node_files_of(config, shards), workers_of, config.hosts)
         with as_a_task():
             try:
                 grid = RayGrid(pool, dict(labels), config.timeout)

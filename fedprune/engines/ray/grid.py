@@ -23,7 +23,7 @@ from fedprune.engines.flower.exchange import WORKER_KILLED, WORKER_LOST
 from fedprune.engines.flower.fleet import JOIN
 from fedprune.engines.ray.identity import OURSELVES, name_message
 from fedprune.engines.ray.jobs import Job, LostJob, Pace
-from fedprune.engines.ray.letters import joined, parted
+from fedprune.engines.ray.message_parts import joined, parted
 from fedprune.engines.ray.nodes import Unserved
 from fedprune.engines.ray.worker_pool import WorkerPool
 from fedprune.options.refusal import ConfigError

@@ -32,7 +32,7 @@ class Job:
 
     Attributes:
         message: as Flower has it.
-        head: its small parts, see `fedprune.engines.ray.letters`.
+        head: its small parts, see `fedprune.engines.ray.message_parts`.
         buffers: its large ones, in Ray's object store.
         partitions: what it is about.
         size: bytes of a question as large, as sums of its values in float64 are.

@@ -52,7 +52,7 @@ def nodes_of(found: list[dict[str, Any]]) -> list[Node]:
 
 
 @dataclass(frozen=True)
-class Staff:
+class NodeWorkers:
     """The workers of a machine.
 
     Attributes:
@@ -66,7 +66,7 @@ class Staff:
     why: str
 
 
-def staff_of(node: Node, needs: Footprint, gpus: float = -1, most: int = 0) -> Staff:
+def workers_that_fit(node: Node, needs: Footprint, gpus: float = -1, most: int = 0) -> NodeWorkers:
     """As many workers as fit on a machine, one at least.
 
     Args:
@@ -91,7 +91,7 @@ def staff_of(node: Node, needs: Footprint, gpus: float = -1, most: int = 0) -> S
     workers = min(bounds)
     if gpus < 0:
         share = min(1.0, node.gpus / workers)
-    return Staff(workers, share, bounds[workers])
+    return NodeWorkers(workers, share, bounds[workers])
 
 
 def _gib(size: float) -> str:

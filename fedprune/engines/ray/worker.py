@@ -125,7 +125,7 @@ class Worker:
         """What the ClientApp replies to a message.
 
         Args:
-            head: as `fedprune.engines.ray.letters.parted` gives it.
+            head: as `fedprune.engines.ray.message_parts.parted` gives it.
             buffers: the large ones, in this node's shared memory.
 
         Returns:
@@ -134,7 +134,7 @@ class Worker:
         import numpy as np
 
         from fedprune.engines.flower.messages import let_go
-        from fedprune.engines.ray.letters import joined, parted
+        from fedprune.engines.ray.message_parts import joined, parted
 
         began = time.perf_counter()
         asked = joined(head, buffers)

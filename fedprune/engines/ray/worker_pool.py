@@ -14,9 +14,9 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedprune.engines.ray import worker as worker_module
-from fedprune.engines.ray.baggage import Baggage
 from fedprune.engines.ray.jobs import Job, LostJob
-from fedprune.engines.ray.nodes import Node, Staff, nodes_of
+from fedprune.engines.ray.node_files import NodeFiles
+from fedprune.engines.ray.nodes import Node, NodeWorkers, nodes_of
 from fedprune.options.refusal import counted
 
 LOOK = 1.0
@@ -69,8 +69,8 @@ class WorkerPool:
     """All workers, by node.
 
     Attributes:
-        baggage: what they need.
-        staff: how many a node gets.
+        node_files: what they need.
+        workers_of: how many a node gets.
         most: how many there may be in all: each phase has so many messages.
         members: who is there.
         nodes: the machines as of the last look.
@@ -78,8 +78,8 @@ class WorkerPool:
         here: this machine's address.
     """
 
-    baggage: Baggage
-    staff: Callable[[Node], Staff]
+    node_files: NodeFiles
+    workers_of: Callable[[Node], NodeWorkers]
     most: int
     members: list[PoolMember] = field(default_factory=list)
     nodes: dict[str, Node] = field(default_factory=dict)
@@ -107,7 +107,7 @@ class WorkerPool:
             for n in self.nodes.values()
             if n.id not in self.refused and self._resting.get(n.id, 0.0) <= awake
         ]
-        wanted = {n.id: self.staff(n).workers for n in places}
+        wanted = {n.id: self.workers_of(n).workers for n in places}
         for place in range(max(wanted.values(), default=0)):  # a first one everywhere, then more
             for node in places:
                 if there[node.id] <= place < wanted[node.id] and len(self.members) < self.most:
@@ -115,19 +115,19 @@ class WorkerPool:
 
     def told(self) -> str:
         """How many workers there are on how many nodes, and why not more."""
-        staffs = [self.staff(node) for node in self.nodes.values()]
-        fit, members, nodes = sum(s.workers for s in staffs), len(self.members), len(staffs)
-        why = "; ".join(dict.fromkeys(s.why for s in staffs))
+        fitting = [self.workers_of(node) for node in self.nodes.values()]
+        fit, members, nodes = sum(s.workers for s in fitting), len(self.members), len(fitting)
+        why = "; ".join(dict.fromkeys(s.why for s in fitting))
         where = "this machine" if [n.name for n in self.nodes.values()] == [self.here] else "a node"
         why = f"{why} on {where}" if fit <= self.most else f"{self.most} hosts"
         return f"{counted(members, 'worker')} on {counted(nodes, 'node')}: {why}"
 
     def _start(self, node: Node) -> None:
         where = NodeAffinitySchedulingStrategy(node.id, soft=False)
-        share = {"num_cpus": 1, "num_gpus": self.staff(node).gpus}
+        share = {"num_cpus": 1, "num_gpus": self.workers_of(node).gpus}
         options = {**share, "max_restarts": 0, "max_task_retries": 0}
         made = _WORKER.options(**options, scheduling_strategy=where)
-        actor = made.remote(self.baggage.needs, self.baggage.run)
+        actor = made.remote(self.node_files.needs, self.node_files.run)
         self.members.append(PoolMember(node, actor, "looking", actor.lacks.remote()))
 
     def idle(self) -> list[PoolMember]:
@@ -187,12 +187,12 @@ class WorkerPool:
             if dead.node.id == member.node.id and since:
                 said = MEMORY if kills > before else reason
                 self._unclear[i] = (0.0, dead, said)
-        if wrong or (wrong := self.baggage.missing(lacking)):
+        if wrong or (wrong := self.node_files.missing(lacking)):
             self._refuse(member.node, "; ".join(wrong))
             return
-        names, contents = self.baggage.sent(lacking)
+        names, contents = self.node_files.sent(lacking)
         member.step = "beginning"
-        member.pending = member.actor.begin.remote(names, self.baggage.shards, *contents)
+        member.pending = member.actor.begin.remote(names, self.node_files.shards, *contents)
 
     def _refuse(self, node: Node, why: str) -> None:
         self.refused[node.id] = f"node {node.name}: {why}"
@@ -255,7 +255,9 @@ class WorkerPool:
 
     def end(self) -> None:
         """End all workers, and remove what was unpacked for them."""
-        used = {member.node.id: member for member in self.idle()} if self.baggage.unpacked else {}
+        used = (
+            {member.node.id: member for member in self.idle()} if self.node_files.unpacked else {}
+        )
         leaving = [member.actor.leave.remote() for member in used.values()]
         if leaving:
             ray.wait(leaving, num_returns=len(leaving), timeout=5)

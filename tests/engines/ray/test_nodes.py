@@ -7,7 +7,7 @@ import math
 import pytest
 
 from fedprune.client.footprint import Footprint
-from fedprune.engines.ray.nodes import Node, nodes_of, staff_of
+from fedprune.engines.ray.nodes import Node, nodes_of, workers_that_fit
 
 GIB = 2**30
 
@@ -32,10 +32,10 @@ GIB = 2**30
     ],
 )
 def test_as_many_workers_as_fit(cpus, cards, memory, needs, gpus, most, workers, share, why):
-    staff = staff_of(Node("id", "10.0.0.1", cpus, cards, memory), needs, gpus, most)
-    assert (staff.workers, staff.gpus) == (workers, pytest.approx(share))
-    assert staff.why.startswith(why)
-    assert staff.workers * staff.gpus <= max(cards, 0) + 1e-9
+    found = workers_that_fit(Node("id", "10.0.0.1", cpus, cards, memory), needs, gpus, most)
+    assert (found.workers, found.gpus) == (workers, pytest.approx(share))
+    assert found.why.startswith(why)
+    assert found.workers * found.gpus <= max(cards, 0) + 1e-9
 
 
 def test_nodes_are_those_that_live_and_have_a_processor():

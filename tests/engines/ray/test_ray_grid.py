@@ -16,7 +16,7 @@ from fedprune.engines.ray import grid as module
 from fedprune.engines.ray.grid import RayGrid
 from fedprune.engines.ray.identity import OURSELVES, as_a_task
 from fedprune.engines.ray.jobs import Job, LostJob
-from fedprune.engines.ray.letters import joined, parted
+from fedprune.engines.ray.message_parts import joined, parted
 from fedprune.engines.ray.nodes import Node, Unserved
 from fedprune.engines.ray.worker_pool import PoolMember
 from fedprune.options.refusal import ConfigError

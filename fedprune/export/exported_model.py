@@ -26,7 +26,7 @@ from fedprune.tensors.named import Masks, count_kept
 
 
 @dataclass(frozen=True)
-class Cargo:
+class ExportedModel:
     """What is exported.
 
     Attributes:
@@ -51,18 +51,18 @@ class Cargo:
     sums: Mapping[str, LayerSums] = field(default_factory=dict)
 
 
-def about_export(cargo: Cargo, to: str, **more: Any) -> dict[str, Any]:
+def about_export(exported: ExportedModel, to: str, **more: Any) -> dict[str, Any]:
     """What a manifest says beside digests: the origin, the edits, the configuration, shapes, ties.
 
     With it the model is rebuilt by shapes: the dense one, the edits replayed, the tensors put in.
     """
     return {
-        **origin_of(cargo.config, cargo.edits),
+        **origin_of(exported.config, exported.edits),
         "to": to,
-        "class": type(cargo.model).__name__,
-        "config": cargo.config.model_dump(mode="json", exclude_none=True),
-        "shapes": {n: list(s) for n, s in shapes_of(cargo.model.state_dict()).items()},
-        "ties": ties_of(cargo.model),
+        "class": type(exported.model).__name__,
+        "config": exported.config.model_dump(mode="json", exclude_none=True),
+        "shapes": {n: list(s) for n, s in shapes_of(exported.model.state_dict()).items()},
+        "ties": ties_of(exported.model),
         **more,
     }
 
@@ -75,17 +75,17 @@ def ties_of(model: nn.Module) -> dict[str, str]:
     return {name: other for name, other in pairs if name != other}
 
 
-def probe_of(cargo: Cargo, examples: int = 2) -> Forward:
+def probe_of(exported: ExportedModel, examples: int = 2) -> Forward:
     """How the task calls the model, with ids that are not all the same.
 
     Raises:
         ValueError: the task has no example to show.
     """
-    task = tasks_of(cargo.config.plugin)[cargo.config.task]
-    found = forward_of(task, cargo.model, cargo.config, examples)
+    task = tasks_of(exported.config.plugin)[exported.config.task]
+    found = forward_of(task, exported.model, exported.config, examples)
     if found is None:
-        raise ValueError(f"task={cargo.config.task!r}: has no example to check an export with")
-    settings: Any = getattr(cargo.model, "config", None)
+        raise ValueError(f"task={exported.config.task!r}: has no example to check an export with")
+    settings: Any = getattr(exported.model, "config", None)
     known = getattr(settings, "vocab_size", 2)
 
     def varied(name: str, value: Any) -> Any:
@@ -95,38 +95,40 @@ def probe_of(cargo: Cargo, examples: int = 2) -> Forward:
     return replace(found, kwargs={name: varied(name, v) for name, v in found.kwargs.items()})
 
 
-def give_all_back(cargo: Cargo, folder: Path) -> None:
+def give_all_back(exported: ExportedModel, folder: Path) -> None:
     """Write the tokenizer, as the user brought it, and the model card."""
-    settings: Any = getattr(cargo.model, "config", None)
-    plain = settings is not None and not cargo.edits and cargo.precision is None
+    settings: Any = getattr(exported.model, "config", None)
+    plain = settings is not None and not exported.edits and exported.precision is None
     if plain and not (folder / "config.json").is_file():
         described = copy.deepcopy(settings)
-        described.dtype = dtype_of(cargo.config)
+        described.dtype = dtype_of(exported.config)
         described.save_pretrained(folder)
-    give_back(cargo.config, folder, tokenizer_of(cargo), settings)
-    give_card(cargo, folder)
+    give_back(exported.config, folder, tokenizer_of(exported), settings)
+    give_card(exported, folder)
 
 
-def tokenizer_of(cargo: Cargo) -> Any:
+def tokenizer_of(exported: ExportedModel) -> Any:
     """The task's tokenizer; None: it has none."""
-    make = tasks_of(cargo.config.plugin)[cargo.config.task].tokenizer
-    return None if make is None else make(cargo.config)
+    make = tasks_of(exported.config.plugin)[exported.config.task].tokenizer
+    return None if make is None else make(exported.config)
 
 
-def give_card(cargo: Cargo, folder: Path) -> None:
+def give_card(exported: ExportedModel, folder: Path) -> None:
     """Write the model card."""
-    text = card(cargo.config, type(cargo.model).__name__, _sparsity(cargo), cargo.command)
+    text = card(
+        exported.config, type(exported.model).__name__, _sparsity(exported), exported.command
+    )
     write_card(folder, text)
 
 
-def _sparsity(cargo: Cargo) -> float:
+def _sparsity(exported: ExportedModel) -> float:
     """Part of the dense model's prunable weights that is removed."""
-    layout = layout_at(cargo.config, cargo.edits)
-    masks = cargo.masks or zeros_as_masks(cargo.model, layout.prunable)
+    layout = layout_at(exported.config, exported.edits)
+    masks = exported.masks or zeros_as_masks(exported.model, layout.prunable)
     return 1 - count_kept(masks) / layout.whole
 
 
-def type_words(cargo: Cargo) -> str:
+def type_words(exported: ExportedModel) -> str:
     """What is said of weights that are saved in another type than float32."""
-    dtype = str(dtype_of(cargo.config)).removeprefix("torch.")
+    dtype = str(dtype_of(exported.config)).removeprefix("torch.")
     return "" if dtype == "float32" else f" (weights rounded to {dtype}, as they were brought)"

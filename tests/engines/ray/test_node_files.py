@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedprune.engines.ray.baggage import _packed
+from fedprune.engines.ray.node_files import _packed
 
 FILES = {
     "a/own.py": "import beside\nfrom lib.inner import x\nimport json, torch\n",

@@ -14,7 +14,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedprune.engines.flower.messages import let_go, packet_in
 from fedprune.engines.ray.grid import RayGrid
 from fedprune.engines.ray.identity import OURSELVES, as_a_task, name_message
-from fedprune.engines.ray.letters import LARGE, joined, parted
+from fedprune.engines.ray.message_parts import LARGE, joined, parted
 
 
 def message(*sizes: int) -> Message:

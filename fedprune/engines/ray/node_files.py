@@ -31,7 +31,7 @@ _HOME = Path(__file__).resolve().parents[2]
 
 
 @dataclass(eq=False)
-class Baggage:
+class NodeFiles:
     """What a run's workers need.
 
     Attributes:
@@ -69,7 +69,7 @@ class Baggage:
         return [(k, self._sent[k][0]) for k in lacking], [self._sent[k][1] for k in lacking]
 
 
-def baggage_of(config: RunConfig, shards: Mapping[int, Shard]) -> Baggage:
+def node_files_of(config: RunConfig, shards: Mapping[int, Shard]) -> NodeFiles:
     """What the workers of a run need, as it is here."""
     named = {"data": config.data, "plugin": config.plugin, "model": config.model}
     named |= {"init": config.init}
@@ -84,7 +84,7 @@ def baggage_of(config: RunConfig, shards: Mapping[int, Shard]) -> Baggage:
         "package": sources_digest(_HOME),
         "files": {key: (named[key], looks[key]) for key in files},
     }
-    return Baggage(needs, files, ray.put(shards_sent(config, shards)))
+    return NodeFiles(needs, files, ray.put(shards_sent(config, shards)))
 
 
 def _version(name: str) -> str:
