@@ -270,7 +270,9 @@ def test_statistics_of_which_no_score_comes_end_no_run(keys, why, tmp_path, lied
 
 
 FILLS = [1e30, 1e12, 0.0, -1e12, -1e29]
-OTHERS = {"magnitude", "random", "synflow", "contribution", "block_influence"}
+OTHERS = {
+    *("magnitude", "random", "synflow", "contribution", "block_influence", "block_similarity")
+}
 """They ask nobody, or are of layers, which the digits' model has none of."""
 
 HARD = [s for s in SCORES if s not in OTHERS]

@@ -36,10 +36,12 @@ class Tracker(Callback):
 
     Attributes:
         last: the last round of each arm so far.
+        begun: whether the library has opened its run, which is then to be closed.
     """
 
     def __init__(self) -> None:
         self.last: dict[str, int] = {}
+        self.begun = False
 
     def started(self, config: RunConfig, folder: Path | None, rows: Sequence[Row]) -> None:
         """Begin a run of the tracker.
@@ -51,7 +53,7 @@ class Tracker(Callback):
             raise ConfigError(
                 f"track={config.track!r}: the run keeps no folder; allowed: a folder, or no tracker"
             )
-        self.last = {}
+        self.last, self.begun = {}, False
         told = config.model_dump(mode="json", exclude_none=True)
         try:
             self.begin(folder.resolve(), told)
@@ -59,6 +61,7 @@ class Tracker(Callback):
             line = " ".join(str(error).split()) or type(error).__name__
             allowed = "what the library asks for, or no tracker"
             raise ConfigError(f"track={config.track!r}: {line}; allowed: {allowed}") from error
+        self.begun = True
         for row in rows:
             self.row(row)
 
@@ -75,7 +78,8 @@ class Tracker(Callback):
             tests = {f"test/{name}": value for name, value in found.items() if name != "count"}
             if tests:
                 self.log(_under(arm, tests), round_)
-        self.end(summary is not None)
+        if self.begun:
+            self.end(summary is not None)
 
     def begin(self, folder: Path, options: Mapping[str, Any]) -> None:
         """Open the tracker's run for a folder (absolute) and the options of the configuration."""

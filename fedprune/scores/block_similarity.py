@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from fedprune.randomness import generator
 from fedprune.scores.score import Evidence, Probe, Shapes, Statistic
 from fedprune.streaming.blocks import send_through
-from fedprune.structure.groups import stacks_of
+from fedprune.structure.groups import Block, stacks_of
 from fedprune.structure.layout import Layout
-from fedprune.tensors.named import Tensors
+from fedprune.tensors.named import Masks, Tensors
 
 SIMILARITY = "block_similarity"
 """The summands: of every stack a square of products of its blocks' outputs, bordered by sums."""
@@ -121,13 +121,21 @@ def _similarity(sums: Tensor) -> Tensor:
 
 
 def block_similarity(evidence: Evidence) -> Tensors:
-    """1 - the largest CKA of its block with an earlier one of the stack; 0 of what is in none."""
+    """1 - the largest CKA of its block with an earlier one of the stack; 0 of what is in none.
+
+    A block of which nothing is left repeats what it is given, and is compared with none.
+    """
     found = {n: t for n, t in evidence.sums.items() if n.startswith(SIMILARITY)}
     of_block = dict[str, float]()
     for blocks, like in zip(stacks_of(evidence.layout), similarities(found), strict=True):
-        nearest = like.tril(-1).max(1).values.tolist()
+        alive = torch.tensor([_is_alive(block, evidence.masks) for block in blocks])
+        nearest = (like * alive).tril(-1).max(1).values.tolist()
         of_block |= {n: 1.0 - nearest[i] for i, b in enumerate(blocks) for n in b.tensors}
     return {
         name: torch.full(w.shape, of_block.get(name, 0.0), dtype=torch.float64)
         for name, w in evidence.weights.items()
     }
+
+
+def _is_alive(block: Block, masks: Masks) -> bool:
+    return any(name not in masks or bool(masks[name].any()) for name in block.tensors)

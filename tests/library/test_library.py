@@ -115,7 +115,7 @@ def test_pruning_on_one_machine_is_a_run_that_prunes_and_trains_nobody(score, sc
 
 OF_OTHER_MODELS = {
     **{"contribution": "head", "flap": "head"},
-    **{"block_influence": "layer", "movement": "nobody trains"},
+    **{"block_influence": "layer", "block_similarity": "layer", "movement": "nobody trains"},
 }
 
 

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +100,11 @@ def test_a_state_is_of_its_types_or_refused_by_name(tmp_path):
             for other in changed(memory):
                 yield {**said, "memories": {**said["memories"], name: other}}
 
-    for _ in with_head(path, harmed):
+    for _ in with_head(path, lambda said: islice(harmed(said), 0, None, 3)):
         count += 1
         with pytest.raises(ValueError, match=r"pruned\.safetensors"):
             load_state(path, KINDS)
-    assert count > 500
+    assert count > 170
     assert load_state(path, KINDS).round == FULL.round
 
 

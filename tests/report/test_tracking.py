@@ -11,6 +11,7 @@ from fedprune import ConfigError, federate
 from fedprune.commands.run import main
 from fedprune.report.board import scalars
 from fedprune.report.result import Result
+from fedprune.report.tracking import CsvTracker
 from tests.runs import cut_short, tiny
 
 ARMS = {"rounds": 2, "warmup": 0, "end": 2, "baselines": "dense"}
@@ -58,6 +59,16 @@ def test_a_missing_library_is_one_line_before_anything_starts(monkeypatch, capsy
     line = "run.py: error: track='mlflow': mlflow is not installed; allowed: pip install"
     assert capsys.readouterr().err.startswith(line)
     assert not out.exists()
+
+
+def test_a_library_that_refuses_is_one_line_before_round_one(monkeypatch, tmp_path):
+    def refuse(*_given):
+        raise RuntimeError("no account")
+
+    monkeypatch.setattr(CsvTracker, "begin", refuse)
+    monkeypatch.setattr(CsvTracker, "end", refuse)  # nothing was begun that could be ended
+    with pytest.raises(ConfigError, match="no account; allowed"):
+        federate(tiny(**ARMS, track="csv"), folder=tmp_path / "run")
 
 
 @pytest.mark.slow

@@ -57,10 +57,10 @@ def test_any_single_client_may_drop_out_at_any_stage(stage, bits):
 
 
 @pytest.mark.slow
-def test_200_trials_with_three_in_ten_gone_at_any_stage_are_right_or_retried_with_a_reason():
+def test_trials_with_three_in_ten_gone_at_any_stage_are_right_or_retried_with_a_reason():
     rng = random.Random(5)
     right, reasons = 0, []
-    for trial in range(200):
+    for trial in range(60):
         terms = drawn_terms(rng, rng.randint(5, 24), rng.choice([32, 64]), str(trial).encode())
         vectors = drawn_vectors(terms, 3, rng)
         n = len(terms.members)
@@ -80,8 +80,8 @@ def test_200_trials_with_three_in_ten_gone_at_any_stage_are_right_or_retried_wit
             assert done.summed == frozenset(left)
         np.testing.assert_array_equal(done.total, expected(vectors, done.summed))
         right += 1
-    assert right == 200
-    assert 0 < len(reasons) < 150  # both ways were taken
+    assert right == 60
+    assert 0 < len(reasons) < 45  # both ways were taken
     assert all("fewer than" in why or "connected" in why for why in reasons)
 
 

@@ -1,8 +1,8 @@
 """The one place that touches what Flower keeps to itself: who a process is, and a message's name.
 
 Flower makes a `Message` only within a task of its own runtime, which a run on our own actors is
-not; and only its own grids give messages their names. `tests/engines/ray/test_letters.py` says so
-when Flower changes either.
+not; and only its own grids give messages their names. `tests/engines/ray/test_message_parts.py`
+says so when Flower changes either.
 """
 
 from __future__ import annotations
