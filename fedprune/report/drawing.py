@@ -61,6 +61,7 @@ STYLE: Any = {  # matplotlib names its keys one by one, by version
     "svg.fonttype": "none",
 }
 WIDTH, HEIGHT = 4.2, 2.6  # inches: small, so that text stays readable when scaled to a phone
+LEGEND_ROWS = 3
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
@@ -96,10 +97,19 @@ def draw_line(axes: Axes, rows: Sequence[Row], arm: str, key: str) -> list[float
 
 
 def legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
-    """Name what is drawn, above the axes and from the left, where it covers nothing."""
-    figure.legend(
-        handles, labels, loc="outside upper left", ncols=4, handlelength=2, columnspacing=1.3
-    )
+    """Name what is drawn, above the axes and from the left, in as many columns as fit.
+
+    Where that takes more than `LEGEND_ROWS` rows the figure grows: the axes keep their size.
+    """
+    for columns in (4, 3, 2, 1):
+        drawn = figure.legend(
+            *(handles, labels), loc="outside upper left", ncols=columns, columnspacing=1.3
+        )
+        if columns == 1 or drawn.get_window_extent().width <= figure.bbox.width:
+            break
+        drawn.remove()
+    more = max(0, -(-len(labels) // columns) - LEGEND_ROWS)
+    figure.set_figheight(figure.get_figheight() + 0.17 * more)
 
 
 def finish(figure: Figure, axes: Axes, rows: Sequence[Row]) -> Figure:

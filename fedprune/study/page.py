@@ -182,7 +182,7 @@ def _verdict(panel: Panel, factors: Factors) -> str:
     if len(winners) == 1 and len(panel.rows) > 1:
         return f"{where}{next(iter(winners))} has the best mean everywhere."
     told = [f"{name} at {factors.over} {column}" for column, name in best.items() if name]
-    return f"{where}best on average {', '.join(told)}." if told and len(panel.rows) > 1 else ""
+    return f"{where}best on average {'; '.join(told)}." if told and len(panel.rows) > 1 else ""
 
 
 def _tests(collected: Collected) -> list[tuple[str, str, Table]]:

@@ -79,7 +79,7 @@ def panel_pictures(collected: Collected, panel: Panel, number: int) -> list[Pict
 def _front_words(cost: Cost, labels: dict[str, None]) -> str:
     return (
         "Each point is a mean over seeds, its bar the standard deviation. Ringed: what no other "
-        f"point beats at this cost or less, in order of {cost.words}: {', '.join(labels)}."
+        f"point beats at this cost or less, in order of {cost.words}: {'; '.join(labels)}."
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedprune.report.reading import NO_VALUE, metric_text, significant, size, worded
+from fedprune.report.reading import NO_VALUE, SPACE, metric_text, significant, size, worded
 from fedprune.report.tables import Table, shorten
 from fedprune.runtime.files import write_atomically
 from fedprune.study.comparison import (
@@ -84,27 +84,41 @@ def _panel(
 
 
 def quality_over(panel: Panel, factors: Factors) -> Table:
-    """Mean (standard deviation) of test quality, and how many runs it is of."""
+    """Mean (standard deviation) of test quality; of how many runs, where others are of more."""
     heads = [
         f"{factors.over} {column}" if column else worded(panel.metric) for column in panel.columns
     ]
+    metric, most = panel.metric, max(spread.count for spread in panel.cells.values())
     rows = [
-        [row, *(spread_text(panel.metric, panel.cells[row, column]) for column in panel.columns)]
+        [row, *(spread_text(metric, panel.cells[row, column], most) for column in panel.columns)]
         for row in panel.rows
     ]
     return Table([factors.compared, *heads], rows, (factors.compared,))
 
 
-def spread_text(metric: str, spread: SeedSpread) -> str:
-    """A mean, its standard deviation in brackets, and of how many runs it is."""
+def spread_text(metric: str, spread: SeedSpread, most: int) -> str:
+    """A mean, its standard deviation in brackets; of how many runs, if of fewer than most."""
     if not spread.count:
         return NO_VALUE
-    mean = metric_text(metric, spread.mean)
     if spread.count == 1:
-        return mean
-    share = metric_of(metric).form == "share"
-    deviation = significant(100 * spread.deviation if share else spread.deviation)
-    return f"{mean} ({deviation}) of {spread.count}"
+        mean, deviation = metric_text(metric, spread.mean), ""
+    else:
+        share = metric_of(metric).form == "share"
+        mean, deviation = to_the_same_place(spread, 100 if share else 1)
+        mean, deviation = mean + f"{SPACE}%" * share, f" ({deviation})"
+    return mean + deviation + (f" of {spread.count}" if spread.count < most else "")
+
+
+def to_the_same_place(spread: SeedSpread, scale: float = 1) -> tuple[str, str]:
+    """Mean and standard deviation, times the scale, to the second digit of the deviation.
+
+    Where it is 0, or not finite, both have three digits.
+    """
+    mean, deviation = scale * spread.mean, scale * spread.deviation
+    if not (math.isfinite(deviation) and deviation > 0):
+        return significant(mean), significant(deviation)
+    decimals = max(0, 1 - math.floor(math.log10(deviation)))
+    return f"{mean:,.{decimals}f}", f"{deviation:,.{decimals}f}"
 
 
 def tests_table(found: Sequence[Paired], metric: str) -> Table:
@@ -185,11 +199,9 @@ def _latex_cell(panel: Panel, row: str, column: str, best: bool) -> str:
     if not spread.count:
         return "--"
     scale = 100 if metric_of(panel.metric).form == "share" else 1
-    mean = significant(scale * spread.mean)
+    mean, deviation = to_the_same_place(spread, scale)
     mean = rf"\mathbf{{{mean}}}" if best else mean
-    if spread.count == 1:
-        return f"${mean}$"
-    return rf"${mean} \pm {significant(scale * spread.deviation)}$"
+    return rf"${mean} \pm {deviation}$" if spread.count > 1 else f"${mean}$"
 
 
 _SPECIAL = {
