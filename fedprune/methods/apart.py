@@ -20,6 +20,20 @@ def apart_conflicts(config: RunConfig) -> list[Refusable]:
     ]
 
 
+def depth_conflicts(config: RunConfig, depths: Sequence[float]) -> list[Refusable]:
+    """What does not go with clients that train some of the blocks, of so many depths."""
+    c, wrong = config, not depths or not all(0 < d <= 1 for d in depths)
+    shallow = not wrong and max(depths) < 1
+    return [
+        ("method-options", wrong, "depths are parts of the blocks", "above 0 to 1"),
+        ("method-options", shallow, "some blocks would never be trained", "1.0 among them"),
+        ("schedule", c.schedule == "regrow", "clients train blocks that stay", "cubic"),
+        ("reduce", bool(c.reduce), "clients train parts of their own", "leave it out"),
+        ("adapters", c.adapters != "none", "parts of the weights are trained", "none"),
+        *apart_conflicts(c),
+    ]
+
+
 def tier_of(tiers: Sequence[int], partition: int, many: int) -> int:
     """Which of so many parts of the model a client has: by its device, or in turn.
 

@@ -25,12 +25,11 @@ from math import ceil
 
 import torch
 
-from fedprune.config import RunConfig
-from fedprune.methods.apart import apart_conflicts
+from fedprune.methods.apart import depth_conflicts
 from fedprune.methods.global_mask import thin
 from fedprune.methods.growing import all_kept
 from fedprune.methods.holders import part_of_client, trained_by_part
-from fedprune.methods.method import Method, Refusable, Trained
+from fedprune.methods.method import Method, Trained
 from fedprune.options.refusal import ConfigError
 from fedprune.options.section import Section, option
 from fedprune.server.round import Round, Talk
@@ -93,21 +92,6 @@ def _trained(model: Model, memory: Memory, r: Round) -> Talk[Trained]:
     return (yield from trained_by_part(model, r, memory.depths, memory.whose))
 
 
-def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
-    """What it does not go with."""
-    c, depths = config, options.depths
-    wrong = not depths or not all(0 < d <= 1 for d in depths)
-    shallow = not wrong and max(depths) < 1
-    return [
-        ("method-options", wrong, "depths are parts of the blocks", "above 0 to 1"),
-        ("method-options", shallow, "nobody would train the deepest blocks", "1.0 among them"),
-        ("schedule", c.schedule == "regrow", "depths are of blocks that stay", "cubic"),
-        ("reduce", bool(c.reduce), "clients train parts of their own", "leave it out"),
-        ("adapters", c.adapters != "none", "parts of the weights are trained", "none"),
-        *apart_conflicts(c),
-    ]
-
-
 METHOD = Method(
     "clients of unequal capacity train the first blocks of one model, as many as they can",
     "DepthFL, Kim et al. 2023 (ICLR), read in its beginning; without exits and self-distillation",
@@ -119,6 +103,6 @@ METHOD = Method(
     own=_own,
     apart=True,
     parts=lambda options: options.depths,
-    conflicts=_conflicts,
+    conflicts=lambda config, options: depth_conflicts(config, options.depths),
     usual={"sparsity": 0.0},
 )

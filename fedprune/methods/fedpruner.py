@@ -39,12 +39,11 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from fedprune.config import RunConfig
-from fedprune.methods.apart import apart_conflicts
+from fedprune.methods.apart import depth_conflicts
 from fedprune.methods.global_mask import thin
 from fedprune.methods.growing import all_kept
 from fedprune.methods.holders import part_of_client, trained_by_part
-from fedprune.methods.method import Method, Refusable, Trained
+from fedprune.methods.method import Method, Trained
 from fedprune.options.refusal import ConfigError
 from fedprune.options.section import Section, option
 from fedprune.protocol.aggregate import Aggregate
@@ -188,21 +187,6 @@ def _own(model: Model, memory: Memory, partition: int) -> Model:
     return part_of_client(model, memory.depths, memory.whose, partition) if memory.depths else model
 
 
-def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
-    """What it does not go with."""
-    c, depths = config, options.depths
-    wrong = not depths or not all(0 < d <= 1 for d in depths)
-    shallow = not wrong and max(depths) < 1
-    return [
-        ("method-options", wrong, "depths are parts of the blocks", "above 0 to 1"),
-        ("method-options", shallow, "some blocks would never be trained", "1.0 among them"),
-        ("schedule", c.schedule == "regrow", "sub-models are of blocks that stay", "cubic"),
-        ("reduce", bool(c.reduce), "clients train parts of their own", "leave it out"),
-        ("adapters", c.adapters != "none", "parts of the weights are trained", "none"),
-        *apart_conflicts(c),
-    ]
-
-
 METHOD = Method(
     "clients train sub-models of whole blocks, one of each group of blocks that do alike",
     "FedPruner, Wu et al. 2025, arXiv 2508.17209, read in its beginning; groups by average linkage",
@@ -214,6 +198,6 @@ METHOD = Method(
     own=_own,
     apart=True,
     parts=lambda options: options.depths,
-    conflicts=_conflicts,
+    conflicts=lambda config, options: depth_conflicts(config, options.depths),
     usual={"sparsity": 0.0},
 )

@@ -66,10 +66,8 @@ class Board(Callback):
 
     def ended(self, summary: Mapping[str, Any] | None) -> None:
         """Write what the test split says, where the run came to its end, and close the files."""
-        quality = (summary or {}).get("quality") or {}
         for arm, writer in self.writers.items():
-            found = scalars(quality.get("final" if arm == PRUNED else arm) or {})
-            tests = {f"test/{name}": value for name, value in found.items() if name != "count"}
+            tests = tests_of(summary, arm)
             for name, value in tests.items():
                 writer.add_scalar(name, value, self.last[arm])
             if tests:
@@ -87,6 +85,13 @@ def _with_options(
     told = {k: v if isinstance(v, bool | int | float) else str(v) for k, v in options.items()}
     for part in hparams(told, dict(tests)):
         writer._get_file_writer().add_summary(part)  # as add_hparams, which opens another file
+
+
+def tests_of(summary: Mapping[str, Any] | None, arm: str) -> dict[str, float]:
+    """What the test split says of an arm's model, as ``test/NAME``; empty where nobody asked it."""
+    quality = (summary or {}).get("quality") or {}
+    found = scalars(quality.get("final" if arm == PRUNED else arm) or {})
+    return {f"test/{name}": value for name, value in found.items() if name != "count"}
 
 
 def scalars(row: Mapping[str, Any]) -> dict[str, float]:

@@ -19,7 +19,7 @@ from fedprune.config import RunConfig
 from fedprune.config.options import TRACKERS
 from fedprune.options.refusal import ConfigError
 from fedprune.records.arms import PRUNED
-from fedprune.report.board import STEP, scalars
+from fedprune.report.board import STEP, scalars, tests_of
 from fedprune.report.callback import Callback
 from fedprune.server.rows import Row
 
@@ -72,11 +72,8 @@ class Tracker(Callback):
 
     def ended(self, summary: Mapping[str, Any] | None) -> None:
         """Log what the test split says, where the run came to its end, and close."""
-        quality = (summary or {}).get("quality") or {}
         for arm, round_ in self.last.items():
-            found = scalars(quality.get("final" if arm == PRUNED else arm) or {})
-            tests = {f"test/{name}": value for name, value in found.items() if name != "count"}
-            if tests:
+            if tests := tests_of(summary, arm):
                 self.log(_under(arm, tests), round_)
         if self.begun:
             self.end(summary is not None)
