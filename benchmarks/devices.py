@@ -1,19 +1,27 @@
 """Memory of each program of a run on devices, the SuperLink's database, and seconds and bytes.
 
-    python benchmarks/devices.py [--sizes small,5M,23M,109M,135M] [--database off]
+    python benchmarks/devices.py [--sizes small,5M,23M,109M,135M]
 
 Starts a SuperLink with a database and two SuperNodes on 127.0.0.1, by way of a proxy that counts
 what passes, and runs two rounds (one that prunes) of a ViT of each size on digits, with SGD. Peaks
 are those that Linux keeps of every process (VmHWM), read five times a second. What a program takes
 for a ViT of 50 thousand weights is its baseline: given beside each peak is what is above it, in
-multiples of the float32 weights. The database's file keeps the size that it had once; "left in it"
-is what there still is of messages when the run is over.
+multiples of the float32 weights. A SuperLink maps its database into memory once for each of its
+connections, and Linux counts each of them: what it has without these stands beside it. The
+database's file keeps the size that it had once; "left in it" is what there still is of messages
+when the run is over.
+
+A second table has the seconds of a device's client app, mean of all questions of a kind: until it
+runs, receiving the question, importing torch and the app, building model and data, computing the
+answer, sending it (`device_phases`). What a question takes beyond these is waiting: Flower's
+programs look for work at intervals, and start a process for each.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sqlite3
 import sys
 import tempfile
@@ -26,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "engines" / "flower"), str(Path(__file__).parent)]
 
 from flower import Flower
-from wire import Proxy, folders
+from wire import Proxy, Unsecured, folders
 
 SIZES = {
     "small": {"width": 64, "depth": 1},
@@ -46,12 +54,17 @@ PROGRAMS = {
 
 
 class Watched(threading.Thread):
-    """The largest peak of any process of each program, in bytes, and how many there were."""
+    """The largest peak of any process of each program, in bytes, and how many there were.
+
+    `own` is the most that the SuperLink had when it was looked at, without what it had mapped of
+    its database.
+    """
 
     def __init__(self, flower: Flower) -> None:
         super().__init__(daemon=True)
         self.flower, self.over = flower, threading.Event()
         self.peaks: dict[str, dict[int, int]] = {name: {} for name in PROGRAMS}
+        self.own = 0
 
     def run(self) -> None:
         while not self.over.wait(0.2):
@@ -68,37 +81,58 @@ class Watched(threading.Thread):
         for name, program in PROGRAMS.items():
             if program in command and peak:
                 self.peaks[name][pid] = int(peak) * 1024
+        if PROGRAMS["SuperLink"] in command:
+            own = next((line.split()[1] for line in status.splitlines() if "RssAnon" in line), 0)
+            self.own = max(self.own, int(own) * 1024)
 
     def peak(self, name: str) -> int:
         return max(self.peaks[name].values(), default=0)
 
+    def ended(self, name: str) -> bool:
+        """Whether a program of this name was there and none is any more."""
+        seen = self.peaks[name]
+        return bool(seen) and not any(Path(f"/proc/{pid}/status").exists() for pid in list(seen))
 
-def measured(place: Path, size: str, *, database: bool, more: str) -> dict[str, Any]:
-    flower = Flower(place / size)
+
+def run_in(text: str) -> str:
+    """The number of the run that `flwr run` says it has started."""
+    return next((word.strip(".") for word in text.split()[::-1] if word.strip(".").isdigit()), "")
+
+
+def measured(place: Path, size: str, more: str) -> dict[str, Any]:
+    flower = Unsecured(place / size)
     (place / f"data-{size}").mkdir()
-    watched = Watched(flower)
+    watched, timed = Watched(flower), place / f"phases-{size}"
+    timed.mkdir()
+    flower.environment["FEDPRUNE_DEVICE_PHASES"] = str(timed)
+    here = [str(Path(__file__).parent / "device_phases"), os.environ.get("PYTHONPATH", "")]
+    flower.environment["PYTHONPATH"] = os.pathsep.join(filter(None, here))
     try:
         file = flower.folder / "superlink.db"
-        link = flower.superlink(*(("--database", str(file)) if database else ()))
-        proxy = Proxy(int(link.rpartition(":")[2]))
+        proxy = Proxy(flower.unsecured_superlink())
         for p, folder in enumerate(folders(place / f"data-{size}")):
-            flower.supernode(f"127.0.0.1:{proxy.port}", p, folder)
+            flower.unsecured_supernode(proxy.port, p, folder)
         watched.start()
         given = " ".join(f"{k}={json.dumps(v)}" for k, v in {**RUN, **SIZES[size]}.items())
         began = time.monotonic()
-        done = flower.flwr("run", str(ROOT), "--stream", "--run-config", f"{given} {more} out='o'")
-        seconds = time.monotonic() - began
+        done = flower.flwr("run", str(ROOT), "--run-config", f"{given} {more} out='o'")
         path = flower.folder / "o" / "summary.json"
-        if not path.is_file():
-            raise SystemExit(done.stdout + done.stderr)
+        while not path.is_file():
+            if watched.ended("server app") or not run_in(done.stdout):
+                shown = flower.flwr("log", "--show", run_in(done.stdout))
+                raise SystemExit(done.stdout + done.stderr + shown.stdout + shown.stderr)
+            time.sleep(1)
+        seconds = time.monotonic() - began
         summary = json.loads(path.read_text())
         return {
             "weights": 4 * summary["parameters"],
             "socket": proxy.up + proxy.down,
             "seconds": seconds,
-            "database": file.stat().st_size if file.is_file() else 0,
-            "left": left_in(file) if file.is_file() else 0,
+            "database": file.stat().st_size,
+            "own": watched.own,
+            "left": left_in(file),
             "questions": len(watched.peaks["client app"]) // 2,
+            "phases": [json.loads(path.read_text()) for path in sorted(timed.glob("*.json"))],
             **{name: watched.peak(name) for name in PROGRAMS},
         }
     finally:
@@ -118,7 +152,7 @@ def row_of(size: str, found: dict[str, Any], base: dict[str, Any]) -> str:
         times = (found[name] - base[name]) / found["weights"]
         return f"{found[name] / 1e6:,.0f} ({times:.1f})"
 
-    programs = " | ".join(above(name) for name in PROGRAMS)
+    programs = " | ".join(above(name) for name in (*PROGRAMS, "own"))
     seconds = f"{found['seconds'] / max(1, found['questions']):.1f}"
     return (
         f"| {size} | {found['weights'] / 1e6:,.0f} | {programs} | {found['database'] / 1e6:,.1f} | "
@@ -127,22 +161,42 @@ def row_of(size: str, found: dict[str, Any], base: dict[str, Any]) -> str:
     )
 
 
+PARTS = ("start", "receive", "import", "build", "compute", "send")
+
+
+def phases_of(size: str, found: dict[str, Any]) -> list[str]:
+    """Lines of the second table: seconds by the kind of question."""
+    lines = []
+    for kind in sorted({each["kind"] for each in found["phases"]}):
+        those = [each for each in found["phases"] if each["kind"] == kind]
+        for each in those:
+            each["compute"] = each["answer"] - each.get("build", 0.0)
+        means = [sum(each.get(part, 0.0) for each in those) / len(those) for part in PARTS]
+        shown = " | ".join(f"{mean:.1f}" for mean in [*means, sum(means)])
+        lines.append(f"| {size} | {kind} | {len(those)} | {shown} |")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--sizes", default=",".join(SIZES))
-    parser.add_argument("--database", choices=["on", "off"], default="on")
     parser.add_argument("--more", default="", help="more of the run config")
     given = parser.parse_args()
-    names = " | ".join(f"{name}, MB (times)" for name in PROGRAMS)
+    shown = (*PROGRAMS, "SuperLink's own")
+    names = " | ".join(f"{name}, MB (times)" for name in shown)
     print(f"| size | weights, MB | {names} | database, MB | left in it | socket, MB | n | s each |")
-    print("|---|" + "---:|" * (len(PROGRAMS) + 6))
+    print("|---|" + "---:|" * (len(shown) + 6))
     base: dict[str, Any] | None = None
+    phases = []
     for size in given.sizes.split(","):
         with tempfile.TemporaryDirectory() as place:
-            on = given.database == "on"
-            found = measured(Path(place), size, database=on, more=given.more)
+            found = measured(Path(place), size, given.more)
         base = base or found
         print(row_of(size, found, base), flush=True)
+        phases += phases_of(size, found)
+    print(f"\n| size | question | n | {' | '.join(PARTS)} | all |")
+    print("|---|---|" + "---:|" * (len(PARTS) + 2))
+    print("\n".join(phases))
 
 
 if __name__ == "__main__":

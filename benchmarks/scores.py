@@ -20,65 +20,21 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 import torch
-from torch import nn
+from score_subjects import SUBJECTS, Subject
 
-from fedprune.config import configure
 from fedprune.randomness import generator
 from fedprune.scores.catalog import SCORES
 from fedprune.scores.score import Evidence, Probe
-from fedprune.structure.layout import Layout, layout_of
-from fedprune.tasks.catalog import TASKS
-from fedprune.tasks.task import Loss, Part
 from fedprune.tensors.models import state_of
 from fedprune.tensors.named import full_masks
 
 STEP = "training step"
-LENGTH, SYMBOLS, SIDE = 64, 64, 28
 SMALL = 2
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model, its loss, examples for it, and the kind of unit that ablation removes."""
-
-    model: nn.Module
-    layout: Layout
-    loss: Callable[[nn.Module, Part], Loss]
-    part: Part
-    unit: str
-
-
-def llama(examples: int) -> Subject:
-    gen = generator(0, "text")
-    tokens = torch.randint(SYMBOLS, (examples, LENGTH + 1), generator=gen)
-    part = {"inputs": tokens[:, :-1], "labels": tokens[:, 1:]}
-    return subject_of("shakespeare", part, "head")
-
-
-def cnn(examples: int) -> Subject:
-    gen = generator(0, "images")
-    part = {
-        "images": torch.randn(examples, 1, SIDE, SIDE, generator=gen),
-        "labels": torch.randint(10, (examples,), generator=gen),
-    }
-    return subject_of("fashion-mnist", part, "row")
-
-
-def subject_of(task: str, part: Part, unit: str) -> Subject:
-    config = configure({"task": task, "engine": "inline"})
-    model = TASKS[task].model(config)
-    output = TASKS[task].output
-    heads = output if isinstance(output, tuple) else output(model)
-    return Subject(model, layout_of(model, output=heads), TASKS[task].loss, part, unit)
-
-
-SUBJECTS: dict[str, Callable[[int], Subject]] = {"llama": llama, "cnn": cnn}
 
 
 def train(subject: Subject) -> None:

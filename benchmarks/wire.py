@@ -23,10 +23,32 @@ from sklearn.datasets import load_digits
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "engines" / "flower")]
 
-from flower import Flower
+from flower import Flower, answers, free_port, wait_until
 
 RUN = "task='digits' clients=2 min-clients=2 rounds=3 warmup=1 end=2 local-steps=3 timeout=120"
 CODECS = ("", "uplink='int8'", "uplink='int4' score-wire='log8'")
+
+
+class Unsecured(Flower):
+    """The same programs without TLS or keys, so that bytes on the socket are those of messages."""
+
+    def unsecured_superlink(self) -> int:
+        """Start a SuperLink; its port, once it answers, which `flwr run` goes to by default."""
+        port = free_port()
+        names = ("fedprune", "devices", "superlink", str(self.folder), "--insecure")
+        self.start("superlink.log", *names, "--port", str(port))
+        wait_until(lambda: answers(f"http://127.0.0.1:{port}/health"), 60, "the SuperLink")
+        entry = f'address = "127.0.0.1:{port}"\ninsecure = true\n'
+        text = f'[superlink]\ndefault = "devices"\n\n[superlink.devices]\n{entry}'
+        (self.home / "config.toml").write_text(text)
+        return port
+
+    def unsecured_supernode(self, port: int, partition: int, data: Path) -> None:
+        """Start a device that has its own data."""
+        names = ("fedprune", "devices", "node", str(self.folder), "--insecure")
+        where = ("--superlink", f"127.0.0.1:{port}", "--port", str(free_port()))
+        config = f'partition-id={partition} data="{data}"'
+        self.start(f"device-{partition}.log", *names, *where, "--config", config)
 
 
 class Proxy:
@@ -81,12 +103,11 @@ def measured(flower: Flower, proxy: Proxy, codec: str, out: str) -> str:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as place:
-        flower = Flower(Path(place) / "flower")
+        flower = Unsecured(Path(place) / "flower")
         try:
-            link = int(flower.superlink().rpartition(":")[2])
-            proxy = Proxy(link)
+            proxy = Proxy(flower.unsecured_superlink())
             for p, folder in enumerate(folders(Path(place))):
-                flower.supernode(f"127.0.0.1:{proxy.port}", p, folder)
+                flower.unsecured_supernode(proxy.port, p, folder)
             time.sleep(20)
             idle = proxy.up + proxy.down
             time.sleep(30)

@@ -18,7 +18,7 @@ from fedprune.config import BY_TASK, RunConfig
 from fedprune.config.allowed import allowed
 from fedprune.config.toml_text import FLOWERS_OWN
 from fedprune.options.conditions import in_words
-from fedprune.options.section import declared
+from fedprune.options.option import declared
 from fedprune.options.values import as_text
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -54,7 +54,8 @@ if TYPE_CHECKING:
     from fedprune.report.callback import Callback
     from fedprune.report.result import Result
     from fedprune.run import NoRoundCompleted
-    from fedprune.scores.catalog import SCORES, Score
+    from fedprune.scores.catalog import SCORES
+    from fedprune.scores.score import Score
     from fedprune.selection.select import select
     from fedprune.tasks.catalog import TASKS
     from fedprune.tasks.task import Loss, Shard, Task
@@ -98,7 +99,7 @@ __getattr__ = offered(
         "Result": "fedprune.report.result",
         "RunConfig": "fedprune.config",
         "SCORES": "fedprune.scores.catalog",
-        "Score": "fedprune.scores.catalog",
+        "Score": "fedprune.scores.score",
         "Shard": "fedprune.tasks.task",
         "TASKS": "fedprune.tasks.catalog",
         "Task": "fedprune.tasks.task",

@@ -13,6 +13,7 @@ from fedprune.adapters.beginning import begun_adapters, frozen_for
 from fedprune.client.teacher import check_distillation, teacher_in
 from fedprune.config import RunConfig
 from fedprune.config.streamed import why_unstreamed
+from fedprune.methods.acting import begun
 from fedprune.methods.catalog import client_parts
 from fedprune.methods.measuring import described
 from fedprune.options.refusal import ConfigError
@@ -37,7 +38,7 @@ from fedprune.structure.layout import Layout
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.metrics import naive_of
 from fedprune.tasks.task import Part, output_of
-from fedprune.tensors.models import load_into
+from fedprune.tensors.models import empty_out, load_into
 from fedprune.tensors.named import count_kept
 
 log = logging.getLogger("fedprune")
@@ -70,6 +71,8 @@ def opening_of(
     whole = flops(fresh.masks, positions) if positions else 0.0
     packet = dense_packet(layout)
     teacher, own = teacher_of(config, model), resident or model
+    if resident is None and config.adapters == "none":
+        empty_out(own)
     plan = Plan(config, layout, packet, own, dummy_of(config), positions, flops_dense=whole)
     plan = replace(plan, teacher=teacher, base=base, fleet=fleet_of(config))
     if before is None:
@@ -89,7 +92,7 @@ def _fitting(state: State, plan: Plan) -> tuple[State, Plan]:
     if plan.fleet and plan.config.budget != "none":
         plan = fitted_tiers(state.model, plan, client_parts(plan.config))
     check_fleet(state.model, plan)
-    return state, plan
+    return begun(state, Round(0, plan)), plan  # methods refuse models that they do not go with
 
 
 def adapted_state(state: State, plan: Plan, model: nn.Module) -> tuple[State, Plan]:

@@ -22,11 +22,11 @@ from fedprune.methods.acting import (
     over,
     phase_of,
     round_of,
-    thinned,
     trained,
 )
 from fedprune.methods.best import waited_enough, with_best
 from fedprune.methods.measuring import judged, validated
+from fedprune.methods.thinning import thinned
 from fedprune.privacy.ledger import Spent
 from fedprune.protocol.port import Port
 from fedprune.server.diagnostics import Notes

@@ -19,7 +19,7 @@ from fedprune.config.options import Results
 from fedprune.config.streamed import why_unstreamed
 from fedprune.config.terms import accounting_terms_of
 from fedprune.engines.inline import inline_port
-from fedprune.methods.acting import begun, opened
+from fedprune.methods.acting import opened
 from fedprune.methods.catalog import check_method
 from fedprune.methods.measuring import outcome
 from fedprune.opening import opening_of, unfailed, without_model
@@ -186,7 +186,7 @@ def _starts(config: Results, fresh: State, blank: Plan, port: Port) -> dict[str,
     """What each arm begins with, once the riders have opened."""
     # A client that cannot answer now is asked again in every round, and counted there.
     start = Round(0, blank, present=lambda: list(port.present()))
-    fresh = unfailed(opened(begun(fresh, start), start, port)[0])
+    fresh = unfailed(opened(fresh, start, port)[0])
     trim_memory(blank.layout.parameters, first=True)
     return dict.fromkeys(arm_names(config), fresh)
 

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from matplotlib.artist import Artist
-from matplotlib.figure import Figure
-
 from fedprune import RunConfig, federate
-from fedprune.attacks.page import Passage, Table, png_of
+from fedprune.attacks.page import Passage, png_of
 from fedprune.config import configure
 from fedprune.config.terms import accounting_terms_of
 from fedprune.privacy.accounting_terms import SIMULATED
 from fedprune.privacy.calibration import calibrated
 from fedprune.privacy.release import Occasion, Release
-from fedprune.report.drawing import canvas, styled
 from fedprune.tensors.named import Masks
+from simulations.utility_figures import Cell, utility_curve, utility_table
 
 Keys = dict[str, Any]
 Tick = Callable[[], None]
@@ -85,27 +80,6 @@ COVERED = (
 )
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One line of the study: a setting, a method and a budget, over seeds.
-
-    Attributes:
-        setting: what noise covers.
-        method: how the mask was decided.
-        epsilon: the budget; None: without noise.
-        spent: what the ledger came to, the largest over seeds.
-        quality: by seed, on the panel's test parts.
-        overlap: part of the mask without noise that is kept, by seed; empty without such a mask.
-    """
-
-    setting: str
-    method: str
-    epsilon: float | None
-    spent: float
-    quality: list[float] = field(default_factory=list)
-    overlap: list[float] = field(default_factory=list)
-
-
 def utility_findings(
     task: str, seeds: Sequence[int], epsilons: Sequence[float], tick: Tick = lambda: None
 ) -> tuple[list[Passage], dict[str, Any]]:
@@ -122,8 +96,8 @@ def utility_findings(
     section = Passage(
         f"Quality against epsilon ({task}, sparsity {SPARSITY:.0%})",
         READING,
-        _table(cells, metric),
-        ((CAPTION, png_of(curve(cells, metric))),),
+        utility_table(cells, metric),
+        ((CAPTION, png_of(utility_curve(cells, metric))),),
     )
     return [section], {"task": task, "metric": metric, "cells": [vars(c) for c in cells]}
 
@@ -138,8 +112,6 @@ READING = (
     "take no part (--panel), so that it costs no epsilon. " + SIMULATED.capitalize() + ".",
 )
 
-TALLEST = 40.0
-"""The largest perplexity in the picture."""
 
 CAPTION = (
     "Quality at the end over seeds: mean, and the standard deviation as a bar. Perplexities above "
@@ -215,65 +187,3 @@ def _run(config: RunConfig, tick: Tick) -> tuple[float, Masks, float]:
 def _overlap(masks: Masks, others: Masks) -> float:
     both = sum(int((m & others[n]).sum()) for n, m in masks.items())
     return both / max(1, sum(int(m.sum()) for m in others.values()))
-
-
-def _table(cells: Sequence[Cell], metric: str) -> Table:
-    columns = ["noise covers", "mask by", "epsilon", "spent", f"{metric}", "overlap"]
-    rows = [
-        [
-            c.setting,
-            c.method,
-            "infinite" if c.epsilon is None else f"{c.epsilon:g}",
-            f"{c.spent:.2f}" if c.epsilon is not None else "-",
-            _spread(c.quality, metric),
-            _spread(c.overlap, "accuracy") if c.overlap else "-",
-        ]
-        for c in cells
-    ]
-    return Table(columns, rows, ("noise covers", "mask by"))
-
-
-def _spread(values: Sequence[float], metric: str) -> str:
-    mean = statistics.fmean(values)
-    sd = statistics.stdev(values) if len(values) > 1 else 0.0
-    if metric != "perplexity":
-        return f"{mean:.1%} ({sd:.1%})"
-    return f"{mean:.2f} ({sd:.2f})" if mean < USELESS else f"over {USELESS:,.0f}"
-
-
-USELESS = 1000.0
-"""A perplexity beyond which it does not matter how large it is: guessing has less than 100."""
-
-_DASHES = {"unit scores": "-", "weight scores": "--", "magnitude": "-.", "random": ":"}
-_MARKS = {SCORES_ONLY.name: "o", COVERED[0].name: "s", COVERED[1].name: "^"}
-
-
-@styled
-def curve(cells: Sequence[Cell], metric: str) -> Figure:
-    """Quality against epsilon, a line for each setting and method; without noise to the right."""
-    figure, axes = canvas(metric, 3.6)
-    budgets = sorted({c.epsilon for c in cells if c.epsilon is not None})
-    places = {epsilon: i for i, epsilon in enumerate(budgets)}
-    handles, labels = list[Artist](), list[str]()
-    shown = [c for c in cells if metric != "perplexity" or statistics.fmean(c.quality) < TALLEST]
-    shown.sort(key=lambda c: math.inf if c.epsilon is None else c.epsilon)
-    for name in sorted({(c.setting, c.method) for c in shown}):
-        line = [c for c in shown if (c.setting, c.method) == name]
-        drawn = axes.errorbar(
-            [places.get(c.epsilon or 0.0, len(budgets)) for c in line],
-            [statistics.fmean(c.quality) for c in line],
-            [statistics.stdev(c.quality) if len(c.quality) > 1 else 0.0 for c in line],
-            linestyle=_DASHES[name[1]],
-            marker=_MARKS[name[0]],
-            markersize=4,
-        )
-        handles.append(drawn.lines[0])
-        labels.append(f"{name[0]}: {name[1]}")
-    axes.set_xticks(range(len(budgets) + 1), [*(f"{e:g}" for e in budgets), "infinite"])
-    axes.set_xlabel("epsilon")
-    if metric == "perplexity":
-        axes.set_ylim(9.0, TALLEST)
-    axes.legend(
-        handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, frameon=False
-    )
-    return figure

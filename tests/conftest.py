@@ -34,6 +34,9 @@ torch.set_num_threads(1)
 settings.register_profile("fedprune", deadline=None)
 settings.load_profile("fedprune")
 
+# Ray's workers give way to everybody (15), so that beside other tests they would hardly move.
+os.environ |= {"RAY_worker_niceness": "0"}
+
 # Processes that tests start would each spend a second on compiling what was compiled before.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False

@@ -67,7 +67,7 @@ def _played(run: Run, place: Path, stack: ExitStack) -> Played:
     if run.before is not None:
         watched(configure(run.before), folder=place / "before")
         keys["init"] = str(place / "before")
-    config = configure(keys)
+    config = configure({key: value for key, value in keys.items() if value is not None})
     if run.killed:
         return _resumed(config, run.killed, place / "run")
     if run.workers:

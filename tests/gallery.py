@@ -32,6 +32,7 @@ RECIPE: Keys = {
 NOISE: Keys = {"dp_noise": 1.0, "dp_clip": 0.3, "panel": 1, "noise_source": "seeded"}
 SECAGG: Keys = {"secure": "secagg", "noise_source": "seeded"}
 LORA: Keys = {"adapters": "lora", "rank": 2}
+UNPRUNED: Keys = {"sparsity": 0.0, "warmup": None, "end": None}
 METHODS: dict[str, Keys] = {
     "dispfl": {"warmup": 0, "end": 1, "method_options": {"exchange": 0.3}},
     "feddst": {"sparsity": 0.6},
@@ -40,6 +41,7 @@ METHODS: dict[str, Keys] = {
     "fedprllm": {"end": 2, "method_options": {"scaled": True}},
     "fedrts": {"schedule": "regrow"},
     "fedspallm": {"end": 2, "method_options": {"layers": 0.5}},
+    "fedspine": {"ranks": (3, 1), "method_options": {"densities": (1.0, 0.4), "explore": 0.3}},
     "fedtiny": {"model": "cnn", "method_options": {"candidates": 2}},
     "flash": {"method_options": {"stage": "jmwst", "tiers": (1.0, 0.5)}},
     "heterofl": {"method_options": {"tiers": (1.0, 0.5)}, "unit": "row", "sparsity": 0.3},
@@ -53,10 +55,13 @@ METHODS: dict[str, Keys] = {
     "complement-sparsification": {"end": 2},
     "depthfl": {**SHAKESPEARE, "depth": 2, "rounds": 3, "method_options": {"depths": (1.0, 0.5)}},
     "fedpruner": {**SHAKESPEARE, "depth": 2, "rounds": 3, "method_options": {"depths": (1.0, 0.5)}},
-    "spafl": {"sparsity": 0.0, "method_options": {"penalty": 0.05}},
-    "fedselect": {"sparsity": 0.0, "method_options": {"every": 1}},
+    "spafl": {**UNPRUNED, "method_options": {"penalty": 0.05}},
+    "fedselect": {**UNPRUNED, "method_options": {"every": 1}},
 }
-"""Of the methods with conversations of their own; compositions by a name are among the recipes."""
+"""Of the methods with conversations of their own; compositions by a name are among the recipes.
+
+A key with None is left out, whatever these are put on.
+"""
 
 
 @dataclass(frozen=True)

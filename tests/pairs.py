@@ -8,6 +8,7 @@ refusal that names one of the two.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, product
@@ -94,19 +95,20 @@ def _pairs_in(row: Row, sizes: Mapping[str, int]) -> Iterator[tuple[Choice, Choi
 
 
 def _alone(choice: Choice, sizes: Mapping[str, int], refusal: Refusal) -> Row | None:
-    """Changes, two at most, beside which a choice is accepted: one where one will do."""
+    """Changes, two at most, beside which a choice is accepted: those that refusals name first."""
     one = dict([choice])
     others = [c for c in _choices(sizes) if c[0] != choice[0] and c[1]]
     without = refusal(one)
     if without is None:
         return one
+    for changes in (1, 2):
+        if row := _as_told(one, sizes, refusal, changes):
+            return row
     beside = {}
     for name, i in others:
         beside[name, i] = refused = refusal({name: i, **one})
         if refused is None:
             return {name: i, **one}
-    if row := _as_named(one, sizes, refusal):
-        return row
     # First beside what another line about the choice says: there are 30,000 pairs of changes.
     near = [c for c, r in beside.items() if r[0] == choice[0] and r != without]
     for two in [*product(others, near), *combinations(others, 2)]:
@@ -116,16 +118,16 @@ def _alone(choice: Choice, sizes: Mapping[str, int], refusal: Refusal) -> Row | 
     return None
 
 
-def _as_named(row: Row, sizes: Mapping[str, int], refusal: Refusal, changes: int = 2) -> Row | None:
-    """The row with other values of what its refusals name, so many at most."""
+def _as_told(row: Row, sizes: Mapping[str, int], refusal: Refusal, changes: int) -> Row | None:
+    """The row with other values of what its refusals speak of, so many at most."""
     refused = refusal(row)
-    if refused is None:
-        return row
-    named, _ = refused
-    if not changes or named in row:
-        return None
-    tried = ({**row, named: i} for i in range(1, sizes.get(named, 0)))
-    return next(filter(None, (_as_named(r, sizes, refusal, changes - 1) for r in tried)), None)
+    if refused is None or not changes:
+        return row if refused is None else None
+    spoken_of = {*re.findall(r"\w+", refused[1].replace("-", "_")), refused[0]}
+    spoken_of |= {word.strip("_") for word in spoken_of}  # of --vote-scope
+    near = [n for n in sizes if n in spoken_of - row.keys()]
+    tried = ({**row, n: i} for n in near for i in range(1, sizes[n]))
+    return next(filter(None, (_as_told(r, sizes, refusal, changes - 1) for r in tried)), None)
 
 
 def _settled(
@@ -165,8 +167,8 @@ def _grown(
             return sum(tuple(sorted(two, key=lambda c: place[c[0]])) in open_ for two in ends)
 
         for i in sorted(range(sizes[name]), key=gain, reverse=True):
-            if refusal({**row, name: i}) is None:
-                row = {**row, name: i}
+            if i == 0 or refusal({**row, name: i}) is None:
+                row = {**row, name: i}  # 0 is what it has: nothing to ask
                 break
         taken.append(name)
     return row

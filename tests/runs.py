@@ -38,11 +38,14 @@ _done: dict[str, Result] = {}
 
 
 def tiny(**changes: Any) -> RunConfig:
-    """A run of five rounds on five clients: two dense, two that prune, one that recovers."""
+    """A run of five rounds on five clients: two dense, two that prune, one that recovers.
+
+    A key with None is left out.
+    """
     keys = {**TINY, **changes}
     if keys["task"] != "digits" and "alpha" not in changes:
         del keys["alpha"]  # only its own default split has one
-    return configure(keys)
+    return configure({key: value for key, value in keys.items() if value is not None})
 
 
 def house_of(config: RunConfig) -> Host:

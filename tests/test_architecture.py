@@ -4,6 +4,7 @@ import ast
 import functools
 import importlib
 import inspect
+import json
 import pkgutil
 import re
 import subprocess
@@ -182,8 +183,8 @@ def test_no_clock_and_no_global_random_in_the_core(path):
     # A run's log has times, and latency is what `measure` is asked for; no bit of a result is.
     # What `process` keeps of the global generators it puts back.
     spared = {"fedprune.run", "fedprune.export.measure", "fedprune.runtime.process"}
-    # A client that hangs is found out by a clock, and so is a device that does not answer.
-    spared |= {"fedprune.runtime.guarding"}
+    # A client that hangs is found out by a clock, and so is a command that does not end.
+    spared |= {"fedprune.runtime.guarding", "fedprune.runtime.ending"}
     # How long a step takes decides which engine plays a run, and no bit of it.
     spared |= {"fedprune.client.footprint", "fedprune.library.estimating"}
     # How long the runs of a study take tells how long the others may.
@@ -334,27 +335,40 @@ def test_what_texts_refer_to_is_there():
             assert [name for name in FILED.findall(text) if not (ROOT / name).exists()] == [], path
 
 
+ALONE = """
+import importlib, json, pkgutil, sys, types
+
+for package in json.loads(sys.argv[1]):
+    for name in [name for name in sys.modules if name.split(".")[0] == "fedprune"]:
+        del sys.modules[name]
+    front = sys.modules["fedprune"] = types.ModuleType("fedprune")
+    front.__path__ = ["fedprune"]
+    module = importlib.import_module(package)
+    for info in pkgutil.iter_modules(module.__path__, package + "."):
+        importlib.import_module(info.name)
+    own = {".".join(n.split(".")[:2]) for n in sys.modules if n.startswith("fedprune.")}
+    print(json.dumps([package, sorted(own), sorted({"flwr", "ray"} & set(sys.modules))]))
+"""
+
+
 @pytest.mark.slow
 def test_a_package_can_be_imported_alone():
-    """Each package, whichever is first; only engines and the starter load Flower or Ray."""
-    code = """
-import importlib, os, pkgutil, sys
-import numpy, pydantic, torch  # once for all, which takes longest
-for name in sys.argv[1:]:
-    if os.fork():
-        assert os.wait()[1] == 0, name
-    else:
-        package = importlib.import_module(name)
-        for module in pkgutil.iter_modules(package.__path__, name + "."):
-            importlib.import_module(module.name)
-        flower = name.startswith(("fedprune.engines.", "fedprune.starter"))
-        os._exit(0 if flower or not {"flwr", "ray"} & set(sys.modules) else 3)
-"""
+    """Each, whichever is first, loads none above it; engines and the starter alone load Flower."""
     packages = [name_of(p) for p in CORE if p.name == "__init__.py" and p.parent.name != "fedprune"]
+    with_flower = ("fedprune.engines.", "fedprune.starter")
+    packages.sort(key=lambda name: name.startswith(with_flower))  # what is loaded then stays
     done = subprocess.run(
-        [sys.executable, "-c", code, *packages], cwd=ROOT, capture_output=True, text=True
-    )
+        [sys.executable, "-c", ALONE, json.dumps(packages)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    below = [f"fedprune.{name}" for name in ORDER[: ORDER.index("config")]]
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [package for package, _, _ in found] == packages
+    for package, own, flower in found:
+        assert not flower or package.startswith(with_flower), package
+        if (own_name := ".".join(package.split(".")[:2])) in below:
+            assert set(own) <= set(below[: below.index(own_name) + 1]), package
 
 
 def test_the_front_door_is_complete_and_documented():

@@ -134,6 +134,26 @@ def test_arrays_are_tensors_and_one_partition_may_lack_held_out_examples(play):
     assert play(shards=lacking).summary["failures"] == 0
 
 
+class Wrapped(nn.Module):
+    """Gives its logits back within something."""
+
+    def __init__(self, within: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.net, self.within = net(), within
+
+    def forward(self, images: Tensor) -> Any:
+        return self.within(self.net(images))
+
+
+def test_logits_may_be_in_a_dictionary_and_else_it_is_said_what_the_loss_reads(play):
+    named = {"model": lambda _: Wrapped(lambda x: {"logits": x}), "output": ("net.5",)}
+    assert play(**named).rows == play(model=lambda _: Wrapped(lambda x: x), output=("net.5",)).rows
+    for within in (lambda x: (x, x), lambda x: {"scores": x}):
+        found = {"model": lambda _, within=within: Wrapped(within), "output": ("net.5",)}
+        refused(play, "gives back a (tuple|dict), and classification_loss reads a tensor", **found)
+    refused(play, "allowed: none, the model is one", model=lambda _: nn.Linear(6, 3), output=("x",))
+
+
 def loss(change: Callable[..., Any]) -> Callable[[nn.Module, Part], Any]:
     return lambda model, batch: change(classification_loss(model, batch), batch)
 
@@ -560,7 +580,7 @@ UNSEEN: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
 
 def refused_inputs(play: Play, key: str, keys: Any, kind: str) -> None:
     made, name, why = UNSEEN[kind]
-    line = rf"^{key}=.*inputs of {name} cannot be summed: .*{why}.*; allowed: --exclude {name}"
+    line = rf"^{key}=.*inputs of {name} cannot be summed: .*{why}.*; allowed: exclude=..{name}"
     refused(play, line, model=lambda _: made(), output=("head",), keys=keys)
 
 
@@ -612,7 +632,7 @@ def test_layers_that_few_examples_reach_are_waited_for(play):
 
 
 def test_a_layer_that_a_cohort_did_not_reach_is_named_when_it_is_scored(play):
-    line = r"^score='wanda': no row went through the layer of [ab]\..*; allowed: --exclude"
+    line = r"^score='wanda': no row went through the layer of [ab]\..*; allowed: exclude="
     with pytest.raises(ConfigError, match=line):
         play(model=lambda _: Routed(True), output=("head",), keys={"score": "wanda", "cohort": 1})
 

@@ -18,7 +18,7 @@ from fedprune.commands.main import parser as commands
 from fedprune.commands.run_options import run_parser
 from fedprune.methods.catalog import METHODS
 from fedprune.options.conditions import in_words
-from fedprune.options.section import declared
+from fedprune.options.option import declared
 from fedprune.scores.combine import COMBINES
 from fedprune.selection.schedules import SCHEDULES
 from fedprune.selection.scopes import SCOPES

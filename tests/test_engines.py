@@ -23,7 +23,7 @@ from fedprune.client.host import build_host, labels_of
 from fedprune.commands.arguments import run_asked_for
 from fedprune.report.screen import Screen
 from fedprune.runtime.process import put_back
-from tests.runs import with_pages
+from tests.runs import cut_short, with_pages
 
 ROOT = Path(__file__).resolve().parents[1]
 # The default task, unequal shards, a partial cohort; pruned from round two on.
@@ -50,6 +50,10 @@ CASES = {
     "ends": "--task ending --plugin tests/failing_task.py --split iid --clients 8 --cohort 8 "
     "--local-steps 2 --rounds 2",
     "robust": f"{DIGITS} --robust geometric-median --max-norm auto",
+    # each arm beside the run; a run of another process that was cut, and goes on here
+    "arms": f"{DIGITS} --model mlp --method heterofl --unit row --sparsity 0.3 --cohort 3 "
+    "--baselines dense,random,magnitude,lottery,dense-small,local-only,centralised",
+    "resumed": "--method fedspine --ranks 4,2 --local-steps 2 --model llama",
     "noise": f"{DIGITS} --model mlp --secure secagg --dp client --dp-noise 1 --no-agreement "
     "--noise-source seeded",
 }
@@ -77,7 +81,7 @@ def inline() -> Callable[[str], Result]:
 @pytest.fixture(scope="module")
 def on_ray(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the runs' folders, all of them played by two workers of one grid."""
-    from fedprune.engines.flower.server_app import run_on
+    from fedprune.engines.flower.server_app import Going, run_on
     from fedprune.engines.ray.engine import ray_grid
 
     place = tmp_path_factory.mktemp("ray")
@@ -89,7 +93,10 @@ def on_ray(tmp_path_factory: pytest.TempPathFactory) -> Path:
             try:
                 looked_at = with_pages() if case in ("plain", "raises") else nullcontext()
                 with (place / f"{case}.screen").open("w") as screen, looked_at:
-                    run_on(grid, config, place / case, Screen(Console(file=screen, width=300)))
+                    if case == "resumed":
+                        cut_short(config, place / case, 2)
+                    told, going = Screen(Console(file=screen, width=300)), Going(case == "resumed")
+                    run_on(grid, config, place / case, told, going)
             except BaseException as error:  # its test fails for want of a summary, and says why
                 (place / f"{case}.error").write_text(repr(error))
     return place

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fedprune.config import configure
-from fedprune.options.refusal import Refusal
+from fedprune.options.refusal import ConfigError
 from tests.choices import EXCLUDED, LOOKED_AT, SWITCHES, chosen_by_name, factors, given, refusal_of
 from tests.pairs import Array, covering
 from tests.played import play
@@ -66,6 +66,6 @@ def test_a_combination_keeps_the_laws(number, array, found):
     if number < len(array.rows):
         try:
             play(configure(given(array.rows[number], found)))
-        except Refusal as refused:  # of a model, which is there only when it is rehearsed
+        except ConfigError as refused:  # of a model, which is there only when it is rehearsed
             if not str(refused).startswith(("batched=", "adapters=")):
                 raise

@@ -111,4 +111,4 @@ def test_wherever_it_runs_and_after_a_kill_it_is_the_same(how: str, tmp_path: Pa
 )
 def test_a_method_of_models_of_their_own_or_of_regrowth_refuses_it(method: dict[str, Any]):
     with pytest.raises(ConfigError, match=r"^scaffold=True: .*; allowed: false$"):
-        federate(configure({**KEYS, **method, "schedule": "linear"}))
+        federate(configure({**KEYS, **method, "schedule": "cubic"}))

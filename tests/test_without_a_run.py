@@ -1,9 +1,6 @@
 """The library in a notebook: a model of one's own, sections by themselves, no configuration."""
 
-import json
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -19,7 +16,6 @@ from fedprune.selection.options import Pruning
 from fedprune.selection.select import select
 from fedprune.structure.layout import layout_of
 from fedprune.tasks.task import Loss, Task
-from tests.test_architecture import ORDER, ROOT
 
 
 def loss(model: nn.Module, part: dict[str, torch.Tensor]) -> Loss:
@@ -106,34 +102,3 @@ def test_a_section_by_itself_refuses_as_a_configuration_does(keys, line):
 def test_what_only_a_task_sets_is_asked_for():
     with pytest.raises(ValueError, match="by task"):
         Tuning(optimizer="sgd")
-
-
-ALONE = """
-import importlib, json, pathlib, pkgutil, sys, types
-import numpy, pydantic, torch
-
-found = {}
-for package in json.loads(sys.argv[1]):
-    for name in [name for name in sys.modules if name.split(".")[0] == "fedprune"]:
-        del sys.modules[name]
-    front = sys.modules["fedprune"] = types.ModuleType("fedprune")
-    front.__path__ = ["fedprune"]
-    module = importlib.import_module(f"fedprune.{package}")
-    for info in pkgutil.iter_modules(getattr(module, "__path__", [])):
-        importlib.import_module(f"fedprune.{package}.{info.name}")
-    found[package] = sorted({n.split(".")[1] for n in sys.modules if n.startswith("fedprune.")})
-print(json.dumps(found))
-"""
-
-LIBRARY = ORDER[: ORDER.index("config")]
-
-
-def test_a_package_of_the_library_is_imported_without_those_above_it():
-    done = subprocess.run(
-        [sys.executable, "-c", ALONE, json.dumps(LIBRARY)],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    found = json.loads(done.stdout)
-    assert found.keys() == set(LIBRARY)
-    for package, loaded in found.items():
-        assert set(loaded) <= set(LIBRARY[: LIBRARY.index(package) + 1]), package

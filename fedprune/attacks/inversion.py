@@ -211,9 +211,6 @@ def _gradient_before(
 ) -> Tensor:
     """The gradient of a loss that is summed over examples by what comes out of a layer."""
     outputs: list[Tensor] = []
-    hook = layer.register_forward_hook(lambda _m, _x, y: outputs.append(y))
-    try:
+    with layer.register_forward_hook(lambda _m, _x, y: outputs.append(y)):
         total = loss(model)
-    finally:
-        hook.remove()
     return torch.autograd.grad(total, outputs[0])[0].detach()

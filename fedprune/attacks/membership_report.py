@@ -15,16 +15,16 @@ from fedprune.attacks.page import Passage, Table, png_of
 from fedprune.attacks.roc import AtRate, Sides, auc, found_at, roc
 from fedprune.attacks.shadows import Attacked, dense_and_pruned
 from fedprune.config import configure
-from fedprune.report.drawing import FAINT, STYLE
+from fedprune.report.drawing import FAINT, SERIES, STYLE
 
 RATES = (0.01, 0.001)
 """False positive rates at which true positives are told."""
 
 HOW = (
-    "Accused is whoever an attack's statistic is high for. AUC is how often a member's is above "
-    "another's: 0.5 is chance. TPR at 1 % and at 0.1 % are the members found while at most that "
-    "part of the others is accused; chance is the same 1 % and 0.1 %. In brackets exact 95 % "
-    "intervals (Clopper and Pearson), which take examples for independent of each other."
+    "An attack accuses the examples whose statistic is above a threshold. AUC is how often a "
+    "member's statistic is above another's: chance is 0.5. TPR at 1 % is the share of members "
+    "that are accused at the threshold which accuses at most 1 % of the others: chance is 1 %. In "
+    "brackets are exact 95 % intervals (Clopper and Pearson), as of independent examples."
 )
 LIMITS = (
     "An attack that finds little shows that this attack finds little. Whether pruning lowers or "
@@ -160,17 +160,13 @@ def _compared(dense: float, sparse: float, figures: Mapping[str, Any]) -> str:
     return f"{_name(sparse)}: LiRA finds {verdict} ({shares} at 1 %)."
 
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-"""Okabe and Ito's."""
-
-
 def curves(named: Mapping[str, Sides]) -> Figure:
     """Curves of attacks on logarithmic axes, the diagonal beside them."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.6, 3.4), layout="constrained")
         axes = figure.add_subplot()
         for i, (name, sides) in enumerate(named.items()):
-            axes.plot(*roc(*sides), color=COLOURS[i % len(COLOURS)], label=name)
+            axes.plot(*roc(*sides), color=SERIES[i % len(SERIES)], label=name)
         _scaled(axes, min(1 / len(sides[1]) for sides in named.values()))
     return figure
 

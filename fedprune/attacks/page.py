@@ -14,7 +14,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from fedprune.report.drawing import PAPER, STYLE
+from fedprune.report.drawing import STYLE
 from fedprune.report.tables import Table
 from fedprune.report.template import framed, rendered
 
@@ -55,9 +55,11 @@ PAGE = framed(
 {% if section.table %}
 {{ table(section.table, section.title) }}
 {% endif %}
-{% for caption, source in section.pictures %}
+{% for caption, source, width in section.pictures %}
 <figure class="shown">
-<img src="data:image/png;base64,{{ source }}" alt="{{ caption }}">
+<div tabindex="0">
+<img src="data:image/png;base64,{{ source }}" alt="{{ caption }}" style="min-width: {{ width }}px">
+</div>
 <figcaption>{{ caption }}</figcaption>
 </figure>
 {% endfor %}
@@ -69,6 +71,7 @@ PAGE = framed(
 """,
     style="""\
 figure.shown { display: block; margin: 2rem 0 0; }
+figure.shown div { overflow-x: auto; }
 figure.shown img { display: block; max-width: 100%; height: auto; border-radius: 4px; }
 figure.shown figcaption { margin-top: 0.6rem; max-width: 42rem; color: var(--quiet); \
 font-size: 0.9375rem; }
@@ -105,7 +108,10 @@ def write_findings(
 
 
 def _shown(section: Passage) -> dict[str, object]:
-    coded = [(caption, base64.b64encode(png).decode()) for caption, png in section.pictures]
+    coded = [
+        (caption, base64.b64encode(png).decode(), min(_NARROWEST, _width_of(png) // 2))
+        for caption, png in section.pictures
+    ]
     return {
         "title": section.title,
         "text": section.text,
@@ -114,15 +120,24 @@ def _shown(section: Passage) -> dict[str, object]:
     }
 
 
+_NARROWEST = 640
+"""Pixels below which a picture is not made smaller on a narrow screen: it scrolls."""
+
+
+def _width_of(png: bytes) -> int:
+    """In pixels, from the header (PNG specification, 11.2.2)."""
+    return int.from_bytes(png[16:20], "big")
+
+
 def png_of(figure: Figure) -> bytes:
-    """A figure as PNG, on white; the same figure gives the same bytes."""
+    """A figure as PNG, without a ground of its own; the same figure gives the same bytes."""
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(
             buffer,
             format="png",
             dpi=150,
-            facecolor=PAPER,
+            transparent=True,
             bbox_inches="tight",
             metadata={"Software": None},
         )

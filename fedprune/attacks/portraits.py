@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 _STEPS = 150
+SMOOTH = 2.0
+"""Factor of the total variation."""
 
 
-def portraits(model: nn.Module, classes: int, shape: torch.Size, smooth: float = 2.0) -> Tensor:
+def portraits(model: nn.Module, classes: int, shape: torch.Size) -> Tensor:
     """For each class the image in 0..1 that the model is surest of, (classes, *shape).
 
     Adam from mid-grey on cross-entropy, total variation and a pull to black.
@@ -23,7 +25,6 @@ def portraits(model: nn.Module, classes: int, shape: torch.Size, smooth: float =
         model: from images to logits; it is left as it is.
         classes: how many.
         shape: of an image.
-        smooth: factor of the total variation.
     """
     known = copy.deepcopy(model).eval()
     images = torch.full((classes, *shape), 0.5).requires_grad_()
@@ -33,7 +34,7 @@ def portraits(model: nn.Module, classes: int, shape: torch.Size, smooth: float =
         rough = (images[..., 1:, :] - images[..., :-1, :]).abs().mean((1, 2, 3)).sum()
         rough = rough + (images[..., 1:] - images[..., :-1]).abs().mean((1, 2, 3)).sum()
         unsure = nn.functional.cross_entropy(known(images), labels, reduction="sum")
-        loss = unsure + smooth * rough + images.mean((1, 2, 3)).sum()
+        loss = unsure + SMOOTH * rough + images.mean((1, 2, 3)).sum()
         (images.grad,) = torch.autograd.grad(loss, [images])
         optimizer.step()
         with torch.no_grad():

@@ -112,7 +112,7 @@ def distributions() -> Any:
     return scipy.stats
 
 
-def interval(successes: int, trials: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+def interval(successes: int, trials: int) -> tuple[float, float]:
     """The exact interval of a proportion (Clopper and Pearson 1934, doi 10.2307/2331986).
 
     Raises:
@@ -122,7 +122,7 @@ def interval(successes: int, trials: int, confidence: float = CONFIDENCE) -> tup
         raise ValueError(f"{successes} of {trials}; allowed: 0 to all of at least one")
     beta = distributions().beta
 
-    tail, failures = (1.0 - confidence) / 2.0, trials - successes
+    tail, failures = (1.0 - CONFIDENCE) / 2.0, trials - successes
     low = float(beta.ppf(tail, successes, failures + 1)) if successes else 0.0
     high = float(beta.ppf(1.0 - tail, successes + 1, failures)) if failures else 1.0
     return low, high

@@ -57,13 +57,10 @@ def token_vectors(scene: Scene, table: str, reader: str) -> Tensor:
     model.double().eval()
     (layer,) = layers_of(model, [reader])[reader]
     inputs: list[Tensor] = []
-    hook = layer.register_forward_hook(lambda _m, x, _y: inputs.append(x[0].detach()))
     size = scene.host.layout.shapes[table][0]
-    try:
-        with torch.no_grad():
-            model(input_ids=torch.arange(size).unsqueeze(1))
-    finally:
-        hook.remove()
+    noted = layer.register_forward_hook(lambda _m, x, _y: inputs.append(x[0].detach()))
+    with noted, torch.no_grad():
+        model(input_ids=torch.arange(size).unsqueeze(1))
     return inputs[0].reshape(size, -1)
 
 

@@ -15,11 +15,13 @@ from fedprune.client.scoring import answer_inputs, answer_magnitudes, answer_out
 from fedprune.client.thresholds import as_kept
 from fedprune.client.tokens import token_counts
 from fedprune.client.tuning import answer_tune
+from fedprune.config import RunConfig
 from fedprune.config.kinds import KINDS
 from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Answer, Question
+from fedprune.scores.catalog import scores_of
 from fedprune.tasks.metrics import naive_of
-from fedprune.tensors.models import load_into
+from fedprune.tensors.models import lend_to, load_into
 
 
 def answer(question: Question, client: ClientContext) -> Answer:
@@ -31,8 +33,17 @@ def answer(question: Question, client: ClientContext) -> Answer:
     if question.regime.alone and question.kind != "tune":
         question = as_kept(question, client.memory, client.layout)
     if KINDS[question.kind].weights:
-        load_into(client.model, question.weights)
+        own = lend_to if client.lends and _only_reads(question, client.config) else load_into
+        own(client.model, question.weights)
     return ANSWERS[question.kind](question, client)
+
+
+def _only_reads(question: Question, config: RunConfig) -> bool:
+    """Whether nothing that the question asks for writes to the model's weights for a while."""
+    if question.kind != "score" or config.adapters != "none" or config.plugin:
+        return False
+    passes = scores_of(config.plugin)[question.score].asks[question.ask].passes
+    return passes in ("1 forward", "1 forward, 1 backward")
 
 
 def _answer_own(question: Question, client: ClientContext) -> Answer:

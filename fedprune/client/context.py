@@ -35,6 +35,7 @@ class ClientContext:
         train: how it tunes.
         said: what was said already, see `warn_once`.
         memory: what it remembers.
+        lends: the model may compute with a question's own tensors, where nothing writes to them.
     """
 
     partition: int
@@ -49,6 +50,7 @@ class ClientContext:
     train: Train = tune
     said: set[str] = field(default_factory=set)
     memory: Recollection = field(default_factory=Recollection)
+    lends: bool = False
 
     def moved(self, parts: Iterator[Part]) -> Iterator[Part]:
         """The batches on the model's device."""

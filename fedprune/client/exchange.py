@@ -15,9 +15,10 @@ from fedprune.client.probing import client_probe
 from fedprune.learning.local_training import Tuned
 from fedprune.protocol.messages import Question
 from fedprune.randomness import generator
-from fedprune.scores.catalog import summed_gradient
+from fedprune.scores.gradient_statistics import summed_gradient
 from fedprune.selection.regrowth import exchange_weights, redistributed
 from fedprune.tasks.task import Part
+from fedprune.tensors.hooks import removed_after
 from fedprune.tensors.models import found_in, load_into, state_of
 from fedprune.tensors.named import Masks, masked, on_cpu
 
@@ -73,11 +74,8 @@ def extruding(question: Question, client: ClientContext) -> Iterator[None]:
         low = torch.zeros_like(sizes).index_fill(0, sizes.argsort(stable=True)[:few], 1.0)
         press = 2.0 * question.extrude * low.reshape(p.shape)
         hooks.append(p.register_hook(partial(_pressed, p, press)))
-    try:
+    with removed_after(hooks):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _pressed(p: Tensor, press: Tensor, gradient: Tensor) -> Tensor:

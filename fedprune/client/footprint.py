@@ -23,14 +23,14 @@ from fedprune.client.host import Host
 from fedprune.client.trial_answers import try_score
 from fedprune.client.trial_client import TrialClient
 from fedprune.config import with_values
-from fedprune.config.streamed import scores_in_parts
 from fedprune.learning.options import trains
-from fedprune.protocol.choice import asked_at_once
 from fedprune.protocol.messages import Question
+from fedprune.protocol.parts_asked import asked_at_once
 from fedprune.randomness import seeded
 from fedprune.runtime.guarding import guarded
 from fedprune.runtime.process import put_back, resident
 from fedprune.scores.catalog import scores_of
+from fedprune.scores.combine import combines_of
 from fedprune.streaming.blocks import is_streamed
 from fedprune.tasks.later import rows_counted
 from fedprune.tasks.task import Shard, examples
@@ -95,12 +95,14 @@ def footprint_of(host: Host) -> Footprint:
 def _summed(host: Host) -> int:
     """How many numbers a sum of answers holds at most, roughly: as many as the model.
 
-    Of a model that is read in parts, no more than the statistics of its score.
+    Where nobody trains no more than the statistics of the score, or scores of the prunable weights.
     """
     c, layout = host.config, host.layout
-    if not is_streamed(host.model) and not scores_in_parts(c):
+    if trains(c):
         return layout.parameters
-    score = scores_of(c.plugin)[c.score]
+    score, combine = scores_of(c.plugin)[c.score], combines_of(c.plugin)[c.combine]
+    if combine.valued and not combine.pooled:
+        return layout.whole
     some = asked_at_once(score, host.model, c, layout)
     shapes = (
         ask.shapes(layout, names or layout.prunable, c.unit, c.probes or 0).values()

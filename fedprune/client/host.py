@@ -19,18 +19,20 @@ from fedprune.client.rehearsal import try_out
 from fedprune.client.tokens import read_with
 from fedprune.config import RunConfig
 from fedprune.learning.local_training import Train, tune
+from fedprune.learning.options import trains
 from fedprune.learning.preparation import prepared
 from fedprune.options.refusal import ConfigError
 from fedprune.protocol.client_privacy import hides
 from fedprune.protocol.held_weights import BaseModel, base_at, base_of, read_by
 from fedprune.protocol.models import dense_model, layout_after, layout_for
-from fedprune.runtime.process import put_back, trim_memory
+from fedprune.runtime.process import TRIMMED_FROM, hand_back_at_once, put_back, trim_memory
 from fedprune.streaming.blocks import is_streamed
 from fedprune.structure.edits import Edits
 from fedprune.structure.layout import Layout
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.claims import TooLarge, within_memory
 from fedprune.tasks.later import LazyShards, labels_in
+from fedprune.tasks.options import is_trained
 from fedprune.tasks.pretrained import place_of
 from fedprune.tasks.shards import checked, shards_of
 from fedprune.tasks.task import Shard, Task
@@ -63,6 +65,7 @@ class Host:
         newest: the newest question, as long as its packet is there (`fedprune.client.serving`).
         base: the base model as its files have it; None: all weights are sent.
         said: what was said of clients' code that raises where noise hides it.
+        lends: as in `fedprune.client.context.ClientContext`.
     """
 
     config: RunConfig
@@ -80,6 +83,7 @@ class Host:
     newest: list[Any] = field(default_factory=list)
     base: BaseModel | None = None
     said: set[str] = field(default_factory=set)
+    lends: bool = False
 
 
 def build_host(
@@ -120,6 +124,8 @@ def _opened(config: RunConfig, shards: Mapping[int, Shard] | None) -> Host:
     cuda = torch.cuda.is_available() and config.gpus != 0 and not is_streamed(model)
     device = torch.device("cuda" if cuda else "cpu")
     layout = layout_for(config, model)
+    if layout.parameters >= TRIMMED_FROM and not trains(config):
+        hand_back_at_once()
     base = base_of(config, model)
     model = model.to(device)
     return Host(
@@ -133,21 +139,24 @@ def _no_larger_than_memory(config: RunConfig) -> nn.Module:
     """The dense model of a device, whose size is a server's word.
 
     Raises:
-        ValueError: it is larger than this machine could train; found without allocating it, where
-            the task can build it on PyTorch's meta device.
+        ValueError: it is larger than this machine has memory for; found without allocating it,
+            where the task can build it on PyTorch's meta device. One that is read block by block
+            has no bound but its files.
     """
-    name = f"model={config.model!r}"
+    if config.streamed:
+        return dense_model(config)
+    name, trained = f"model={config.model!r}", is_trained(config)
     if not Path(
         place_of(config.model)
     ).is_dir():  # what is in a folder is held against its own files
         try:
-            with within_memory(name), torch.device("meta"):
+            with within_memory(name, trained=trained), torch.device("meta"):
                 tasks_of(config.plugin)[config.task].model(config)
         except TooLarge:
             raise
         except Exception as error:  # such as a model that reads its weights from elsewhere
             log.debug("not to be built on the meta device: %s", error)
-    with within_memory(name):
+    with within_memory(name, trained=trained):
         return dense_model(config)
 
 

@@ -20,7 +20,7 @@ from fedprune.scores.score import (
 from fedprune.structure.groups import stages_of
 from fedprune.tensors.lazy import as_doubles, shapes_of
 from fedprune.tensors.models import load_into
-from fedprune.tensors.named import Masks, Tensors, copied, gathered, masked, scattered
+from fedprune.tensors.named import Masks, Tensors, gathered, masked, scattered
 
 
 def own_evidence(
@@ -67,8 +67,8 @@ def own_flags_in_stages(question: Question, client: ClientContext) -> Tensor:
         names = tuple(n for n in stage if n in alive)
         if not names:
             continue
-        sums = score.asks[0].collect(client_probe(question, client, names, {}))
-        sums = cleared(copied(sums), question.masks)
+        probe = client_probe(question, client, names, {})
+        sums = cleared(score.asks[0].collect(probe), question.masks)
         flags = own_flags(question, client, own_evidence(question, client, names, sums), {})
         assert flags is not None  # the question has a sparsity
         here = {n: question.masks[n] for n in names}
@@ -93,9 +93,7 @@ def own_pruning(question: Question, client: ClientContext) -> tuple[Masks, Tenso
         doubles = as_doubles(sums)
         if ask.given is not None:
             given = ask.given(client_evidence(question, client, names, sums=doubles, given=given))
-        sums = cleared(
-            copied(ask.collect(client_probe(question, client, names, given))), question.masks
-        )
+        sums = cleared(ask.collect(client_probe(question, client, names, given)), question.masks)
     own = own_evidence(replace(question, given=given), client, names, sums)
     flags = own_flags(question, client, own, {})
     assert flags is not None  # the question has a sparsity

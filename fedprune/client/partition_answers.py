@@ -99,6 +99,7 @@ def client_of(host: Host, question: Question, partition: int, own: Recollection)
         host.train,
         host.said,
         own,
+        host.lends,
     )
 
 

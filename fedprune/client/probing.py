@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fedprune.client.context import Batches, ClientContext
 from fedprune.client.memory import keeps, memory_of
@@ -19,7 +21,7 @@ from fedprune.scores.score import (
 )
 from fedprune.tasks.task import Part, batches, examples
 from fedprune.tensors.lazy import shapes_of
-from fedprune.tensors.named import Masks, Tensors, masked
+from fedprune.tensors.named import Masks, Tensors, masked, on_cpu
 
 
 def client_probe(
@@ -75,6 +77,15 @@ def client_evidence(
     return evidence_about(held, names, client.config, client.layout, count=labels, **more)
 
 
-def cleared(sums: Tensors, masks: Masks) -> Tensors:
-    """The same with 0.0 where something was removed, whatever stands there."""
-    return masked(sums, fitting(shapes_of(sums), masks))
+def cleared(sums: Mapping[str, Tensor], masks: Masks) -> Tensors:
+    """Detached copies on the CPU, with 0.0 where something was removed, whatever stands there.
+
+    Each of the sums is let go of when it is copied, unless somebody else holds it.
+    """
+    left, fits = dict(sums.items()), fitting(shapes_of(sums), masks)
+    del sums
+    out: Tensors = {}
+    for name in list(left):
+        here = {name: fits[name]} if name in fits else {}
+        out |= masked(on_cpu({name: left.pop(name)}), here)
+    return out

@@ -14,6 +14,7 @@ from fedprune.client.probing import cleared, client_probe, scored_examples
 from fedprune.codec.wire import SCORE_TYPES, pack, values_of
 from fedprune.options.refusal import Refused
 from fedprune.privacy.randomised_response import flip_probability, responded
+from fedprune.protocol.checks import only_numbers
 from fedprune.protocol.client_privacy import finite
 from fedprune.protocol.form import fitting
 from fedprune.protocol.messages import Answer, Question
@@ -46,7 +47,7 @@ def answer_score(question: Question, client: ClientContext, sums: Tensors | None
     if client.config.dp == "example":
         return _statistic(question, client, names, noised_statistics(question, client, probe))
     dead = {} if question.dense else question.masks
-    sums = cleared(copied(ask.collect(probe) if sums is None else sums), dead)
+    sums = cleared(ask.collect(probe) if sums is None else sums, dead)
     return _statistic(question, client, names, sums)
 
 
@@ -100,7 +101,7 @@ def _statistic(
     if question.dense or question.ask < len(score.asks) - 1:
         return Answer(values.float(), 1.0, totals)
     # A client without finite statistics has no vote; its answer is refused, with the tensor's name.
-    if not torch.isfinite(values).all():
+    if not only_numbers(values):
         return Answer(values.float(), 1.0, totals)
     combine = combines_of(c.plugin)[c.combine]
     if combine.pooled and question.sparsity is None:

@@ -15,6 +15,7 @@ from fedprune.codec.bounded import Buffer
 from fedprune.codec.coded_file import CODED_NAME, from_coded, to_coded
 from fedprune.config import RunConfig
 from fedprune.learning.distillation import Distillation, taught
+from fedprune.learning.options import Tuning
 from fedprune.options.plugins import with_code_of
 from fedprune.options.refusal import refuse
 from fedprune.protocol.messages import Question
@@ -29,7 +30,7 @@ from fedprune.tensors.models import frozen_of, load_into
 from fedprune.tensors.named import masked
 
 
-def distils(config: RunConfig) -> bool:
+def distils(config: Tuning) -> bool:
     """Whether clients learn from a teacher."""
     return bool(config.distil or config.distil_hidden or config.distil_attention)
 

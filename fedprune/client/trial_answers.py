@@ -15,8 +15,9 @@ from fedprune.client.teacher import distils
 from fedprune.client.trial_client import TrialClient, answered_in_trial
 from fedprune.learning.options import trains
 from fedprune.options.refusal import refuse
-from fedprune.protocol.choice import asked_at_once, evidence_about
+from fedprune.protocol.choice import evidence_about
 from fedprune.protocol.forms import form_of
+from fedprune.protocol.parts_asked import asked_at_once
 from fedprune.redundancy.reconstruction import RECONSTRUCTIONS, before_of
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.combine import combines_of

@@ -86,7 +86,7 @@ def trial_client(
     own = model if alone else copy.deepcopy(model)
     device = next(own.parameters()).device
     where = (partition, few, own, task, _brief(config), layout, device, own)
-    client = ClientContext(*where, train=train)
+    client = ClientContext(*where, train=train, lends=held is None)
     return TrialClient(client, on_cpu(state_of(model)) if held is None else held, shards)
 
 

@@ -27,6 +27,7 @@ from fedprune.learning.steps import can_be_alone, step_batches, steps_taken
 from fedprune.learning.variates import correction
 from fedprune.options.refusal import Refused
 from fedprune.protocol.form import fitting
+from fedprune.protocol.forms import collects
 from fedprune.protocol.messages import Answer, Question
 from fedprune.protocol.noise import source_for
 from fedprune.protocol.parted import first_parts
@@ -37,7 +38,7 @@ from fedprune.selection.units import unit_labels
 from fedprune.tasks.task import Part
 from fedprune.tensors.lazy import shapes_of
 from fedprune.tensors.models import learning, state_of
-from fedprune.tensors.named import Masks, Tensors, copied, gathered, on_cpu
+from fedprune.tensors.named import Masks, Tensors, gathered, on_cpu
 
 
 @dataclass
@@ -159,8 +160,9 @@ def tuned_answer(
     values = flat_change(*change, question.whole)
     statistics = None
     if tuned.statistics is not None:
-        sums = cleared(copied(tuned.statistics), masks)
-        statistics = gathered(sums, fitting(shapes_of(sums), question.masks)).float()
+        kept = {} if question.dense else question.masks
+        sums = tuned.statistics if question.dense else cleared(tuned.statistics, masks)
+        statistics = gathered(sums, fitting(shapes_of(sums), kept)).float()
     totals: dict[str, float] = {"loss": tuned.loss, "count": tuned.count}
     if tuned.divergence is not None:
         totals["divergence"] = tuned.divergence
@@ -220,7 +222,7 @@ def units_of(client: ClientContext) -> Tensors:
 
 def _watch(question: Question, client: ClientContext) -> AbstractContextManager[Watcher] | None:
     """What collects the score's statistic while the client tunes, where that is asked."""
-    if not question.score or client.config.score_during != "tune":
+    if not collects(question, client.config):
         return None
     watch = scores_of(client.config.plugin)[question.score].asks[0].watch
     assert watch is not None  # the configuration refuses a score without one

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pcodec import standalone
 
 from fedprune.runtime.json_text import MOST_TENSORS
+from fedprune.runtime.panics import panics_as_errors
 
 Buffer = bytes | memoryview
 
@@ -76,10 +77,9 @@ def numbers_in(data: Buffer, most: int) -> NDArray[np.uint32]:
     """
     out = np.empty(most, np.uint32)
     try:
-        done = standalone.simple_decompress_into(bytes(data), out)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # a panic of pcodec's is no Exception
+        with panics_as_errors():
+            done = standalone.simple_decompress_into(bytes(data), out)
+    except Exception as error:
         raise ValueError(f"pcodec: {error}") from None
     if not done.finished:
         raise ValueError(f"more than {most} numbers")

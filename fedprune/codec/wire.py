@@ -173,7 +173,7 @@ def _cast(values: Tensor, wire: str) -> tuple[Buffer, float]:
     return as_bytes(_to_log8(unit)), scale
 
 
-def _uncast(data: Buffer, wire: str, scale: float, *, shared: bool) -> Tensor:
+def _uncast(data: Buffer, wire: str, scale: float, *, shared: bool, wide: bool) -> Tensor:
     dtype = {**VALUE_TYPES, "fp16-scaled": torch.float16, "log8": torch.uint8}.get(wire)
     if dtype is None:
         raise ValueError(f"values of type {wire!r}, expected one of {', '.join(VALUE_TYPES)}")
@@ -181,7 +181,7 @@ def _uncast(data: Buffer, wire: str, scale: float, *, shared: bool) -> Tensor:
         raise ValueError(f"{len(data)} bytes of values are no whole number of {wire}")
     raw = over_bytes(data, dtype)
     if wire in VALUE_TYPES:
-        return raw.to(torch.float32, copy=not shared)
+        return raw.to(torch.float32 if wide else dtype, copy=not shared)
     return (_from_log8(raw) if wire == "log8" else raw.float()) * scale
 
 
@@ -220,6 +220,7 @@ def values_of(
     *,
     shared: bool = False,
     head: Mapping[str, Any] | None = None,
+    wide: bool = True,
 ) -> Tensor:
     """A buffer's values as a flat fp32 tensor (cast back from the wire's type).
 
@@ -228,6 +229,7 @@ def values_of(
         name: of the buffer; empty where there is none, unless it is "values".
         shared: spare a copy; the tensor may then be the packet's memory, not to be written to.
         head: the packet's, where it was read before.
+        wide: without, numbers that came as fp16 or bf16 stay so.
 
     Raises:
         ValueError: unknown type, or bytes that are no whole number of values.
@@ -239,4 +241,5 @@ def values_of(
     wire = str(head.get(kind))
     if name == "values" and wire in BITS:
         return decode_rounded(packet[name], BITS[wire], whole_number(head, "count"))
-    return _uncast(packet[name], wire, number_at(head, scaled, 1.0), shared=shared)
+    scale = number_at(head, scaled, 1.0)
+    return _uncast(packet[name], wire, scale, shared=shared, wide=wide)

@@ -101,12 +101,12 @@ def _attacked(looked: Subject, run_: Run, shadows: int) -> dict[str, Sides]:
 def _membership(sides: dict[str, Sides], members: dict[str, Any], shadows: int) -> Passage:
     rows = [[name, *cells(figures)] for name, figures in members.items()]
     first = next(iter(members.values()))
-    text = [ATTACKED, f"{first['members']} members, {first['others']} others. {HOW}"]
+    text = [ATTACKED, f"{first['members']:,} members, {first['others']:,} others. {HOW}"]
     if first["others"] < 1 / min(RATES):
-        text.append(f"Of {first['others']} others, 0.1 % is nobody: not one may be accused there.")
+        text.append(f"0.1 % of {first['others']} others is less than one: none may be accused.")
     text += [SHADOWS.format(shadows=shadows)] if shadows else []
     picture = (
-        "True against false positives, both logarithmic; dotted: chance.",
+        "True against false positive rate, both on a logarithmic scale; dotted: chance.",
         png_of(curves(sides)),
     )
     return Passage(

@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from fedprune.commands.main import PROGRAM, parser
 from fedprune.commands.run_options import run_parser
 from fedprune.config.sections import AllOptions
-from fedprune.options.section import declared
+from fedprune.options.option import declared
 
 
 def complete(**how: Any) -> None:

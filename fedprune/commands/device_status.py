@@ -14,7 +14,7 @@ from fedprune.options.refusal import ConfigError, counted
 from fedprune.options.values import for_flower
 from fedprune.records.arms import PRUNED
 from fedprune.records.folder import CONFIG_NAME, ROWS_NAME, check_resumable, read_rows
-from fedprune.records.repeating import CONNECTION
+from fedprune.runtime.connection import CONNECTION
 from fedprune.runtime.ending import FAILED
 from fedprune.runtime.sums import check_sums, summary_in
 

@@ -29,9 +29,9 @@ from fedprune.run import NoRoundCompleted, run_federated
 from fedprune.runtime.ending import (
     BAD_INPUT,
     FAILED,
-    INTERRUPTED,
     ended,
     report_error,
+    resumable,
 )
 from fedprune.runtime.process import trim_memory
 from fedprune.tasks.coverage import reading_of
@@ -107,16 +107,12 @@ def _run(
         return report_error(program, error, BAD_INPUT)
     go_on = f"to go on: python simulations/run.py --resume {folder}"
     try:
-        _play(host, takes, folder, screen, going, ahead, leaving)
+        with resumable(go_on):
+            _play(host, takes, folder, screen, going, ahead, leaving)
     except Unserved as error:
         return report_error(program, f"{error}; {go_on}", FAILED)
     except ConfigError as error:  # what only the first pruning, or Ray, could tell
         return report_error(program, error, BAD_INPUT)
-    except KeyboardInterrupt:
-        screen.stop()
-        with suppress(OSError):
-            print(f"\ninterrupted; {go_on}", file=sys.stderr)
-        return INTERRUPTED
     except BrokenPipeError:
         raise
     except OSError as error:

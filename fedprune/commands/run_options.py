@@ -15,8 +15,8 @@ from fedprune.config.allowed import allowed, check_built_in_names, check_keys, n
 from fedprune.config.sections import AllOptions
 from fedprune.options.conditions import in_words
 from fedprune.options.name_table import NameTable
-from fedprune.options.refusal import ConfigError, Refusal, named, shown
-from fedprune.options.section import BY_TASK, declared
+from fedprune.options.option import BY_TASK, declared
+from fedprune.options.refusal import ConfigError, named, shown
 from fedprune.options.values import as_text, parsed
 from fedprune.runtime.ending import BAD_INPUT, ended, report_error
 
@@ -61,7 +61,8 @@ class _Parser(argparse.ArgumentParser):
         key, reason = about.groups() if about else ("", message)
         field = AllOptions.model_fields.get(key.replace("-", "_"))
         takes = allowed(field) if field else "the options in --help-all"
-        takes = " ".join(_TABLES.get(key.replace("-", "_"), (takes,)))
+        if pair := _TABLES.get(key.replace("-", "_")):
+            takes = f"{' '.join(pair)}, or {'='.join(pair)},..."
         raise ConfigError(f"{f'{key}: ' if key else ''}{reason}; allowed: {takes}", key, takes)
 
 
@@ -170,6 +171,25 @@ class _Flag(argparse.Action):
             parser.error(f"{option}: takes no value")
 
 
+class _Pairs(argparse.Action):
+    """``--key NAME VALUE``, or ``--key NAME=VALUE,...`` as Flower's run config has it; repeated.
+
+    A value of one name may have commas: ``--key NAME=1,2``.
+    """
+
+    def __init__(self, option_strings: list[str], dest: str, **rest: Any) -> None:
+        super().__init__(option_strings, dest, nargs="+", **rest)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
+        """Note the pairs beside those that are there."""
+        said = " ".join(values)
+        pair = values if len(values) == 2 else said.split("=") if said.count("=") == 1 else None
+        read = dict([pair]) if pair else parsed("", said, dict[str, Any])
+        if not isinstance(read, dict):
+            parser.error(f"argument {option}: {' '.join(values)!r} is no pair")
+        setattr(namespace, self.dest, {**getattr(namespace, self.dest, {}), **read})
+
+
 def _kind(annotation: Any, key: str) -> dict[str, Any]:
     """How an option looks; every value is text here, which the schema reads and checks."""
     if annotation is bool:
@@ -177,7 +197,7 @@ def _kind(annotation: Any, key: str) -> dict[str, Any]:
     union = isinstance(annotation, types.UnionType)
     kinds = typing.get_args(annotation) if union else (annotation,)
     if key in _TABLES:
-        return {"action": "append", "nargs": 2, "metavar": _TABLES[key]}
+        return {"action": _Pairs, "metavar": " ".join(_TABLES[key])}
     if key in {"unit_shape", "blend_grid"}:
         return {"metavar": "N,M" if key == "unit_shape" else "X,..."}
     if any(typing.get_origin(kind) is tuple for kind in kinds):
@@ -201,7 +221,7 @@ def values_given(arguments: list[str], program: str) -> dict[str, Any]:
         raise _stray(rest)
     given = vars(known)
     for key in _TABLES.keys() & given.keys():
-        given[key] = {name: parsed("", value, float) for name, value in given[key]}
+        given[key] = {name: parsed("", value, float) for name, value in given[key].items()}
     return given
 
 
@@ -228,7 +248,7 @@ def _told_at_once(arguments: list[str], program: str) -> int:
             check_built_in_names(AllOptions, options)
             if "method" in options:
                 named(("method", options["method"]), _METHODS.keys())
-    except (Refusal, ValueError) as error:
+    except ValueError as error:
         return report_error(program, error, BAD_INPUT)
     return 0
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from fedprune.commands.targets import check_file
 from fedprune.options.refusal import ConfigError, counted
 from fedprune.records.folder import CONFIG_NAME
 from fedprune.report.reading import SPACE, duration, metric_text, worded
-from fedprune.runtime.ending import FAILED, INTERRUPTED
+from fedprune.runtime.ending import FAILED, resumable
 from fedprune.study.design import Design, read_design
 from fedprune.study.outcomes import RESULTS_NAME, outcome_of
 from fedprune.study.page import STUDY_PAGE_NAME, write_study
@@ -40,9 +39,10 @@ def played(design: Design, out: Path, command: str, jobs: int | None = None) -> 
         jobs: runs at once; None: one for each processor.
 
     Returns:
-        The exit code: 0, 1 where a run has no result, 130 when it was interrupted.
+        The exit code: 0, or 1 where a run has no result.
 
     Raises:
+        KeyboardInterrupt: it was interrupted; the page is about what was there.
         ValueError: nothing can be written there.
     """
     _check_out(out)
@@ -50,12 +50,12 @@ def played(design: Design, out: Path, command: str, jobs: int | None = None) -> 
     print(f"fedprune study  {design.title}: {counted(len(design.cells), 'run')}, {jobs} at once")
     print(f"  compared    {design.factors.compared}, of {', '.join(design.factors.names)}")
     print(f"  results     {out}", flush=True)
-    try:
-        play(design.cells, out, jobs, lambda told: _say(told, design, out))
-    except KeyboardInterrupt:
-        _written(design, out, command)
-        print(f"\ninterrupted; to go on: {command}", file=sys.stderr)
-        return INTERRUPTED
+    with resumable(f"to go on: {command}"):
+        try:
+            play(design.cells, out, jobs, lambda told: _say(told, design, out))
+        except KeyboardInterrupt:
+            _written(design, out, command)
+            raise
     return _written(design, out, command)
 
 

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from fedprune.options.option import BY_TASK
 from fedprune.options.refusal import ConfigError
-from fedprune.options.section import BY_TASK
 from fedprune.runtime.later import offered
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fedprune.config.defaults import method_given
 from fedprune.config.sections import AllOptions
 from fedprune.learning.options import trains
 from fedprune.options.conditions import Not, only
@@ -28,12 +29,18 @@ def adapter_conflicts(c: AllOptions, score: Score) -> list[Conflict]:
         *only(c, on, f"{frozen}, and have no gradients while clients tune", score_during="pass"),
         *only(c, on, apart, masks="global", scaffold=False, batched=1),
         *only(c, on, back, schedule=Not("regrow")),
-        *only(c, on, apart, method=_METHODS),
+        *only(c, on and not _sets_them(c), apart, method=_METHODS),
         *only(c, on, whole, shrink=("never", "end"), reduce=(), vocabulary="full"),
         *only(c, on, mean, blend="none", moving="none"),
         *_of_ranks(c),
         *_of_codes(c),
     ]
+
+
+def _sets_them(c: AllOptions) -> bool:
+    """Whether the method itself asks for adapters."""
+    method = method_given(vars(c))
+    return method is not None and "adapters" in method.sets
 
 
 def _of_codes(c: AllOptions) -> list[Conflict]:

@@ -13,8 +13,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from fedprune.options.name_table import NameTable
-from fedprune.options.refusal import ConfigError, Refusal, named, refuse, shown
-from fedprune.options.section import declared, options_of, types_of
+from fedprune.options.option import declared, options_of
+from fedprune.options.refusal import ConfigError, named, refuse, shown
+from fedprune.options.section import types_of
 
 LARGEST_INTEGER = 2**63 - 1
 """The largest integer that TOML and Flower's run config can hold."""
@@ -53,7 +54,7 @@ def allowed(field: FieldInfo) -> str:
     return ", or ".join(_in_words(kind, field) for kind in kinds)
 
 
-def refused(error: ErrorDetails, fields: Mapping[str, FieldInfo]) -> Refusal:
+def refused(error: ErrorDetails, fields: Mapping[str, FieldInfo]) -> ConfigError:
     """The refusal that an error of pydantic's is: one line.
 
     Args:
@@ -61,24 +62,24 @@ def refused(error: ErrorDetails, fields: Mapping[str, FieldInfo]) -> Refusal:
         fields: of the schema, by key.
     """
     told = error.get("ctx", {}).get("error")
-    if isinstance(told, Refusal):
+    if isinstance(told, ConfigError):
         return told
     name = str(error["loc"][0]) if error["loc"] else ""
     if not name:
-        return Refusal(error["msg"].removeprefix("Value error, "))
+        return ConfigError(error["msg"].removeprefix("Value error, "))
     if name not in fields:
         return no_such_key(name, error["input"], fields)
     field, key = fields[name], name.replace("_", "-")
     takes = allowed(field)
     line = f"{key}={shown(error['input'])}: {_wrong(key, field, error)}; allowed: {takes}"
-    return Refusal(line, key, takes)
+    return ConfigError(line, key, takes)
 
 
-def no_such_key(name: str, value: Any, fields: Mapping[str, FieldInfo]) -> Refusal:
+def no_such_key(name: str, value: Any, fields: Mapping[str, FieldInfo]) -> ConfigError:
     """The refusal of a key that is not in the schema, with the nearest that is."""
     key, near = name.replace("_", "-"), get_close_matches(name.replace("-", "_"), fields, 1, 0.0)
     text = f"no such key; nearest: {near[0].replace('_', '-')}"
-    return Refusal(f"{key}={shown(value)}: {text}; allowed: {_KEYS}", key, _KEYS)
+    return ConfigError(f"{key}={shown(value)}: {text}; allowed: {_KEYS}", key, _KEYS)
 
 
 def unreadable(error: OSError, given: Mapping[str, Any]) -> str:
@@ -102,7 +103,7 @@ def check_given(schema: type[BaseModel], given: Mapping[str, Any]) -> None:
 
     Raises:
         ValidationError: of the types.
-        Refusal: one line.
+        ConfigError: one line.
     """
     typed = types_of(schema).model_validate(given)
     for key in typed.model_fields_set:
@@ -120,9 +121,7 @@ def check_keys(schema: type[BaseModel], given: Mapping[str, Any]) -> None:
     try:
         check_given(schema, given)
     except ValidationError as error:
-        raise as_error(refused(error.errors()[0], schema.model_fields)) from None
-    except Refusal as refusal:
-        raise as_error(refusal) from None
+        raise refused(error.errors()[0], schema.model_fields) from None
 
 
 def check_built_in_names(schema: type[BaseModel], given: Mapping[str, Any]) -> None:
@@ -138,15 +137,7 @@ def check_built_in_names(schema: type[BaseModel], given: Mapping[str, Any]) -> N
     for key in first:
         table, value = options[key].says.names, given.get(key)
         if isinstance(table, NameTable) and isinstance(value, str):
-            try:
-                named((options[key].flag, value), table.keys())
-            except Refusal as refusal:
-                raise as_error(refusal) from None
-
-
-def as_error(refusal: Refusal) -> ConfigError:
-    """What a user is told of a refusal."""
-    return ConfigError(str(refusal), refusal.key, refusal.allowed, idle=refusal.idle)
+            named((options[key].flag, value), table.keys())
 
 
 def _beyond_types(value: Any, field: FieldInfo) -> str:

@@ -27,10 +27,11 @@ def _measured(c: AllOptions) -> list[Conflict]:
 def _new(c: AllOptions) -> list[Conflict]:
     """Clients that never train."""
     new, most = c.newcomers > 0, c.clients - max(c.cohort, c.min_clients)
+    some = f"0 to {most}, or a smaller --cohort" if most else "0, or a smaller --cohort"
     counted_on, real = "newcomers never train", "devices say themselves whether they take part"
     noised = f"dp is {c.dp}: counts of clients would be noise"
     return [
-        ("newcomers", new and c.newcomers > most, "too few are left to train", f"0 to {most}"),
+        ("newcomers", new and c.newcomers > most, "too few are left to train", some),
         *only(c, new, counted_on, dp="none", sampling="fixed"),
         *only(c, new, real, engine=Not("flower")),
         *only(c, c.dp != "none", noised, client_percentiles=False),

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 
 from fedprune.config.kinds import KINDS
+from fedprune.config.options import Federation
 from fedprune.config.sections import AllOptions
 from fedprune.config.selectors import selectors_of
 from fedprune.options.refusal import ConfigError
@@ -97,7 +98,7 @@ def newcomers_of(config: AllOptions) -> frozenset[int]:
     return frozenset(draw(list(range(config.clients)), config.newcomers, gen))
 
 
-def measures_in(config: AllOptions, round_: int) -> bool:
+def measures_in(config: Federation, round_: int) -> bool:
     """Whether the model is measured on validation after this round."""
     return round_ % config.measure_every == 0 or round_ == config.rounds
 

@@ -49,7 +49,7 @@ def _of_method(given: Mapping[str, Any]) -> dict[str, Any]:
     """What the method that is named sets, and what it has unless the user says otherwise.
 
     Raises:
-        Refusal: what it sets was given another value.
+        ConfigError: what it sets was given another value.
     """
     method = method_given(given)
     if method is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fedprune.config.rates import prunes_in
 from fedprune.config.sections import AllOptions
 from fedprune.learning.robust_rules import ROBUST, most_byzantine
 from fedprune.options.conditions import Not, only
@@ -23,7 +24,17 @@ def learning_conflicts(c: AllOptions) -> list[Conflict]:
         *_bounded(c),
         *_at_once(c),
         *_corrected(c),
+        (
+            "lr-rewind",
+            c.lr_rewind and not _prunes_late(c),
+            "no pruning is after round one",
+            "false",
+        ),
     ]
+
+
+def _prunes_late(c: AllOptions) -> bool:
+    return any(prunes_in(c, r) for r in range(2, c.rounds + 1))
 
 
 def _teaching(c: AllOptions) -> list[Conflict]:

@@ -7,6 +7,7 @@ import math
 from functools import lru_cache
 
 from fedprune.config.sections import AllOptions
+from fedprune.privacy.options import Privacy
 
 _FAILING = 1e-4
 """How likely a sum may be to need a second try when exactly the tolerated part drops out."""
@@ -18,7 +19,7 @@ _STEP = 6
 """Even, so that every graph has so many neighbours, and with two whole thirds."""
 
 
-def colluders_of(config: AllOptions, n: int) -> tuple[int, int, int]:
+def colluders_of(config: Privacy, n: int) -> tuple[int, int, int]:
     """Of a sum of n members: `Terms.colluders`, neighbours, threshold."""
     k, threshold = shape_of(config, n)
     return 2 * threshold - k, k, threshold
@@ -34,7 +35,7 @@ def others_of(config: AllOptions) -> dict[str, int]:
     return {who: n for who, n in out.items() if n != config.cohort}
 
 
-def shape_of(config: AllOptions, n: int) -> tuple[int, int]:
+def shape_of(config: Privacy, n: int) -> tuple[int, int]:
     """How many neighbours each of n members has, and how many of them restore a secret."""
     dropout = 0.3 if config.secure_dropout is None else config.secure_dropout
     gone = math.floor(dropout * n + 1e-9)  # 0.29 * 100 is a little less than 29

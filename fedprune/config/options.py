@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from fedprune.options.conditions import Not
 from fedprune.options.name_table import NameTable
-from fedprune.options.section import BY_TASK, Count, Section, option
+from fedprune.options.option import BY_TASK, Count, option
+from fedprune.options.section import Section
 
 BASELINES = {
     "dense": "the same rounds and seed without pruning",

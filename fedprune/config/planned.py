@@ -15,7 +15,7 @@ from fedprune.config.kinds import KINDS
 from fedprune.config.rates import prunes_in
 from fedprune.config.sections import AllOptions
 from fedprune.config.terms import accounting_terms_of
-from fedprune.learning.options import trains
+from fedprune.learning.options import Averaging, trains
 from fedprune.privacy.calibration import calibrated
 from fedprune.privacy.mechanisms import GAUSSIAN, SAMPLED_GAUSSIAN, SKELLAM
 from fedprune.privacy.release import Occasion, Release
@@ -89,7 +89,7 @@ def _tuning(config: AllOptions, due: bool) -> list[str]:
     return ["tune"] + ["score"] * beside
 
 
-def _comparing(config: AllOptions) -> int:
+def _comparing(config: Averaging) -> int:
     """The most questions that blending puts in a round."""
     return {"none": 0, "global": 1}.get(config.blend, 2)
 

@@ -15,8 +15,8 @@ from fedprune.config.local_privacy_conflicts import example_conflicts, response_
 from fedprune.config.privacy_conflicts import noise_conflicts
 from fedprune.config.secure_conflicts import secure_conflicts
 from fedprune.options.conditions import in_words
+from fedprune.options.option import declared
 from fedprune.options.refusal import Conflict
-from fedprune.options.section import declared
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.score import Score
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from fedprune.config.sections import AllOptions
+from fedprune.selection.options import Pruning
 from fedprune.selection.schedules import Steps, prunes_at, schedules_of
 
 
@@ -41,6 +42,6 @@ def prunes_in(config: AllOptions, round_: int) -> bool:
     return prunes_at(config.schedule, round_, steps_of(config), schedules_of(config.plugin))
 
 
-def steps_of(config: AllOptions) -> Steps:
+def steps_of(config: Pruning) -> Steps:
     """The rounds of the schedule's steps."""
     return Steps(config.warmup + 1, config.end, config.frequency)

@@ -34,7 +34,7 @@ def check_options(config: AllOptions) -> None:
     """Refuse names that are in no table, values that do not fit together or that nothing reads.
 
     Raises:
-        Refusal: key=value: what is wrong; allowed: what is.
+        ConfigError: key=value: what is wrong; allowed: what is.
     """
     c = config
     task, score = tasks_of(c.plugin)[c.task], scores_of(c.plugin)[c.score]

@@ -18,13 +18,13 @@ from pydantic import (
     model_validator,
 )
 
-from fedprune.config.allowed import as_error, check_keys, refused, unreadable
+from fedprune.config.allowed import check_keys, refused, unreadable
 from fedprune.config.defaults import beside_noise, completed
 from fedprune.config.rules import check_options
 from fedprune.config.sections import AllOptions
-from fedprune.options.refusal import ConfigError, Refusal
-from fedprune.options.section import may_be_none
-from fedprune.options.values import parsed, replaced
+from fedprune.options.option import may_be_none
+from fedprune.options.refusal import ConfigError
+from fedprune.options.values import in_pythons_types, parsed, replaced
 from fedprune.runtime.process import put_back
 
 
@@ -42,14 +42,14 @@ class RunConfig(AllOptions):
 
     def __init__(self, /, **given: Any) -> None:
         """See the class. Values have their types: text that says a number is for `configure`."""
+        given = in_pythons_types(given)
         try:
             check_keys(type(self), given)  # what completes it relies on the types
             BaseModel.__init__(self, **given)
         except ValidationError as error:
-            refusal = refused(error.errors()[0], type(self).model_fields)
-            raise as_error(refusal) from None
-        except Refusal as refusal:
-            raise as_error(refusal) from None
+            raise refused(error.errors()[0], type(self).model_fields) from None
+        except ConfigError:
+            raise
         except OSError as error:
             raise ConfigError(unreadable(error, given)) from None
         except (ValueError, ImportError) as error:  # from a plug-in's file

@@ -8,6 +8,7 @@ from fedprune.config.sections import AllOptions
 from fedprune.config.terms import noised
 from fedprune.options.conditions import only
 from fedprune.options.refusal import Conflict
+from fedprune.privacy.options import Privacy
 from fedprune.privacy.ranges import RANGES
 from fedprune.scores.combine import COMBINES
 
@@ -36,7 +37,8 @@ def _seen_singly(c: AllOptions) -> list[Conflict]:
 
 def _of_the_sum(c: AllOptions) -> list[Conflict]:
     on, fewest, others = c.secure != "none", c.secure_minimum or 3, c.cohort - 1
-    few, crowd = on and c.cohort < fewest, f"2 to {c.cohort}, or a larger --cohort"
+    few = on and c.cohort < fewest
+    crowd = f"2 to {c.cohort}, or a larger --cohort" if c.cohort > 1 else "a larger --cohort"
     panel = f"their answers are a secure sum as well, of secure-minimum={fewest} or more"
     many = (c.secure_neighbours or 0) > others
     half, majority = (c.secure_dropout or 0.0) >= 0.5, "a majority must be left to restore secrets"
@@ -58,7 +60,7 @@ def _of_the_sum(c: AllOptions) -> list[Conflict]:
     ]
 
 
-def _of_ranges(c: AllOptions) -> list[Conflict]:
+def _of_ranges(c: Privacy) -> list[Conflict]:
     strange = [p for p in c.ranges if not _fits(p)]
     wrong = [p for p, largest in c.ranges.items() if not largest > 0]
     return [

@@ -7,6 +7,7 @@ from typing import Any
 
 from fedprune.learning.options import trains
 from fedprune.options.conditions import only
+from fedprune.options.refusal import OUT
 from fedprune.runtime.process import free_memory
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.score import Score
@@ -18,9 +19,15 @@ from fedprune.tasks.pretrained import from_files, weights_of
 STREAMED_FROM = 2**26
 """Weights of a model that is streamed without being asked for, whatever memory there is."""
 
-BYTES_A_WEIGHT = 40
-"""Bytes for each weight that a process takes where the whole model is in memory, scoring included:
-the most that `benchmarks/stream.py` measures, of SparseGPT. Wanda takes 10."""
+BYTES_A_WEIGHT = 9
+"""Bytes for each weight that a process takes where the whole model is in memory, scoring included.
+
+What `benchmarks/stream.py` measures of Wanda on bf16 weights, 4.4, and 4 for wider weights.
+"""
+
+MORE_BYTES = {"votes": 1, "weights": 3, "gradients": 3}
+"""The same beyond that, where clients vote (5.6 measured), where the score sets weights (SparseGPT,
+7.8), and of gradients a block at a time (8 wanted, docs/llm.md)."""
 
 _WANTED: dict[str, Any] = {
     "scope": ("row", "column", "layer", "er", "erk", "patterns"),
@@ -85,8 +92,11 @@ def why_unstreamed(c: Any) -> str:
         del wanted["unit"], wanted["vote_scope"]  # of units one number each is ranked
     if c.unit != "weight" and apart(c.unit, c.scope):
         del wanted["scope"]  # the groups of n:m are within a tensor
-    found = (bad for bad in only(c, True, "", **wanted) if bad[1])
-    return next((f"not with --{key} {getattr(c, key.replace('-', '_'))}" for key, *_ in found), "")
+    for key, wrong, _, allowed in only(c, True, "", **wanted):
+        if wrong:
+            instead = "without it" if allowed == OUT else f"with --{key} {allowed}"
+            return f"not with --{key} {getattr(c, key.replace('-', '_'))}, only {instead}"
+    return ""
 
 
 def is_to_stream(c: Any) -> bool:
@@ -94,7 +104,19 @@ def is_to_stream(c: Any) -> bool:
     if c.stream != "auto" or why_unstreamed(c):
         return bool(c.stream == "on")
     weights = weights_of(c.model)
-    return weights >= STREAMED_FROM or weights * BYTES_A_WEIGHT * _processes(c) > free_memory() // 2
+    takes = weights * _bytes_a_weight(c) * _processes(c)
+    return weights >= STREAMED_FROM or takes > free_memory() // 2
+
+
+def _bytes_a_weight(c: Any) -> int:
+    """What a process takes for each weight of a model whose weights stay as the files have them."""
+    score = scores_of(c.plugin)[c.score]
+    found = {
+        "votes": c.combine == "votes",
+        "weights": score.step is not None,
+        "gradients": is_by_block(score),
+    }
+    return BYTES_A_WEIGHT + max((MORE_BYTES[kind] for kind in found if found[kind]), default=0)
 
 
 def scores_in_parts(c: Any) -> bool:

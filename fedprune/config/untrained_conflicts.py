@@ -5,8 +5,9 @@ from __future__ import annotations
 from fedprune.config.defaults import method_given, usual_of
 from fedprune.config.sections import AllOptions
 from fedprune.learning.options import Averaging, Tuning, trains
+from fedprune.options.option import options_of
 from fedprune.options.refusal import OUT, Conflict
-from fedprune.options.section import options_of, with_derived
+from fedprune.options.section import with_derived
 from fedprune.scores.score import Score
 from fedprune.selection.options import followed_method
 from fedprune.tasks.task import Task

@@ -20,7 +20,7 @@ from fedprune.client.memory import ClientMemory, memory_of
 from fedprune.client.serving import serve
 from fedprune.config import RunConfig, with_values
 from fedprune.engines.choosing import step_count
-from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.aggregate import Aggregate, count_type
 from fedprune.protocol.broadcast import broadcast
 from fedprune.protocol.messages import Question
 from fedprune.protocol.port import Port
@@ -209,7 +209,7 @@ def _everyones(one: Aggregate, partitions: Sequence[int]) -> Aggregate:
         total=times(one.total),
         weight=one.weight * n,
         totals={name: value * n for name, value in one.totals.items()},
-        votes=times(one.votes),
+        votes=None if one.votes is None else one.votes.to(count_type(n)) * n,
         answered=tuple(sorted(partitions)),
         bytes_up=one.bytes_up * n,
         statistics=times(one.statistics),

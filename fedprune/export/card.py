@@ -21,11 +21,14 @@ _TAGS = {
     "ForConditionalGeneration": "text2text-generation",
     "ForSequenceClassification": "text-classification",
     "ForTokenClassification": "token-classification",
+    "ForImageClassification": "image-classification",
 }
 """How the names of transformers' classes end, and what the hub calls what they do."""
 
 
-def card(config: RunConfig, kind: str, sparsity: float, command: str = "") -> str:
+def card(
+    config: RunConfig, kind: str, sparsity: float, command: str = "", *, library: str = "fedprune"
+) -> str:
     """The text of a model card.
 
     Args:
@@ -33,6 +36,7 @@ def card(config: RunConfig, kind: str, sparsity: float, command: str = "") -> st
         kind: the model's class.
         sparsity: part of the prunable weights that is removed.
         command: that has the run again; "": not known.
+        library: that loads the folder.
     """
     task = tasks_of(config.plugin)[config.task]
     names = class_names_of(task, config)
@@ -40,7 +44,7 @@ def card(config: RunConfig, kind: str, sparsity: float, command: str = "") -> st
     hub = bool(re.fullmatch(r"[\w.-]+/[\w.-]+", config.model)) and not Path(config.model).exists()
     front: dict[str, Any] = {
         "license": "unknown",
-        **({"library_name": "transformers"} if tag else {}),
+        "library_name": library,
         **({"pipeline_tag": tag} if tag else {}),
         **({"base_model": config.model} if hub else {}),
         "tags": ["fedprune", "pruning", "federated-learning"],

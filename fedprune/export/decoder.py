@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedprune.export.hf_config import UNSAID
+from fedprune.export.config_keys import UNSAID
 from fedprune.structure.edits import Edits
 from fedprune.structure.low_rank_layers import Factored
 from fedprune.tensors.named import Tensors

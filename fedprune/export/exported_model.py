@@ -115,10 +115,19 @@ def tokenizer_of(exported: ExportedModel) -> Any:
 
 def give_card(exported: ExportedModel, folder: Path) -> None:
     """Write the model card."""
-    text = card(
-        exported.config, type(exported.model).__name__, _sparsity(exported), exported.command
-    )
+    kind = type(exported.model).__name__
+    library = _library_of(folder)
+    text = card(exported.config, kind, _sparsity(exported), exported.command, library=library)
     write_card(folder, text)
+
+
+def _library_of(folder: Path) -> str:
+    """What loads a written folder, by the hub's name for it."""
+    if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+        return "transformers"
+    return next(
+        (f.suffix[1:] for f in folder.iterdir() if f.suffix in (".gguf", ".onnx")), "fedprune"
+    )
 
 
 def _sparsity(exported: ExportedModel) -> float:

@@ -14,6 +14,7 @@ from safetensors.torch import save_model
 
 from fedprune.codec.coded_file import CODED_NAME, HALVES, to_coded
 from fedprune.export.brought import dtype_of, rounded, save_transformer
+from fedprune.export.config_keys import Unplain
 from fedprune.export.deci_folder import write_deci_folder
 from fedprune.export.exported_model import (
     ExportedModel,
@@ -25,7 +26,7 @@ from fedprune.export.exported_model import (
 from fedprune.export.folders import load, model_outputs
 from fedprune.export.gguf_file import GGUF_KINDS
 from fedprune.export.gguf_folder import write_gguf_folder
-from fedprune.export.hf_config import Unplain, plain_model
+from fedprune.export.hf_config import plain_model
 from fedprune.export.manifest import write_manifest
 from fedprune.export.measure import zeros_as_masks
 from fedprune.export.onnx import write_onnx
@@ -156,8 +157,8 @@ def _hf(exported: ExportedModel, folder: Path) -> str:
     write_manifest(folder, about_export(replace(exported, model=plain, edits=()), "hf"))
     exact = float((model_outputs(exported.model, forward) - after).abs().max())
     return (
-        f"read again by from_pretrained: outputs {exact:.3g} off, they are up to {largest:.3g}"
-        + type_words(exported)
+        f"read again by from_pretrained: outputs differ by up to {exact:.3g}, the largest is "
+        f"{largest:.3g}" + type_words(exported)
     )
 
 
@@ -167,7 +168,7 @@ def _onnx(exported: ExportedModel, folder: Path) -> str:
     write_manifest(folder, about_export(exported, "onnx"))
     shapes = ", ".join(f"{n} {s}".replace("'", "") for n, s in found.inputs.items())
     return (
-        f"run by onnxruntime: outputs {found.difference:.3g} off, they are up to "
+        f"run by onnxruntime: outputs differ by up to {found.difference:.3g}, the largest is "
         f"{found.largest:.3g}; inputs: {shapes}"
     )
 

@@ -87,9 +87,10 @@ def _safetensors(folder: Path, about: _About, model: nn.Module | None, plugin: s
 
 
 def _keys(folder: Path, about: _About, plugin: str) -> dict[str, Any]:
-    """The keys of the configuration of an export's run."""
+    """The keys of the configuration of an export's run; its model, to be filled, is in memory."""
     names = {key: about[key] for key in ("class_names",) if key in about}
-    return dict(with_code_of(plugin, {**about["config"], **names}, folder / MANIFEST_NAME))
+    keys = {**about["config"], **names, "stream": "off"}
+    return dict(with_code_of(plugin, keys, folder / MANIFEST_NAME))
 
 
 def _hf(folder: Path, about: _About, _: nn.Module | None, __: str) -> nn.Module:

@@ -113,12 +113,8 @@ def forward_of(task: Task, model: nn.Module, config: RunConfig, batch: int = 1) 
     def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         seen.append(Forward(args, kwargs))
 
-    hook = model.register_forward_pre_hook(keep, with_kwargs=True)
-    try:
-        with torch.no_grad():
-            task.loss(model, part)
-    finally:
-        hook.remove()
+    with model.register_forward_pre_hook(keep, with_kwargs=True), torch.no_grad():
+        task.loss(model, part)
     return seen[0] if seen else None
 
 

@@ -14,7 +14,8 @@ from fedprune.codec.coded_file import CODED_NAME, HALVES, from_coded
 from fedprune.codec.tensor_file import tensor_file
 from fedprune.export.brought import give_back, save_transformer
 from fedprune.export.card import write_card
-from fedprune.export.hf_config import Unplain, plain_model
+from fedprune.export.config_keys import Unplain
+from fedprune.export.hf_config import plain_model
 from fedprune.export.manifest import MANIFEST_NAME, write_manifest
 from fedprune.options.plugins import with_code_of
 from fedprune.protocol.origin import at_hand, built_by, check_shapes, config_of, with_edits_of

@@ -27,11 +27,8 @@ def keep_zeros(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> I
     """
     clear = _clearing(model, masks)
     clear()
-    handle = register_optimizer_step_post_hook(lambda *_: clear())
-    try:
+    with register_optimizer_step_post_hook(lambda *_: clear()):
         yield
-    finally:
-        handle.remove()
 
 
 def zeros_callback(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> Any:

@@ -23,6 +23,7 @@ from fedprune.randomness import generator
 from fedprune.structure.groups import structure_of
 from fedprune.tasks.losses import counted_labels
 from fedprune.tasks.task import Loss, Part
+from fedprune.tensors.hooks import removed_after
 
 LEAST = 1e-6
 """What an attention weight counts as at least, so that one that dropout took has a logarithm."""
@@ -242,8 +243,5 @@ def recorded_outputs(
 
     modules: Mapping[str, nn.Module] = dict(model.named_modules())
     hooks = [modules[path].register_forward_hook(hook_of(path)) for path in paths]
-    try:
+    with removed_after(hooks):
         yield kept
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.learning.regime import AS_WEIGHTS, Regime
+from fedprune.tensors.hooks import removed_after
 from fedprune.tensors.named import Masks
 
 Around = Callable[[], AbstractContextManager[None]]
@@ -124,11 +125,8 @@ def sparse_inputs(model: nn.Module, named: Mapping[str, nn.Parameter], share: fl
             model.get_submodule(path).register_forward_hook(_by_largest_inputs(p, share))
             for path, p in layers.items()
         ]
-        try:
+        with removed_after(hooks):
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     return Manner(gradients=gradients)
 

@@ -22,6 +22,7 @@ from fedprune.engines.choosing import (
     workers_for,
 )
 from fedprune.engines.sampled import Meter, sampled_port
+from fedprune.library.keywords import told_in_keywords
 from fedprune.options.refusal import ConfigError
 from fedprune.records.arms import PRUNED
 from fedprune.records.sizes import Summary
@@ -85,6 +86,7 @@ class _Enough(Exception):
     """The rehearsal took long enough."""
 
 
+@told_in_keywords()
 def estimate(what: RunConfig | None = None, **options: Any) -> Estimate:
     """What a run will take of bytes, operations, memory and time, without running it.
 
@@ -98,7 +100,6 @@ def estimate(what: RunConfig | None = None, **options: Any) -> Estimate:
 
     Raises:
         ConfigError: as `fedprune.federate`; or clients fail in the rehearsal.
-        ValueError: task, model and data do not fit together.
 
     What data decides (an adaptive schedule, clients that prune once they are accurate) is not known
     after a step of training: such a run is estimated as one that prunes as late as it may.

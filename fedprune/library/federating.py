@@ -20,6 +20,7 @@ from fedprune.engines.inline import inline_port
 from fedprune.engines.ray.engine import ray_grid
 from fedprune.engines.ray.starting import require_ray
 from fedprune.learning.local_training import Train, tune
+from fedprune.library.keywords import told_in_keywords
 from fedprune.options.refusal import ConfigError
 from fedprune.protocol.port import Port
 from fedprune.report.callback import Callback, callbacks_of
@@ -32,6 +33,7 @@ from fedprune.tasks.catalog import OWN, known_as_own
 from fedprune.tasks.task import Task
 
 
+@told_in_keywords()
 def federate(
     what: RunConfig | Task | None = None,
     port: Port | None = None,
@@ -69,8 +71,8 @@ def federate(
     Raises:
         NoRoundCompleted: every round had too few answers, or the privacy budget did not allow for
             one. The folder holds all that a run's folder holds, and the summary says why.
-        ConfigError: an option is refused, or what only the first pruning could tell.
-        ValueError: task, data and choices do not fit the model; nothing was asked or written.
+        ConfigError: an option is refused, or task, data and choices do not fit the model (nothing
+            was asked or written then), or it is what only the first pruning could tell.
     """
     task = what if isinstance(what, Task) else None
     place = None if folder is None else Path(folder)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, default_collate
 
+from fedprune.library.forms import data_sets, is_of_clients, part_of
+from fedprune.library.keywords import told_in_keywords
 from fedprune.options.refusal import ConfigError
 from fedprune.randomness import generator
 from fedprune.tasks.losses import class_loss
@@ -21,6 +21,7 @@ Losses = Callable[[Any, Tensor], Tensor]
 """From what the model returns and the labels to the loss of every example, (B,)."""
 
 
+@told_in_keywords()
 def own_task(
     model: nn.Module | Callable[[], nn.Module],
     data: Any,
@@ -50,7 +51,7 @@ def own_task(
             fewer than three examples, or a class that the model has no output for.
     """
     _check_shares(data, validation, test)
-    first = part_of(next(iter(_sets(data))))
+    first = part_of(next(iter(data_sets(data))))
     classes = loss is None and _is_of_classes(first)
     made = model if not isinstance(model, nn.Module) else lambda: copy.deepcopy(model)
 
@@ -69,7 +70,7 @@ def own_task(
         shards=shards,
         output=output,
         dummy=lambda _: {name: torch.zeros_like(t[:1]) for name, t in first.items()},
-        defaults={"clients": len(data)} if _is_of_clients(data) else {},
+        defaults={"clients": len(data)} if is_of_clients(data) else {},
     )
 
 
@@ -83,91 +84,13 @@ def _check_shares(data: Any, validation: float, test: float) -> None:
         raise ConfigError("data: of no client; allowed: a data set for each client, or one")
 
 
-def _is_pair(data: Any) -> bool:
-    return isinstance(data, tuple) and all(isinstance(t, Tensor | np.ndarray) for t in data)
-
-
-def _is_of_clients(data: Any) -> bool:
-    """Whether it is a data set for each client: not a pair of tensors, nor a list of examples."""
-    return isinstance(data, list | tuple) and not _is_pair(data) and not _is_example(data[0])
-
-
-def _is_example(item: Any) -> bool:
-    """Whether it is one example with a single number as its label."""
-    label = item.get("labels") if isinstance(item, Mapping) else None
-    if isinstance(item, list | tuple) and len(item) == 2:
-        label = item[1]
-    return label is not None and np.ndim(label) == 0 and hasattr(label, "__float__")
-
-
-def _sets(data: Any) -> Iterable[Any]:
-    return data if _is_of_clients(data) else [data]
-
-
-def part_of(data: Any) -> Part:
-    """The examples of a data set as named tensors of one length.
-
-    Args:
-        data: a `torch.utils.data.Dataset` of pairs ``(input, label)`` or of dictionaries with a key
-            ``labels``, a `DataLoader` around one, a list of such pairs whose labels are single
-            numbers, a `datasets.Dataset`, a dictionary of tensors (or arrays) of one length, or a
-            pair of tensors ``(inputs, labels)``.
-
-    Raises:
-        ConfigError: it is none of the forms that `own_task` reads.
-    """
-    if _is_pair(data):
-        if len(data) != 2:
-            raise _unread(f"{len(data)} tensors")
-        data = dict(zip(("inputs", "labels"), data, strict=True))
-    if isinstance(data, Mapping):
-        return _checked({str(name): torch.as_tensor(t) for name, t in data.items()})
-    if hasattr(data, "with_format"):  # a datasets.Dataset
-        return _checked(dict(data.with_format("torch")[:]))
-    collate = data.collate_fn if isinstance(data, DataLoader) else default_collate
-    rows = data.dataset if isinstance(data, DataLoader) else data
-    if not (hasattr(rows, "__getitem__") and hasattr(rows, "__len__")):
-        raise _unread(type(data).__name__)
-    if not len(rows):
-        raise ConfigError(f"data={type(data).__name__}: no examples; allowed: at least 3")
-    try:
-        batch = collate([rows[i] for i in range(len(rows))])
-    except (TypeError, RuntimeError, ValueError) as error:  # examples of unlike sizes or kinds
-        raise _unread(f"{type(data).__name__} ({' '.join(str(error).split())[:200]})") from None
-    if isinstance(batch, list | tuple) and len(batch) == 2:
-        batch = {"inputs": batch[0], "labels": batch[1]}
-    if not isinstance(batch, Mapping):
-        raise _unread(f"{type(data).__name__} of {type(batch).__name__}")
-    return _checked(dict(batch))
-
-
-def _unread(found: str) -> ConfigError:
-    return ConfigError(
-        f"data={found}: not read; allowed: a Dataset or DataLoader of pairs (input, label) or of "
-        "dictionaries with labels, a datasets.Dataset, a dictionary of tensors, a pair of tensors"
-    )
-
-
-def _checked(part: dict[str, Any]) -> Part:
-    """The same, if it is tensors of one length with labels among them."""
-    strange = [n for n, t in part.items() if not isinstance(t, Tensor) or t.dim() == 0]
-    if strange or "labels" not in part or len(part) < 2:
-        no_tensors = f", no tensors: {', '.join(strange)}" if strange else ""
-        raise _unread(f"{', '.join(part) or 'nothing'}{no_tensors}")
-    if len({len(t) for t in part.values()}) != 1:
-        sizes = ", ".join(f"{name} {len(t)}" for name, t in part.items())
-        raise ConfigError(f"data: {sizes}; allowed: as many of each")
-    truths = part["labels"].dtype == torch.bool
-    return part | {"labels": part["labels"].long()} if truths else part
-
-
 def _is_of_classes(part: Part) -> bool:
     return part["labels"].dim() == 1 and not part["labels"].is_floating_point()
 
 
 def _dealt(data: Any, config: Data) -> list[Part]:
     """Each client's examples."""
-    if _is_of_clients(data):
+    if is_of_clients(data):
         if len(data) != config.clients:
             raise ConfigError(
                 f"clients={config.clients}: the task has data of {len(data)} clients; "
@@ -230,6 +153,11 @@ def _check_classes(made: Callable[[], nn.Module], parts: Sequence[Part]) -> None
 def _loss_of(loss: Losses | None, *, classes: bool) -> Callable[[nn.Module, Part], Loss]:
     def of(model: nn.Module, batch: Part) -> Loss:
         outputs, labels = _outputs(model, batch), batch["labels"]
+        if loss is None and not isinstance(outputs, Tensor):
+            raise ConfigError(
+                f"model: gives a {type(outputs).__name__}; allowed: a tensor, what has logits, or "
+                "loss=, a function of what it gives and the labels"
+            )
         if classes:
             return class_loss(outputs, labels)
         each = (loss or _squared)(outputs, labels)
@@ -244,4 +172,9 @@ def _loss_of(loss: Losses | None, *, classes: bool) -> Callable[[nn.Module, Part
 
 
 def _squared(outputs: Tensor, labels: Tensor) -> Tensor:
-    return (outputs.view_as(labels) - labels).square().reshape(len(labels), -1).sum(-1)
+    if outputs.numel() != labels.numel():
+        raise ConfigError(
+            f"model: gives {tuple(outputs.shape)} for labels {tuple(labels.shape)}, which are no "
+            "classes; allowed: as many values, whole numbers (B,) as classes, or loss="
+        )
+    return (outputs.reshape(labels.shape) - labels).square().reshape(len(labels), -1).sum(-1)

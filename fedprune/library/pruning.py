@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from fedprune.config import RunConfig
-from fedprune.library.own import own_task, part_of
+from fedprune.library.forms import part_of
+from fedprune.library.keywords import told_in_keywords
+from fedprune.library.own import own_task
 from fedprune.options.refusal import ConfigError
 from fedprune.protocol.choice import Wanted, chosen_by, evidence_about
 from fedprune.protocol.models import dense_model, layout_for
@@ -49,6 +51,7 @@ class Pruned:
         return f"Pruned({type(self.model).__name__}, sparsity {self.sparsity:.4g})"
 
 
+@told_in_keywords()
 def prune(
     model: nn.Module,
     sparsity: float,

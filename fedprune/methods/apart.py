@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedprune.config import RunConfig
+from fedprune.config.options import Engine
 from fedprune.methods.method import Refusable
 
 
@@ -48,8 +49,26 @@ def tier_of(tiers: Sequence[int], partition: int, many: int) -> int:
 NO_STATISTICS = ("score_wire", "score_examples", "score_cohort", "combine", "normalise")
 """Options of evidence that a method without statistics does not read."""
 
-NO_PRUNING = ("score", "scope", "unit", "pool", "min_density", "floor", *NO_STATISTICS)
+NO_PRUNING = (
+    *("score", "scope", "unit", "pool", "min_density", "max_density", "floor", "score_weighting"),
+    *("schedule", "frequency", "score_steps", *NO_STATISTICS),
+)
 """Options that a method which removes nothing does not read."""
+
+
+def unpruned(config: RunConfig, why: str) -> list[Refusable]:
+    """What was given of options that a method which removes nothing does not read.
+
+    With ``--baselines`` the other arms begin after the warm-up, and the mean of ``--moving swa``
+    begins at the end.
+    """
+    unread = {"warmup": not config.baselines, "end": config.moving != "swa"}
+    return not_read(config, [*NO_PRUNING, *(key for key, idle in unread.items() if idle)], why)
+
+
+def asked_alone(config: Engine) -> Refusable:
+    """That clients of models of their own are not computed at once: each is asked by itself."""
+    return ("batched", config.batched > 1, "each client's model is asked for by itself", "1")
 
 
 def not_read(config: RunConfig, keys: Sequence[str], why: str) -> list[Refusable]:

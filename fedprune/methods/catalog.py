@@ -9,7 +9,7 @@ from typing import Any, get_origin
 from pydantic import ValidationError
 
 from fedprune.config import RunConfig
-from fedprune.config.allowed import as_error, refused
+from fedprune.config.allowed import refused
 from fedprune.methods import (
     adaptive,
     blend,
@@ -27,6 +27,7 @@ from fedprune.methods import (
     fedrts,
     fedselect,
     fedspallm,
+    fedspine,
     fedtiny,
     fjord,
     flash,
@@ -54,7 +55,7 @@ from fedprune.methods import (
 )
 from fedprune.methods.method import Method, Rider
 from fedprune.options.plugins import table_in
-from fedprune.options.refusal import ConfigError, Refusal, named
+from fedprune.options.refusal import ConfigError, named
 from fedprune.options.section import Section
 from fedprune.options.values import parsed
 from fedprune.selection.options import Pruning, followed_method
@@ -76,6 +77,7 @@ METHODS: dict[str, Method] = {
     "fedrts": fedrts.METHOD,
     "fedselect": fedselect.METHOD,
     "fedspallm": fedspallm.METHOD,
+    "fedspine": fedspine.METHOD,
     "fedtiny": fedtiny.METHOD,
     "flash": flash.METHOD,
     "heterofl": heterofl.METHOD,
@@ -173,10 +175,7 @@ def check_method(config: RunConfig) -> None:
     """
     methods, name = methods_of(config.plugin), method_name(config)
     follows = followed_method(config)
-    try:
-        named(("method", name), methods)
-    except Refusal as refusal:
-        raise as_error(refusal) from None
+    named(("method", name), methods)
     if name in FOLLOWING and name != follows:
         raise ConfigError(
             f"method={name!r}: the other options ask for {follows}; allowed: {FOLLOWING[name]}"

@@ -14,8 +14,8 @@ cosine of the round, from ``exchange`` to 0.
 model, gives each client its neighbours' mean and takes back what the client makes of it. Bytes are
 those of this: a model down and one up for each client and round. In the network a client receives
 one model from every neighbour; how many travel is in the rows (``peer_models``). What is measured
-as the model is the mean over holders of all clients' models, without a mask; each client's own is
-measured on its test part.
+as the model is the mean over holders of the models of all clients that took part so far, without a
+mask; each client's own is measured on its test part.
 
 Where it departs from the paper and its code: neighbours are drawn among the round's cohort; a
 client sends what it keeps under its new mask (the code sends what it trained, with the mask
@@ -33,7 +33,7 @@ import torch
 
 from fedprune.config import RunConfig
 from fedprune.learning.averaging import from_moments, to_moments
-from fedprune.methods.apart import not_read, tier_of
+from fedprune.methods.apart import asked_alone, not_read, tier_of
 from fedprune.methods.global_mask import sparsity_of
 from fedprune.methods.growing import (
     exchanging_ask,
@@ -44,7 +44,8 @@ from fedprune.methods.growing import (
 from fedprune.methods.holders import Sent
 from fedprune.methods.method import Method, Refusable, Trained
 from fedprune.methods.tuning import answered_by_all
-from fedprune.options.section import Count, Section, option
+from fedprune.options.option import Count, option
+from fedprune.options.section import Section
 from fedprune.randomness import generator
 from fedprune.selection.schedules import exchange_fraction
 from fedprune.server.diagnostics import Notes
@@ -165,6 +166,7 @@ def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
         ("method-options", wrong, "tiers are densities", "above 0 to 1"),
         ("method-options", idle, "only network random reads neighbours", "leave neighbours out"),
         *not_read(c, ("weighting",), "a mean of neighbours counts them alike"),
+        asked_alone(c),
         ("shrink", c.shrink != "never", "the global model has no mask", "never"),
         ("server-optimizer", c.server_optimizer != "sgd", "there is no server", "sgd"),
         ("server-lr", c.server_lr != 1.0, "there is no server", "1.0"),

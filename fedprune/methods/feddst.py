@@ -35,7 +35,8 @@ from fedprune.methods.growing import (
 from fedprune.methods.holders import Sent
 from fedprune.methods.method import Method, Refusable, Trained
 from fedprune.methods.tuning import fedavg, tuning
-from fedprune.options.section import Count, Section, option
+from fedprune.options.option import Count, option
+from fedprune.options.section import Section
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.choice import Wanted, chosen
 from fedprune.server.diagnostics import Notes, agreement_of

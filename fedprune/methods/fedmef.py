@@ -14,11 +14,18 @@ With ``activations`` a, clients take the gradient of a layer's weights by the la
 inputs alone, the part 1 - a of a batch's (activation pruning: what is kept for the backward pass is
 sparse); outputs and the gradients of inputs stay exact.
 
-Where it departs from the paper, of whose text summaries and the FedPruning library's code were
-read: activations are pruned and **not scaled** (the paper's convolutions have centred and scaled
-weights, in place of BatchNorm, so that activations are near 0), the default prunes none of them,
-and dense tensors hold what is pruned, so that training takes the usual memory or more.
-Clients send all gradients of removed weights (the paper: the largest), of their whole shards.
+Of the paper its abstract could be read, not its equations; of the FedPruning library the method's
+code. Activations are pruned as that code does: of all inputs of a layer, convolution or linear, the
+largest |x| of a batch are kept, and its output is exact. Departures:
+
+- Activations are **not scaled**. In the paper they are the outputs of normalised sparse
+  convolutions, which take BatchNorm's place and hold activations near 0; its formula could not be
+  read, and the library has no such layer: its networks keep BatchNorm, as those here do.
+- Dense tensors hold what is pruned, so that training takes the usual memory or more, and the
+  default prunes no activations.
+- The learning rate stays as it is while clients extrude. The library raises it, up to a limit, by
+  the L1 norm of what is penalised and by how far the round is; its penalty is the L2 norm itself.
+- Clients send all gradients of removed weights (the paper: the largest), of their whole shards.
 """
 
 from __future__ import annotations
@@ -31,7 +38,8 @@ from fedprune.methods.growing import exchanged_among, growing_conflicts, random_
 from fedprune.methods.method import Method, Refusable, Trained
 from fedprune.methods.regimes import regime_conflicts
 from fedprune.methods.tuning import fedavg, tuning
-from fedprune.options.section import Section, option
+from fedprune.options.option import option
+from fedprune.options.section import Section
 from fedprune.selection.schedules import exchange_fraction
 from fedprune.server.round import Round, Step, Talk
 from fedprune.server.standing import too_few

@@ -23,12 +23,13 @@ from statistics import mean
 from typing import Any, Literal
 
 from fedprune.config import RunConfig
-from fedprune.methods.apart import apart_conflicts, not_read
+from fedprune.methods.apart import apart_conflicts, asked_alone, not_read
 from fedprune.methods.global_mask import sparsity_of, thin
 from fedprune.methods.holders import trained_apart
 from fedprune.methods.method import Method, Refusable, Trained
 from fedprune.methods.tuning import TOO_FEW, tuned, tuning_ask
-from fedprune.options.section import Section, option
+from fedprune.options.option import option
+from fedprune.options.section import Section
 from fedprune.protocol.port import Ask
 from fedprune.scores.catalog import scores_of
 from fedprune.server.diagnostics import Notes
@@ -110,6 +111,7 @@ def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
             ("score-steps", c.score_steps != 1, own, "1, or masks server"),
             ("shrink", c.shrink != "never", "the global model is not pruned", "never"),
             *apart_conflicts(c),
+            asked_alone(c),
             ("rewind", c.rewind is not None, "it prunes at initialisation", "leave it out"),
             ("reconstruct", c.reconstruct is not None, own, "leave it out"),
             ("reduce", bool(c.reduce), own, "leave it out"),

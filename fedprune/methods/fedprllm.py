@@ -30,7 +30,8 @@ from fedprune.config import RunConfig
 from fedprune.methods import global_mask
 from fedprune.methods.global_mask import thin
 from fedprune.methods.method import Refusable
-from fedprune.options.section import Section, option
+from fedprune.options.option import option
+from fedprune.options.section import Section
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.scores.score import Evidence
 from fedprune.server.round import Round, Step, Talk

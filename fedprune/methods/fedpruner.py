@@ -44,8 +44,9 @@ from fedprune.methods.global_mask import thin
 from fedprune.methods.growing import all_kept
 from fedprune.methods.holders import part_of_client, trained_by_part
 from fedprune.methods.method import Method, Trained
+from fedprune.options.option import option
 from fedprune.options.refusal import ConfigError
-from fedprune.options.section import Section, option
+from fedprune.options.section import Section
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.forms import form_of
 from fedprune.protocol.port import Ask

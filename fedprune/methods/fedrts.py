@@ -29,7 +29,8 @@ from fedprune.methods.apart import not_read
 from fedprune.methods.method import Method, Refusable
 from fedprune.methods.scored import scored
 from fedprune.methods.tuning import TOO_FEW, tuned
-from fedprune.options.section import Section, option
+from fedprune.options.option import option
+from fedprune.options.section import Section
 from fedprune.protocol.choice import Wanted, chosen
 from fedprune.protocol.forms import form_of
 from fedprune.protocol.port import Ask

@@ -31,12 +31,13 @@ from typing import Any
 
 from fedprune.config import RunConfig
 from fedprune.learning.regime import Regime
-from fedprune.methods.apart import NO_PRUNING, apart_conflicts, not_read
+from fedprune.methods.apart import apart_conflicts, unpruned
 from fedprune.methods.holders import Sent, over_holders
 from fedprune.methods.method import Method, Refusable, Trained
 from fedprune.methods.regimes import regime_conflicts
 from fedprune.methods.tuning import tuning
-from fedprune.options.section import Count, Section, option
+from fedprune.options.option import Count, option
+from fedprune.options.section import Section
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.server.diagnostics import Notes
 from fedprune.server.round import Round, Step, Talk
@@ -85,7 +86,7 @@ def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
     return [
         *regime_conflicts(c),
         *apart_conflicts(c),
-        *not_read(c, NO_PRUNING, "nothing is pruned"),
+        *unpruned(c, "nothing is pruned"),
         ("secure", c.secure != "none", own, "none"),
         ("reduce", bool(c.reduce), "clients keep weights of one shape", "leave it out"),
         ("max-norm", c.max_norm is not None, own, "leave it out"),

@@ -27,7 +27,8 @@ from fedprune.config import RunConfig
 from fedprune.methods.holders import trained_apart
 from fedprune.methods.method import Method, Refusable, Trained
 from fedprune.methods.tuning import TOO_FEW, tuned, tuning_ask
-from fedprune.options.section import Section, option
+from fedprune.options.option import option
+from fedprune.options.section import Section
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.choice import Wanted, chosen
 from fedprune.protocol.port import Ask

@@ -31,7 +31,8 @@ from fedprune.config import RunConfig
 from fedprune.methods.growing import exchanged_among, growing_conflicts
 from fedprune.methods.method import Method, Refusable
 from fedprune.methods.tuning import TOO_FEW, fedavg, tuned, tuning_ask
-from fedprune.options.section import Count, Section, option
+from fedprune.options.option import Count, option
+from fedprune.options.section import Section
 from fedprune.protocol.port import Ask
 from fedprune.randomness import generator
 from fedprune.selection.regrowth import in_proportion, largest_of_each

@@ -33,7 +33,8 @@ from fedprune.methods.holders import trained_apart
 from fedprune.methods.method import Method, Refusable, Trained
 from fedprune.methods.regimes import regime_conflicts
 from fedprune.methods.tuning import tuning_ask
-from fedprune.options.section import Section, option
+from fedprune.options.option import option
+from fedprune.options.section import Section
 from fedprune.protocol.parted import first_parts
 from fedprune.server.round import Round, Step, Talk
 from fedprune.server.state import Model

@@ -45,7 +45,8 @@ from fedprune.methods.growing import (
 from fedprune.methods.holders import Sent, over_holders
 from fedprune.methods.method import Method, Refusable, Trained
 from fedprune.methods.tuning import TOO_FEW, answered_by_all, tuning_ask
-from fedprune.options.section import Section, option
+from fedprune.options.option import option
+from fedprune.options.section import Section
 from fedprune.randomness import generator
 from fedprune.selection.regrowth import in_proportion, largest_of_each
 from fedprune.server.diagnostics import Notes

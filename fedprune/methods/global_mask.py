@@ -13,13 +13,13 @@ from fedprune.methods.tuning import TOO_FEW, tuned
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.choice import (
     Wanted,
-    asked_at_once,
     chooses_apart,
     chosen,
     chosen_apart,
     chosen_by,
 )
 from fedprune.protocol.origin import coded_size
+from fedprune.protocol.parts_asked import asked_at_once
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.combine import combines_of
 from fedprune.scores.score import Evidence, Score
@@ -35,7 +35,7 @@ from fedprune.structure.groups import stages_of
 from fedprune.structure.layout import Layout
 from fedprune.tensors.lazy import joined_to
 from fedprune.tensors.models import frozen_of
-from fedprune.tensors.named import Masks, Tensors, count_kept
+from fedprune.tensors.named import Masks, Tensors, count_kept, masked
 
 
 def thin(
@@ -103,14 +103,13 @@ def decide(
         assert sparsity is not None  # such a score has no threshold
         shares = dict.fromkeys(evidence.weights, sparsity)
         masks, weights = score.step(evidence, shares, c.unit_shape if c.unit == "n:m" else None)
-        model = replace(model, weights=joined_to(model.weights, weights))
-    else:
-        found = _masks_apart(score, r, aggregate, evidence, sparsity)
-        if found is None:
-            scores = scored(aggregate, evidence, r.plan)
-            found = _selected(scores, sparsity, model, r, evidence)
-        masks = found
-    return model.under(joined_to(model.masks, masks))
+        own = joined_to(model.weights, masked(weights, masks))
+        return replace(model, masks=joined_to(model.masks, masks), weights=own)
+    found = _masks_apart(score, r, aggregate, evidence, sparsity)
+    if found is None:
+        scores = scored(aggregate, evidence, r.plan)
+        found = _selected(scores, sparsity, model, r, evidence)
+    return model.under(joined_to(model.masks, found))
 
 
 def made_up(model: Model, r: Round, evidence: Evidence) -> tuple[Model, Round]:

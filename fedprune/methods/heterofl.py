@@ -20,12 +20,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedprune.config import RunConfig
-from fedprune.methods.apart import apart_conflicts, tier_of
-from fedprune.methods.holders import trained_apart
+from fedprune.methods.apart import apart_conflicts
+from fedprune.methods.holders import part_of_client, trained_by_part
 from fedprune.methods.method import Method, Refusable, Trained
 from fedprune.methods.scored import scored
-from fedprune.methods.tuning import TOO_FEW, tuning_ask
-from fedprune.options.section import Section, option
+from fedprune.methods.tuning import TOO_FEW
+from fedprune.options.option import option
+from fedprune.options.section import Section
 from fedprune.protocol.choice import Wanted, chosen
 from fedprune.scores.catalog import scores_of
 from fedprune.server.ask import asked
@@ -77,17 +78,15 @@ def _parted(model: Model, memory: Memory, r: Round) -> Talk[Step]:
 
 def _own(model: Model, memory: Memory, partition: int) -> Model:
     """What the tier of a partition holds of the model."""
-    tiers = memory.tiers
-    return model.under(tiers[tier_of(memory.whose, partition, len(tiers))]) if tiers else model
+    if not memory.tiers:
+        return model
+    return part_of_client(model, memory.tiers, memory.whose, partition)
 
 
 def _trained(model: Model, memory: Memory, r: Round) -> Talk[Trained]:
-    """Every tier trains its part, all in one exchange; each weight is averaged over its holders."""
-    n = len(r.options.tiers)
-    tiers = [[p for p in r.cohort if tier_of(memory.whose, p, n) == tier] for tier in range(n)]
-    sent = [(_own(model, memory, those[0]), those) for those in tiers if those]
-    parts = [(part, tuning_ask(part, r, those)) for part, those in sent]
-    return (yield from trained_apart(model, r, parts))
+    """Every tier trains its part; before the first pruning all of them train everything."""
+    parts = memory.tiers or (model.masks,) * len(r.options.tiers)
+    return (yield from trained_by_part(model, r, parts, memory.whose))
 
 
 def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:

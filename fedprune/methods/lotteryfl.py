@@ -19,12 +19,13 @@ from statistics import mean
 from typing import Any
 
 from fedprune.config import RunConfig
-from fedprune.methods.apart import NO_STATISTICS, apart_conflicts, not_read
+from fedprune.methods.apart import NO_STATISTICS, apart_conflicts, asked_alone, not_read
 from fedprune.methods.global_mask import sparsity_of
 from fedprune.methods.holders import trained_apart
 from fedprune.methods.method import Method, Refusable, Trained
 from fedprune.methods.tuning import TOO_FEW, tuning_ask
-from fedprune.options.section import Section, option
+from fedprune.options.option import option
+from fedprune.options.section import Section
 from fedprune.protocol.choice import Wanted, chosen
 from fedprune.protocol.port import Ask
 from fedprune.server.diagnostics import Notes
@@ -112,7 +113,14 @@ def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
         ("sparsity", c.sparsity is None, "every client's mask ends at one", "a number"),
         ("score", "score" in c.given and c.score != "magnitude", "the smallest go", "magnitude"),
         ("unit", c.unit != "weight", "single weights go", "weight"),
-        ("schedule", c.schedule == "regrow", "masks only shrink", "cubic"),
+        (
+            "schedule",
+            c.schedule not in ("cubic", "one-shot"),
+            "how much goes at a time is the option rate",
+            "cubic, one-shot",
+        ),
+        ("score-steps", c.score_steps != 1, "how much goes at a time is the option rate", "1"),
+        asked_alone(c),
         ("shrink", c.shrink != "never", "the global model is not pruned", "never"),
         ("rewind", c.rewind is not None, "it goes back to the weights before round one", "none"),
         ("reconstruct", c.reconstruct is not None, "it goes back to earlier weights", "leave out"),

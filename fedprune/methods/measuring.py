@@ -17,8 +17,11 @@ from fedprune.protocol.port import Ask, Port
 from fedprune.server.ask import conversed
 from fedprune.server.plan import Plan
 from fedprune.server.round import Round, Talk
+from fedprune.server.rows import quality
 from fedprune.server.standing import all_finite, numberless
 from fedprune.server.state import Model, State, Totals, reverted
+from fedprune.tasks.resampling import ends_of_intervals
+from fedprune.tensors.named import Masks
 
 
 def outcome(state: State, config: RunConfig) -> Model:
@@ -33,10 +36,18 @@ def outcome(state: State, config: RunConfig) -> Model:
 def measure(state: State, r: Round, port: Port, part: str) -> tuple[State, Totals]:
     """Loss, correct and count summed over a held-out part of everyone who is there.
 
-    Of the running average, where there is one.
+    Of the running average, where there is one. With the ends of 95 % intervals, where there are.
     """
     state, aggregate = measured(state, r, port, part, port.measuring())
-    return state, aggregate.totals
+    return state, with_intervals(aggregate, r.config)
+
+
+def with_intervals(aggregate: Aggregate, config: RunConfig) -> Totals:
+    """The totals, and the ends of intervals if two clients or more were resampled."""
+    sums, totals = aggregate.resampled, aggregate.totals
+    if sums is None or len(aggregate.answered) < 2:
+        return totals
+    return totals | ends_of_intervals(sums, totals, lambda t: quality(dict(t), config))
 
 
 def validated(state: State, r: Round, port: Port) -> tuple[State, Aggregate]:
@@ -97,7 +108,7 @@ def own_measured(state: State, r: Round, port: Port) -> tuple[State, Totals]:
     how = {"part": "test", "regime": method_of(r.config).regime}
     asks = [Ask(r.question(m, "evaluate", **how), [p]) for p, m in models.items()]
     sums, book = conversed(several(asks), state.book, r.plan, port)
-    return replace(state, book=book), answered_by_all(sums).totals
+    return replace(state, book=book), with_intervals(answered_by_all(sums), r.config)
 
 
 def several(asks: Sequence[Ask]) -> Talk[list[Aggregate]]:
@@ -105,9 +116,13 @@ def several(asks: Sequence[Ask]) -> Talk[list[Aggregate]]:
     return (yield asks)
 
 
-def own_sparsity(state: State, plan: Plan, partitions: Iterable[int]) -> float | None:
-    """The mean sparsity of these clients' own models; None where they have none."""
+def own_masks(state: State, plan: Plan, partitions: Iterable[int]) -> list[Masks]:
+    """The masks of these clients' own models; empty where they have none."""
     c = plan.config
     own, memory = method_of(c).own, state.memories.get(method_name(c))
-    found = [] if own is None else [own(state.model, memory, p).masks for p in partitions]
-    return mean(sparsity_of(m, plan.layout) for m in found) if found else None
+    return [] if own is None else [own(state.model, memory, p).masks for p in partitions]
+
+
+def own_sparsity(masks: Sequence[Masks], plan: Plan) -> float | None:
+    """The mean sparsity of the clients' own models, by their masks; None where they have none."""
+    return mean(sparsity_of(m, plan.layout) for m in masks) if masks else None

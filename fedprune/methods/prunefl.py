@@ -11,48 +11,60 @@ halves every ``half_life`` rounds); all others, removed ones too, are taken in t
 g_j² / t_j for as long as that is above Gamma of what is there. So density may fall and rise.
 The first pruning happens on one client alone, which trains and reconfigures by its own g² until
 the number of weights has changed by a tenth at most, five times in a row, or ``initial`` times.
-Then everybody trains, and every so many rounds (``--frequency``)
+Then everybody trains, and every so many rounds (``--frequency``) the weights are chosen by
 
-    g_j² = Σ_k n_k (mean gradient of client k)_j².
+    g_j² = Σ_rounds Σ_k n_k (Σ_steps gradient of client k / steps)_j²,
+
+over the rounds since the last reconfiguration, each gradient a step's mean, taken before it is
+clipped, of removed weights too; n_k: labels that client k trained on in the round.
 
 t_j = comm + comp · (rows that its layer sees in an example): seconds, by default those that the
 paper's code has for its smallest model on a Raspberry Pi, as is the constant c.
 
-Where it departs from the paper and its code: clients square the gradient of one pass over their
-shard at the averaged weights (the code sums the gradients of a round's steps before it squares
-them, and adds up the rounds since the last reconfiguration); g² of what is not prunable is left
-out of Gamma; no weight is added beyond the density ``most``, an option of the code (those that stay
-by size stay even beyond it), which is 1 - ``--sparsity`` unless given: with ``most`` 1 nothing but
-what pays bounds the density, as in the paper; the selected client is the one with the lowest number
-(if it fails, the lowest of the cohort that does not), and as all it trains in the first pruning is
-of one round, it takes the same batches each time.
+Where it departs from the paper and its code: clients send their squares in every round before a
+reconfiguration (the code's clients add the rounds up and send one sum); the sum of a round's
+gradients is divided by its steps before it is squared, which is the same to a factor where all
+clients take as many; n_k counts labels trained on, not those that a client has; g² of what is not
+prunable is left out of Gamma; no weight is added beyond the density ``most``, an option of the code
+(those that stay by size stay even beyond it), which is 1 - ``--sparsity`` unless given: with
+``most`` 1 nothing but what pays bounds the density, as in the paper; the selected client is the one
+with the lowest number (if it fails, the lowest of the cohort that does not), and as all it trains
+in the first pruning is of one round, it takes the same batches each time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
 from fedprune.config import RunConfig
-from fedprune.methods.apart import not_read
+from fedprune.methods.apart import NO_STATISTICS, not_read
 from fedprune.methods.global_mask import sparsity_of
 from fedprune.methods.growing import growing_conflicts, kept_in_all
 from fedprune.methods.method import Method, Refusable
 from fedprune.methods.tuning import TOO_FEW, fedavg, tuned, tuning_ask
-from fedprune.options.section import Count, Section, option
+from fedprune.options.option import Count, option
+from fedprune.options.section import Section
+from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.forms import form_of
-from fedprune.protocol.port import Ask
 from fedprune.server.diagnostics import Notes
 from fedprune.server.round import Round, Step, Talk
-from fedprune.server.standing import too_few
 from fedprune.server.state import Model
 from fedprune.tensors.named import Masks, Tensors, count_kept
 
 EARNED = "second_moment_per_client"
-"""What g² is of: a client's mean gradient, squared, for each of its labels."""
+"""The statistic: a client's summed gradients, squared, times its labels."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """g² since the last reconfiguration; none, if nobody has trained since."""
+
+    earned: Tensors = field(default_factory=dict)
 
 
 class Options(Section):
@@ -69,17 +81,16 @@ class Options(Section):
     )
 
 
-def _reconfigured(model: Model, memory: Any, r: Round) -> Talk[Step]:
+def _reconfigured(model: Model, memory: Memory, r: Round) -> Talk[Step]:
     """The mask that brings most for its time: on one client at first, then by all."""
     if not r.prunings:
         return (yield from _on_one_client(model, memory, r))
-    found = yield from _earned(model, r, r.scored)
-    if found is None:
-        return Step(model, memory, undone=TOO_FEW)
-    return _told(model, memory, r, reconfigured(model, r, found))
+    if not memory.earned:
+        return Step(model, memory, undone="not pruned: nobody trained since the last time")
+    return _told(model, r, reconfigured(model, r, memory.earned))
 
 
-def _on_one_client(model: Model, memory: Any, r: Round) -> Talk[Step]:
+def _on_one_client(model: Model, memory: Memory, r: Round) -> Talk[Step]:
     """The first pruning, on the client with the lowest number; if it fails, on another."""
     first = min(r.training())
     step = yield from _alone(model, memory, r, first)
@@ -90,41 +101,58 @@ def _on_one_client(model: Model, memory: Any, r: Round) -> Talk[Step]:
     return step
 
 
-def _alone(model: Model, memory: Any, r: Round, one: int) -> Talk[Step]:
+def _alone(model: Model, memory: Memory, r: Round, one: int) -> Talk[Step]:
     """One client trains and prunes by itself until its model's size stays as it is."""
     still = 0
     for _ in range(r.options.initial):
-        (changes,) = yield [tuning_ask(model, r, [one])]
-        if changes.total is None:
+        (changes,) = yield [tuning_ask(model, r, [one], **COLLECTING)]
+        found = _earned(model, r, changes)
+        if changes.total is None or found is None:
             return Step(model, memory, undone=TOO_FEW)
         model = fedavg(model, r, changes)
-        found = yield from _earned(model, r, [one], alone=True)
-        if found is None:
-            return Step(model, memory, undone=TOO_FEW)
         before = count_kept(model.masks)
         model = model.under(reconfigured(model, r, found))
         still = still + 1 if abs(count_kept(model.masks) / before - 1) <= 0.1 else 0
         if still == 5:
             break
-    return _told(model, memory, r, model.masks)
+    return _told(model, r, model.masks)
 
 
-def _told(model: Model, memory: Any, r: Round, masks: Masks) -> Step:
+COLLECTING = {"score": EARNED, "dense": True}
+"""What a question to tune says where clients send g² of all weights with their changes."""
+
+
+def _about(r: Round) -> dict[str, Any]:
+    """What the question to tune says: g² is sent where a later round reconfigures."""
+    later = any(r.plan.prunes(n) for n in range(r.number + 1, r.config.rounds + 1))
+    return dict(COLLECTING) if later else {}
+
+
+def _earned(model: Model, r: Round, changes: Aggregate) -> Tensors | None:
+    """g² of all weights, removed ones too; None, if nobody sent any."""
+    if changes.statistics is None:
+        return None
+    return form_of(r.question(model, "tune", **COLLECTING), r.config, r.layout).named_sums(
+        changes.statistics
+    )
+
+
+def _added(model: Model, memory: Memory, r: Round, changes: Aggregate) -> Talk[Step]:
+    """The memory with what the round's clients sent."""
+    yield from ()
+    found, before = _earned(model, r, changes), memory.earned
+    if found is None:
+        return Step(model, memory)
+    return Step(model, Memory({n: before.get(n, 0.0) + g.float() for n, g in found.items()}))
+
+
+def _told(model: Model, r: Round, masks: Masks) -> Step:
     fresh = sum(int((m & ~model.masks[n]).sum()) for n, m in masks.items())
     time = r.options.constant + sum(
         int(m.sum()) * t for m, t in zip(masks.values(), seconds(masks, r).values(), strict=True)
     )
     told = {"density": 1.0 - sparsity_of(masks, r.layout), "round_seconds": time}
-    return Step(model.under(masks), memory, Notes(method=told, exchanged=fresh))
-
-
-def _earned(model: Model, r: Round, who: Any, *, alone: bool = False) -> Talk[Tensors | None]:
-    """g² of all weights, removed ones too; None, if too few answered."""
-    question = r.question(model, "score", score=EARNED, dense=True)
-    (sums,) = yield [Ask(question, who)]
-    if sums.total is None or (not alone and too_few(sums, r.config)):
-        return None
-    return form_of(question, r.config, r.layout).named(sums.total)
+    return Step(model.under(masks), Memory(), Notes(method=told, exchanged=fresh))
 
 
 def seconds(masks: Masks, r: Round) -> Mapping[str, float]:
@@ -191,16 +219,22 @@ def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
         ("method-options", free, "weights cost no time", "comm or comp above 0"),
         ("method-options", low, f"most={options.most:g} is below 1 - sparsity", least),
         ("robust", alone, "the first pruning is of one client", "none"),
+        ("batched", config.batched > 1, "each client's gradients are watched", "1"),
+        ("compile", config.compile, "a compiled model is not watched", "false"),
         *not_read(config, ("regrow",), "as much is exchanged as pays"),
+        *not_read(config, NO_STATISTICS, "g² is collected while clients tune"),
         *growing_conflicts(config),
     ]
 
 
 METHOD = Method(
     "as many weights as pay for their time, by squared gradients; first on one client",
-    "PruneFL, Jiang et al. 2022, arXiv 1909.12326; gradients of one pass in place of local steps",
-    tune=tuned(),
+    "PruneFL, Jiang et al. 2022, arXiv 1909.12326; g² travels with the changes",
+    tune=tuned(_about),
     before=_reconfigured,
+    after=_added,
+    memory=Memory,
+    init=lambda *_: Memory(),
     options=Options,
     scores=False,
     conflicts=_conflicts,

@@ -22,7 +22,8 @@ from typing import Any, Literal
 
 from fedprune.methods import regrow
 from fedprune.methods.growing import random_masks
-from fedprune.options.section import Section, option
+from fedprune.options.option import option
+from fedprune.options.section import Section
 from fedprune.server.round import Round, Step, Talk
 from fedprune.server.state import Model
 

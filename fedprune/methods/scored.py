@@ -38,7 +38,8 @@ def votes_by_tensor(
 
     def votes(name: str) -> Tensor:
         counts = debiased(parts[name], len(aggregate.answered), p)
-        return scattered(counts, {name: shapes[name]}, some_of(evidence.masks, [name]))[name]
+        here, shape = some_of(evidence.masks, [name]), {name: shapes[name]}
+        return scattered(counts, shape, here, shared=True)[name]
 
     return votes
 

@@ -34,11 +34,12 @@ import torch
 from fedprune.client.thresholds import LAST_STEP, THRESHOLD
 from fedprune.config import RunConfig
 from fedprune.learning.regime import Regime
-from fedprune.methods.apart import NO_PRUNING, apart_conflicts, not_read
+from fedprune.methods.apart import apart_conflicts, unpruned
 from fedprune.methods.method import Method, Refusable, Trained
 from fedprune.methods.regimes import regime_conflicts
 from fedprune.methods.tuning import tuning
-from fedprune.options.section import Count, Section, option
+from fedprune.options.option import Count, option
+from fedprune.options.section import Section
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.server.diagnostics import Notes
 from fedprune.server.round import Round, Step, Talk
@@ -106,7 +107,7 @@ def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
     return [
         *regime_conflicts(c),
         *apart_conflicts(c),
-        *not_read(c, NO_PRUNING, "thresholds alone prune"),
+        *unpruned(c, "thresholds alone prune"),
         ("secure", c.secure != "none", "secure sums send all weights", "none"),
         ("init", bool(c.init), "clients begin with the weights that the seed makes", "none"),
         ("server-optimizer", c.server_optimizer != "sgd", alone, "sgd"),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -24,12 +24,12 @@ from fedprune.learning.robust import robust_change
 from fedprune.methods.method import Method, Trained
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.port import Ask
-from fedprune.protocol.running_sum import totals_added
+from fedprune.protocol.running_sum import summed, totals_added
 from fedprune.server.round import Round, Step, Talk
 from fedprune.server.standing import too_few
 from fedprune.server.state import Model
 from fedprune.tensors.lazy import shapes_of
-from fedprune.tensors.named import Tensors, masked, scattered
+from fedprune.tensors.named import Masks, Tensors, masked, scattered
 
 
 def tuning(model: Model, r: Round, **what: Any) -> Talk[Aggregate]:
@@ -88,30 +88,67 @@ def with_moved(model: Model, r: Round, moved: Tensors) -> Model:
 
 def each_by_its_rank(model: Model, r: Round, **what: Any) -> Talk[Trained]:
     """Every client trains factors of its own rank, in one exchange; their products are averaged."""
+    ranks = {p: rank_of(r.config, p, r.plan.tiers) for p in r.cohort}
+    trained, _ = yield from trained_by_rank(model, r, ranks, **what)
+    return trained
+
+
+@dataclass(frozen=True)
+class TrainedFactors:
+    """What a client made of its factors.
+
+    Attributes:
+        start: that it began with.
+        after: training.
+        changes: its answer.
+    """
+
+    start: Tensors
+    after: Tensors
+    changes: Aggregate
+
+
+def trained_by_rank(
+    model: Model,
+    r: Round,
+    ranks: Mapping[int, int],
+    masks: Mapping[int, Masks] | None = None,
+    **what: Any,
+) -> Talk[tuple[Trained, dict[int, TrainedFactors]]]:
+    """The model with the mean of its clients' products, and what each client made of its factors.
+
+    Args:
+        model: the global one.
+        r: the round.
+        ranks: of every client that is asked.
+        masks: under which they train, where that is not the model's.
+        what: else the question says.
+    """
     c, stack = r.config, r.config.adapter_mean == "stack"
     asks, begun = [], []
-    for p in r.cohort:
-        rank = rank_of(c, p, r.plan.tiers)
-        sent = model if stack else replace(model, adapters=of_rank(model.adapters, rank))
+    for p, rank in ranks.items():
+        own = model.under(masks[p]) if masks else model
+        sent = own if stack else replace(own, adapters=of_rank(model.adapters, rank))
         more = {"fresh": rank} if stack else {}
         asks.append(tuning_ask(sent, r, [p], **what, **more))
         shapes = trained_shapes(sent.adapters, rank if stack else 0, r.layout)
         where = (c.seed, r.number, p)
         begun.append(first_adapters(shapes, sent.adapters, *where) if stack else sent.adapters)
     sums = yield asks
-    came = [
-        (s.weight, _after(start, s.total / s.weight))
-        for start, s in zip(begun, sums, strict=True)
+    came = {
+        p: TrainedFactors(start, _after(start, s.total / s.weight), s)
+        for p, start, s in zip(ranks, begun, sums, strict=True)
         if s.total is not None
-    ]
+    }
     changes = answered_by_all(sums)
     if not came or too_few(changes, c):
-        return Trained(None, changes)
+        return Trained(None, changes), came
+    those = [(each.changes.weight, each.after) for each in came.values()]
     if stack:
-        moved = stacked(model.adapters, came, c.server_lr)
+        moved = stacked(model.adapters, those, c.server_lr)
     else:
-        moved = mean_of_products(model.adapters, came, c.rank or 0, c.server_lr)
-    return Trained(with_moved(model, r, moved), changes)
+        moved = mean_of_products(model.adapters, those, c.rank or 0, c.server_lr)
+    return Trained(with_moved(model, r, moved), changes), came
 
 
 def _after(start: Tensors, change: Tensor) -> Tensors:
@@ -171,8 +208,8 @@ def method(
 
 
 def answered_by_all(sums: Sequence[Aggregate]) -> Aggregate:
-    """Who answered in all of an exchange, and their totals; no tensors."""
-    out = Aggregate()
+    """Who answered in all of an exchange, and their totals; no tensors but resampled totals."""
+    out = summed(Aggregate(resampled=each.resampled) for each in sums)
     for each in sums:
         out = replace(
             out,

@@ -32,7 +32,8 @@ from fedprune.methods.regimes import (
     regrowing_conflicts,
     trained_so,
 )
-from fedprune.options.section import Section, option
+from fedprune.options.option import option
+from fedprune.options.section import Section
 from fedprune.server.round import Round, Step, Talk
 from fedprune.server.state import Model
 from fedprune.tensors.named import Tensors

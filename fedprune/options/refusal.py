@@ -10,8 +10,8 @@ Conflict = tuple[str, bool, str, str]
 """Key, whether it is wrong, why, and what is allowed."""
 
 
-class Refusal(ValueError):
-    """Something given that cannot be.
+class ConfigError(ValueError):
+    """Something given that cannot be. One line: key=value: what is wrong; allowed: what is.
 
     Attributes:
         key: what was given, as on the command line; "" where that is not known.
@@ -45,21 +45,23 @@ def named(item: tuple[str, Any], table: Iterable[str]) -> None:
     near = get_close_matches(shown(value).strip("'"), names, 1)
     hint = f" (did you mean {near[0]}?)" if near else ""
     allowed = ", ".join(names)
-    raise Refusal(f"{key}={shown(value)}: no such {key}{hint}; allowed: {allowed}", key, allowed)
+    raise ConfigError(
+        f"{key}={shown(value)}: no such {key}{hint}; allowed: {allowed}", key, allowed
+    )
 
 
 OUT = "leave it out"
 """What is allowed in place of a value that nothing would read."""
 
 
-def refusal(key: str, value: Any, reason: str, allowed: str, *, idle: bool = False) -> Refusal:
-    """A `Refusal` of the usual form; `idle` too where it ends in `OUT`."""
+def refusal(key: str, value: Any, reason: str, allowed: str, *, idle: bool = False) -> ConfigError:
+    """A `ConfigError` of the usual form; `idle` too where it ends in `OUT`."""
     text = f"{key}={shown(value)}: {reason}; allowed: {allowed}"
-    return Refusal(text, key, allowed, idle=idle or allowed.endswith(OUT))
+    return ConfigError(text, key, allowed, idle=idle or allowed.endswith(OUT))
 
 
 def refuse(key: str, value: Any, reason: str, allowed: str) -> NoReturn:
-    """Raise a `Refusal` of the usual form."""
+    """Raise a `ConfigError` of the usual form."""
     raise refusal(key, value, reason, allowed)
 
 
@@ -72,10 +74,6 @@ def counted(count: int, noun: str, plural: str = "") -> str:
         plural: of others, where it is not the noun and an s.
     """
     return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
-
-
-class ConfigError(Refusal):
-    """A configuration that cannot run. One line: key=value: what is wrong; allowed: what is."""
 
 
 class Refused(ValueError):

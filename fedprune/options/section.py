@@ -7,108 +7,16 @@ takes a configuration too; and a section can be made by itself, to use a functio
 from __future__ import annotations
 
 import functools
-import types
-import typing
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel, ConfigDict, create_model, model_validator
 
-from fedprune.options.conditions import When, unmet, why_unread
 from fedprune.options.conditions import in_words as condition_in_words
-from fedprune.options.name_table import NameTable
-from fedprune.options.refusal import OUT, Refusal, named, refusal
-
-BY_TASK = "by task"
-"""What ``--help`` shows where the task sets the default; by itself a section needs the value."""
-
-Count = Annotated[int, Field(ge=1, le=10**9)]
-
-
-@dataclass(frozen=True)
-class OptionFacts:
-    """What an option says of itself beside its name, type, default and limits.
-
-    Attributes:
-        group: where ``--help`` shows it.
-        when: values of other options beside which it is read; beside others it has no value.
-        derived: its value from the others' where it is not given; None: its default.
-        names: the table that its value is a name in, with a summary of each; None: any value.
-    """
-
-    group: str
-    when: When = ({},)
-    derived: Callable[[Any], Any] | None = None
-    names: Mapping[str, Any] | NameTable | None = None
-
-
-def option(
-    group: str,
-    text: str,
-    default: Any = None,
-    *,
-    when: When = ({},),
-    derived: Callable[[Any], Any] | None = None,
-    names: Mapping[str, Any] | NameTable | None = None,
-    **limits: Any,
-) -> Any:
-    """An option of a section.
-
-    Args:
-        group: where ``--help`` shows it.
-        text: what it is, with what it is by default where that is derived.
-        default: its value where nothing is said and it is read.
-        when: values of other options beside which it is read. Beside others it is None, or its
-            default where it cannot be None, and any other value is refused.
-        derived: its value from the others' (attributes of the argument) where nothing is said.
-        names: the table of its names, or that by plug-in.
-        limits: as of pydantic's Field: ge, gt, le, lt, multiple_of, strict.
-    """
-    declaration: Any = {"option": OptionFacts(group, when, derived, names)}
-    return Field(default, description=text, json_schema_extra=declaration, **limits)
-
-
-def declared(field: FieldInfo) -> OptionFacts:
-    """What an option says of itself."""
-    return typing.cast(OptionFacts, typing.cast(Any, field.json_schema_extra)["option"])
-
-
-def may_be_none(field: FieldInfo) -> bool:
-    """Whether None is a value of the option: then it may be left out."""
-    return types.NoneType in typing.get_args(field.annotation)
-
-
-def unread_value(field: FieldInfo) -> Any:
-    """The value of an option that nothing reads."""
-    return None if may_be_none(field) else field.default
-
-
-@dataclass(frozen=True)
-class KnownOption:
-    """An option as what completes and checks a configuration needs it, some 150 at each one.
-
-    Attributes:
-        flag: its name on the command line, without the dashes.
-        says: what it says of itself.
-        default: its value where it is read and nothing else sets it.
-        unread: its value where nothing reads it.
-    """
-
-    flag: str
-    says: OptionFacts
-    default: Any
-    unread: Any
-
-
-@functools.cache
-def options_of(schema: type[BaseModel]) -> Mapping[str, KnownOption]:
-    """The options of a section, in its order."""
-    return {
-        key: KnownOption(key.replace("_", "-"), declared(field), field.default, unread_value(field))
-        for key, field in schema.model_fields.items()
-    }
+from fedprune.options.conditions import unmet, why_unread
+from fedprune.options.option import KnownOption, options_of
+from fedprune.options.refusal import OUT, ConfigError, named, refusal
+from fedprune.options.values import in_pythons_types
 
 
 class Elsewhere(AttributeError):
@@ -200,14 +108,14 @@ def check_names(schema: type[BaseModel], values: Any) -> None:
     """Refuse names that are in no table.
 
     Raises:
-        Refusal: the first of them, with the nearest name and all that are allowed.
+        ConfigError: the first of them, with the nearest name and all that are allowed.
     """
     for key, table in names_in(schema, getattr(values, "plugin", "")).items():
         if isinstance(value := getattr(values, key), str):
             named((key.replace("_", "-"), value), table)
 
 
-def unread(schema: type[BaseModel], values: Any) -> Iterator[Refusal]:
+def unread(schema: type[BaseModel], values: Any) -> Iterator[ConfigError]:
     """The refusal of every option that has a value and that nothing reads beside the others'."""
     for key, option in options_of(schema).items():
         value, when = getattr(values, key), option.says.when
@@ -239,6 +147,7 @@ class Section(BaseModel):
 
     def __init__(self, /, **given: Any) -> None:
         """See the class. What completes it relies on the types of what is given."""
+        given = in_pythons_types(given)
         types_of(type(self)).model_validate(given)
         super().__init__(**given)
 

@@ -12,6 +12,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from numbers import Integral
 from typing import Any
 
 COLUMNS = ("text_column", "label_column", "target_column", "client_column")
@@ -40,6 +41,15 @@ def replaced(given: Iterable[str], changes: Mapping[str, Any]) -> set[str]:
     said = [key for key, value in changes.items() if value or key in _AMOUNTS]
     gone = {name for key in said for name in _REPLACES.get(key, ())}
     return {key for key in given if key in gone and key not in changes}
+
+
+def in_pythons_types(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The same values, of NumPy's whole numbers Python's own."""
+    return {key: int(v) if _is_foreign(v) else v for key, v in given.items()}
+
+
+def _is_foreign(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, int)
 
 
 def parsed(key: str, value: Any, annotation: Any) -> Any:

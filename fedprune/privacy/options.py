@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from fedprune.options.conditions import Not
-from fedprune.options.section import Section, option
+from fedprune.options.option import option
+from fedprune.options.section import Section
 
 _NOISE = {"dp": ("client", "example")}
 _SUMS = {"secure": "secagg"}

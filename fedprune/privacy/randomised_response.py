@@ -79,7 +79,7 @@ def debiased(counts: Tensor, clients: int, p: float) -> Tensor:
 
     With n clients of whom c keep a unit, c·(1-p) + (n-c)·p tell so in the mean.
     """
-    return (counts.double() - clients * p) / (1.0 - 2.0 * p)
+    return counts.to(torch.float64, copy=True).sub_(clients * p).div_(1.0 - 2.0 * p)
 
 
 def expected_overlap(p: float, clients: int, units: int, kept_units: int) -> float:

@@ -41,7 +41,8 @@ class Aggregate:
         total: flat float64 Σ weight · values; None if nobody answered.
         weight: Σ weight.
         totals: summed totals.
-        votes: flat int64 counts of votes per kept coordinate, or None.
+        votes: flat counts of votes per kept coordinate, integers at least of the `count_type` of
+            those who answered, or None.
         answered: the partitions that count.
         failures: those that do not.
         bytes_up: what the answers that came weighed on the wire.
@@ -54,6 +55,8 @@ class Aggregate:
         loud: partition and size of the largest value of changes that hold one beyond `LOUD`.
         notices: what is worth knowing about who was asked, or could not be.
         cost: of simulated devices, where there are some.
+        resampled: the totals in every resample of clients, flat (`fedprune.tasks.resampling`), or
+            None.
     """
 
     total: Tensor | None = None
@@ -72,6 +75,13 @@ class Aggregate:
     loud: Loud = ()
     notices: tuple[str, ...] = ()
     cost: PhaseCost | None = None
+    resampled: Tensor | None = None
+
+
+def count_type(most: int) -> torch.dtype:
+    """The smallest integer type that holds counts from 0 to so many."""
+    types = (torch.uint8, torch.int16, torch.int32, torch.int64)
+    return next(dtype for dtype in types if most <= torch.iinfo(dtype).max)
 
 
 LOUD = 1e3

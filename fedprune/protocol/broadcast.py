@@ -12,7 +12,7 @@ from torch import Tensor
 from fedprune.codec.bounded import Buffer
 from fedprune.codec.wire import OWN_TYPES, Packet, pack
 from fedprune.protocol.messages import Question
-from fedprune.protocol.questions import FIELDS
+from fedprune.protocol.question_fields import FIELDS
 
 _CAST = ("values", "factors")
 """Buffers in the type of the wire."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.form import LARGEST_NUMBER, MANY, Form
 from fedprune.scores.input_sums import improper
 from fedprune.tasks.measures import COUNTS_BY_LABEL
+from fedprune.tasks.resampling import RESAMPLES
 from fedprune.tensors.named import Tensors
 
 SQUARES = 1e90
@@ -58,14 +60,16 @@ def check_summand(
     if not form.weighed and weight != clients:
         raise Refused("weight", f"{weight}, expected {clients}: every client counts alike")
     _check_totals(totals, form, clients)
-    _check_values(values, weight if of else 1.0, form.within, form.named)
+    # They are only read: of a wide layer's Σ x xᵀ a copy is as large as the layer.
+    named, sums = partial(form.named, shared=True), partial(form.named_sums, shared=True)
+    _check_values(values, weight if of else 1.0, form.within, named)
     if form.exact and form.of_inputs:
-        _check_inputs(values, form.named)
+        _check_inputs(values, named)
     if statistics is not None:
         within = (0.0 if form.positive else -LARGEST_NUMBER, LARGEST_NUMBER)
-        _check_values(statistics, float(clients), within, form.named_sums)
+        _check_values(statistics, float(clients), within, sums)
         if form.sums_of_inputs:
-            _check_inputs(statistics, form.named_sums)
+            _check_inputs(statistics, sums)
 
 
 def _check_values(
@@ -94,7 +98,8 @@ def _check_inputs(values: Tensor, named: Callable[[Tensor], Tensors]) -> None:
         raise Refused(where, "no inputs add up to this")
 
 
-def _finite(values: Tensor) -> bool:
+def only_numbers(values: Tensor) -> bool:
+    """Whether no value is infinite or NaN."""
     # The extremes are NaN if any value is; unlike torch.isfinite this reads the values once.
     return not values.numel() or all(math.isfinite(v) for v in torch.aminmax(values))
 
@@ -159,6 +164,7 @@ def check_sum(aggregate: Aggregate, form: Form) -> None:
     _check_norms(aggregate, form)
     _check_votes(aggregate, form)
     _check_singles(aggregate, form)
+    _check_resampled(aggregate, form)
 
 
 def _check_votes(aggregate: Aggregate, form: Form) -> None:
@@ -181,7 +187,7 @@ def _check_votes(aggregate: Aggregate, form: Form) -> None:
 
 def _check_held(held: Tensor, votes: Tensor, weight: float) -> None:
     """Refuse weights of those who hold each coordinate that are not those of so many clients."""
-    if not (_finite(held) and bool((held >= 0).all())):
+    if not (only_numbers(held) and bool((held >= 0).all())):
         raise Refused("held", "negative, NaN or infinite")
     # Of coordinates that a secure sum did not open nothing is held, whoever voted.
     fewer = (held > 0) & ((held * _CAST < votes) | (votes == 0))
@@ -195,8 +201,17 @@ def _check_singles(aggregate: Aggregate, form: Form) -> None:
     found = None if singles is None else tuple(singles.shape)
     if found != shape:
         raise Refused("singles", f"wrong shape: {found}, expected {shape}")
-    if singles is not None and not _finite(singles):
+    if singles is not None and not only_numbers(singles):
         raise Refused("singles", NOT_NUMBERS)
+
+
+def _check_resampled(aggregate: Aggregate, form: Form) -> None:
+    found = 0 if aggregate.resampled is None else aggregate.resampled.numel()
+    wanted = RESAMPLES * len(form.totals) if form.resampled else 0
+    if found != wanted:
+        raise Refused("resampled", f"wrong shape: {found} values, expected {wanted}")
+    if aggregate.resampled is not None and not only_numbers(aggregate.resampled):
+        raise Refused("resampled", NOT_NUMBERS)
 
 
 def _check_norms(aggregate: Aggregate, form: Form) -> None:

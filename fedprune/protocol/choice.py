@@ -6,20 +6,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedprune.config import RunConfig
-from fedprune.config.streamed import scores_in_parts
 from fedprune.randomness import derive, generator
 from fedprune.scores.inputs import with_shared
 from fedprune.scores.score import ByBlock, Evidence, Score
+from fedprune.selection import cut
 from fedprune.selection.apart import apart, select_apart
 from fedprune.selection.options import Pruning
 from fedprune.selection.ranking import Unreachable
 from fedprune.selection.rules import Rules
+from fedprune.selection.scopes import SCOPES
 from fedprune.selection.select import select_by
 from fedprune.selection.threshold import above
-from fedprune.streaming.blocks import is_streamed
 from fedprune.structure.groups import stages_of
 from fedprune.structure.layout import Layout
 from fedprune.tensors.lazy import some_of
@@ -72,40 +72,6 @@ def evidence_about(
     )
 
 
-QUESTIONS = 8
-"""Questions about gradients, at least, where a question is about some blocks."""
-
-
-def asked_at_once(
-    score: Score, model: nn.Module | None, config: RunConfig, layout: Layout
-) -> list[tuple[str, ...]]:
-    """The tensors that clients are asked about in one question; (): all of them.
-
-    Of a model that is read in parts no more of Σ x xᵀ than that of a block; of gradients a block at
-    a time, blocks with an eighth of the weights or one block.
-    """
-    if score.step is not None and model is not None and is_streamed(model):
-        return stages_of(layout)
-    return _few(layout) if scores_in_parts(config) else [()]
-
-
-def _few(layout: Layout) -> list[tuple[str, ...]]:
-    """Stages in model order, joined up to the share of the weights that is asked about at once."""
-    most = sum(layout.shapes[n].numel() for n in layout.prunable) / QUESTIONS
-    parts: list[tuple[str, ...]] = []
-    size = 0
-    for stage in stages_of(layout):
-        own = tuple(n for n in stage if n in set(layout.prunable))
-        more = sum(layout.shapes[n].numel() for n in own)
-        if parts and size + more <= most:
-            parts[-1] += own
-            size += more
-        else:
-            parts.append(own)
-            size = more
-    return parts
-
-
 def chosen(
     scores: Tensors,
     wanted: Wanted,
@@ -153,9 +119,14 @@ def chosen_apart(
 
 
 def chooses_apart(wanted: Wanted, config: Pruning, layout: Layout) -> bool:
-    """Whether a tensor's mask depends on no score of another."""
+    """Whether the mask is made of one tensor's scores at a time.
+
+    In one ranking of all tensors these are computed several times, which is for large models.
+    """
     plain = layout.origin is None and wanted.sparsity is not None
-    return plain and apart(config.unit, wanted.scope)
+    large = sum(layout.shapes[n].numel() for n in layout.prunable) >= cut.VERY_MANY
+    once = config.unit != "weight" or SCOPES[wanted.scope].shares is not None
+    return plain and apart(config.unit, wanted.scope) and (once or large)
 
 
 def chosen_by(

@@ -41,6 +41,8 @@ class Form:
         alike: names of values that do not come, for they are those of another name.
         exact: the values are as they were computed; else the client has added noise, and nothing
             need hold between them.
+        whole_sums: the statistics beside the values are of removed weights too.
+        resampled: the server adds the totals up in resamples of clients, too.
         weighed: the values' factor in the sum is the client's number of labels; else it is 1.
     """
 
@@ -55,6 +57,8 @@ class Form:
     normed: bool = False
     within: tuple[float, float] = (-LARGEST_NUMBER, LARGEST_NUMBER)
     positive: bool = False
+    whole_sums: bool = False
+    resampled: bool = False
     weighed: bool = True
     exact: bool = True
     alike: Mapping[str, str] = field(default_factory=dict)
@@ -67,7 +71,11 @@ class Form:
     @cached_property
     def statistics(self) -> int:
         """How many statistics come beside them."""
-        return _numbers(self.sums, self.masks)
+        return _numbers(self.sums, self._masks_of_sums)
+
+    @property
+    def _masks_of_sums(self) -> Masks:
+        return {} if self.whole_sums else self.masks
 
     @cached_property
     def of_inputs(self) -> bool:
@@ -84,15 +92,21 @@ class Form:
         """Bytes that the head of an answer may take."""
         return longest_about(1, self.totals)
 
+    @cached_property
+    def largest(self) -> int:
+        """Bytes that an answer may take: its head, four for each value, and one for each vote."""
+        return self.longest_head + 4 * (self.values + self.statistics) + self.voters + 64
+
     def named(self, flat: Tensor, *, shared: bool = False) -> Tensors:
         """Values by name, 0.0 where a mask is False; `shared`: may be the flat one's memory."""
         masks = fitting(self.shapes, self.masks)
         found = scattered(flat, self.shapes, masks, shared=shared)
         return found | {name: found[of] for name, of in self.alike.items()}
 
-    def named_sums(self, flat: Tensor) -> Tensors:
-        """Statistics by name."""
-        found = scattered(flat, self.sums, fitting(self.sums, self.masks))
+    def named_sums(self, flat: Tensor, *, shared: bool = False) -> Tensors:
+        """Statistics by name, as `named`."""
+        masks = fitting(self.sums, self._masks_of_sums)
+        found = scattered(flat, self.sums, masks, shared=shared)
         return found | {name: found[of] for name, of in self.alike.items()}
 
 

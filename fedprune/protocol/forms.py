@@ -18,6 +18,7 @@ from fedprune.config.kinds import KINDS
 from fedprune.config.options import Federation
 from fedprune.protocol.client_privacy import (
     asks_signed,
+    hides,
     noised_metrics,
     noises_itself,
     spared_totals,
@@ -30,6 +31,7 @@ from fedprune.redundancy.reconstruction import OUTPUTS
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.combine import COMBINES, combines_of
 from fedprune.scores.inputs import aliases
+from fedprune.scores.options import Scoring
 from fedprune.scores.score import Shapes
 from fedprune.structure.layout import Layout, as_rows
 from fedprune.tasks.catalog import tasks_of
@@ -111,7 +113,7 @@ def _tune(question: Question, config: RunConfig, layout: Layout) -> Form:
         return Form(rows, {}, totals, within=(-CHANGE, CHANGE))
     sums: Shapes = {}
     positive = False
-    if question.score and config.score_during == "tune":
+    if collects(question, config):
         ask = scores_of(config.plugin)[question.score].asks[0]
         sums = ask.shapes(layout, layout.prunable, config.unit, config.probes or 0)
         positive = not ask.signed
@@ -131,7 +133,13 @@ def _tune(question: Question, config: RunConfig, layout: Layout) -> Form:
         normed=config.max_norm is not None,
         within=(-CHANGE, CHANGE),
         positive=positive,
+        whole_sums=question.dense,
     )
+
+
+def collects(question: Question, config: Scoring) -> bool:
+    """Whether clients collect a score's statistics as they tune; ``dense``: of all weights."""
+    return bool(question.score) and (config.score_during == "tune" or question.dense)
 
 
 def _like(name: str, layout: Layout) -> Tensor:
@@ -152,7 +160,8 @@ def _evaluate(question: Question, config: RunConfig, layout: Layout) -> Form:
         more = (*more, *spread_names(task.metric))
     more = SPREAD if samples(question, config) and question.kind == "evaluate" else more
     names = ("loss", "correct", "count", *extra_names(task, config), *more)
-    return Form({}, {}, frozenset(names))
+    again = question.part == "test" and not hides(config)
+    return Form({}, {}, frozenset(names), resampled=again)
 
 
 def samples(question: Question, config: Federation) -> bool:

@@ -31,7 +31,8 @@ class Question:
         ask: which of the score's asks.
         names: the tensors asked about; none: all that are prunable.
         given: what goes along with the ask, by name.
-        dense: asks about removed weights as well (to regrow some).
+        dense: asks about removed weights as well (to regrow some); for "tune" with a score: clients
+            collect its statistics of all weights.
         sparsity: clients make their own mask of this sparsity (votes); None: they do not.
         progress: part of the schedule's way that is behind, for densities and caps on the way.
         lr: learning rate, for "tune".

@@ -26,6 +26,7 @@ from fedprune.structure.tables import embedding_path
 from fedprune.tasks.building import built
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.task import output_of
+from fedprune.tensors.models import state_of
 
 
 def dense_model(config: RunConfig) -> nn.Module:
@@ -116,7 +117,17 @@ def layout_at(config: RunConfig, edits: Edits) -> Layout:
 def _key_of(config: RunConfig, edits: Edits) -> tuple[object, ...]:
     # A notebook may have another task of that name by now.
     task = tasks_of(config.plugin)[config.task]
-    return to_toml(with_values(config, {"engine": "inline"})), edits, task.model, task.output
+    return _text_of(config), edits, task.model, task.output
+
+
+def _text_of(config: RunConfig) -> str:
+    """A configuration as it is written; kept of the newest one, for which every question asks."""
+    if not _NEWEST or _NEWEST[0][0] is not config:
+        _NEWEST[:] = [(config, to_toml(with_values(config, {"engine": "inline"})))]
+    return _NEWEST[0][1]
+
+
+_NEWEST: list[tuple[RunConfig, str]] = []
 
 
 def _keep_layout(key: tuple[object, ...], layout: Layout) -> None:
@@ -127,12 +138,21 @@ def _keep_layout(key: tuple[object, ...], layout: Layout) -> None:
 
 
 def layout_for(config: RunConfig, model: nn.Module) -> Layout:
-    """The layout that a configuration gives a model.
+    """The layout of `dense_model(config)`; of the newest few models it is kept.
 
     Raises:
         ValueError: a pattern matches nothing, nothing is left to prune, or the floors keep more
             weights than the sparsity leaves.
     """
+    key = _key_of(config, ())
+    kept = _LAYOUTS.get(key)
+    # A file that it is built from, rows with their symbols say, may have changed meanwhile.
+    if kept is None or kept.shapes != {name: t.shape for name, t in state_of(model).items()}:
+        _keep_layout(key, kept := _checked_layout(config, model))
+    return kept
+
+
+def _checked_layout(config: RunConfig, model: nn.Module) -> Layout:
     output = output_of(tasks_of(config.plugin)[config.task], model)
     layout = layout_of(model, output=output, exclude=config.exclude, include=config.include)
     check_model(config, model, layout)
@@ -140,5 +160,4 @@ def layout_for(config: RunConfig, model: nn.Module) -> Layout:
         embedding_path(model)  # refused here, before anything starts
     if config.adapters != "none":
         check_adaptable(model, layout, config.targets)
-    _keep_layout(_key_of(config, ()), layout)  # so that no question builds a model for it
     return layout

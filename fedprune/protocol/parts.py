@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from fedprune.codec.wire import Packet
 from fedprune.config import RunConfig
@@ -42,7 +43,9 @@ def understood(packet: Packet, question: Question, form: Form) -> Answer:
         ValueError: it cannot be decoded.
     """
     if len(packet.head) > form.longest_head:
-        raise Refused("reply", f"a head of {len(packet.head)} bytes")
+        raise Refused("reply", f"a head of {len(packet.head)} bytes; allowed: {form.longest_head}")
+    if packet.size() > form.largest:
+        raise Refused("reply", f"{packet.size()} bytes; allowed: {form.largest}")
     given = packet.said
     if form.own or not isinstance(given, Answer):
         given = decode_answer(packet, question, form.voters, own=form.own)
@@ -65,7 +68,8 @@ def with_part(
     size = part.packet.size()
     try:
         given = understood(part.packet, question, form)
-        how = {"singly": form.singly, "held": form.own, "normed": form.normed}
+        how: dict[str, Any] = {"singly": form.singly, "held": form.own, "normed": form.normed}
+        how["resamples"] = config.seed if form.resampled else None
         loud = loud_from(question.kind)
         return as_sum(given, part.partition, size, before, loud=loud, **how)
     except Exception as error:  # whatever a malformed packet raises must not stop the others

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fedprune.codec.wire import Packet, values_of
@@ -16,8 +18,17 @@ from fedprune.protocol.question_head import kind_in
 from fedprune.runtime.json_text import text_of, texts_of
 from fedprune.structure.edits import Edits
 from fedprune.structure.layout import Layout
-from fedprune.tensors.lazy import LazyTensors, joined_to, shapes_of, some_of
-from fedprune.tensors.named import Masks, Tensors, cuts, gathered, masked, scattered, whole_of
+from fedprune.tensors.lazy import LazyTensors, in_memory, joined_to, shapes_of, some_of
+from fedprune.tensors.named import (
+    Masks,
+    Tensors,
+    count_kept,
+    cuts,
+    gathered,
+    masked,
+    scattered,
+    whole_of,
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +47,7 @@ def kept_weights(question: Question) -> Tensor:
     """The values that a question carries, flat: of kept weights, and no base model's."""
     told = question.weights if KINDS[question.kind].weights else {}
     if question.base:
-        told = {n: told[n] for n in question.unlike}
+        told = some_of(told, question.unlike)
     whole = None if cuts(question.masks) else whole_of(told)
     return gathered(told, question.masks) if whole is None else whole
 
@@ -52,8 +63,34 @@ def told_weights(came: Received, name: str) -> Tensors:
     shapes = came.layout.shapes if KINDS[kind_in(came.head, "kind")].weights else {}
     held = _held(came) if shapes else {}
     told = {n: s for n, s in shapes.items() if n not in held}
-    flat = values_of(came.packet, shared=True, head=came.head)
-    return joined_to(held, scattered(flat, told, came.masks, shared=True))
+    by_one = not in_memory(held)
+    flat = values_of(came.packet, shared=True, head=came.head, wide=not by_one)
+    spread = _spread if by_one else partial(scattered, shared=True)
+    return joined_to(held, spread(flat, told, came.masks))
+
+
+def _spread(flat: Tensor, shapes: Mapping[str, torch.Size], masks: Masks) -> LazyTensors:
+    """The inverse of `gathered`, each tensor made of the flat values when it is asked for, float32.
+
+    Raises:
+        ValueError: `flat` holds more or fewer values than the masks keep.
+    """
+    bare = {n: torch.empty(s, device="meta") for n, s in shapes.items()}
+    over = some_of(masks, [n for n in shapes if n in masks])
+    places, end = dict[str, int](), 0
+    for name in sorted(shapes):
+        places[name] = end
+        end += count_kept(some_of(over, [name])) if name in over else shapes[name].numel()
+    if flat.numel() != end:
+        raise ValueError(f"expected {end} values, got {flat.numel()}")
+
+    def made(name: str) -> Tensor:
+        here, begin = some_of(over, [name] if name in over else []), places[name]
+        size = count_kept(here) if here else shapes[name].numel()
+        part = flat[begin : begin + size].float()
+        return scattered(part, {name: shapes[name]}, dict(here.items()), shared=True)[name]
+
+    return LazyTensors(bare, made)
 
 
 def _held(came: Received) -> Tensors:

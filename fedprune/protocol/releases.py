@@ -23,10 +23,7 @@ from fedprune.privacy.mechanisms import (
     SKELLAM,
 )
 from fedprune.privacy.release import Release
-from fedprune.protocol.client_privacy import (
-    asks_signed,
-    hides,
-)
+from fedprune.protocol.client_privacy import asks_signed, hides
 from fedprune.protocol.limits import clip_of, noise_of, votes_norm
 from fedprune.protocol.messages import Question
 from fedprune.protocol.votes import response_release
@@ -41,7 +38,7 @@ if TYPE_CHECKING:
 OPEN = "released without noise"
 _SUMMED = "only sums over clients are seen, without noise: not differentially private"
 _CONSTANT = "the same number for every client"
-_PUBLIC = "of clients that are not protected (--panel)"
+_PANEL = "of clients that are not protected (--panel)"
 _DERIVED = {
     True: "weights and a mask from noised scores: made of what was released before",
     False: "weights, and a mask made of them alone: made of what was released before",
@@ -103,7 +100,7 @@ def _array(
 ) -> Release:
     z = noise_of(kind, config)
     if quantity == "counts" and config.panel:
-        return _of_the_panel(quantity, fields)
+        return _public(quantity, fields, _PANEL)
     if config.dp == "none" or not z or quantity == "counts":
         reason = _SUMMED if config.secure != "none" else OPEN
         return Release(quantity, fields, coordinates=size, reason=reason)
@@ -138,8 +135,9 @@ def _shared_out(release: Release, config: Privacy) -> Release:
     )
 
 
-def _of_the_panel(quantity: str, fields: tuple[str, ...]) -> Release:
-    return Release(quantity, fields, mechanism=PUBLIC.name, covered=True, reason=_PUBLIC)
+def _public(quantity: str, fields: tuple[str, ...], why: str) -> Release:
+    """The release of what is nobody's data."""
+    return Release(quantity, fields, mechanism=PUBLIC.name, covered=True, reason=why)
 
 
 def _of_examples(
@@ -167,14 +165,14 @@ def _numbers(question: Question, form: Form, config: RunConfig) -> list[Release]
     kind, out = question.kind, list[Release]()
     named = {n: f"totals.{n}" for n in sorted(form.totals)}
     counts = tuple(f for n, f in named.items() if n == "count")
-    rest = tuple(f for n, f in named.items() if n != "count")
+    rest = (*(f for n, f in named.items() if n != "count"), *["resampled"] * form.resampled)
     weight = ("weight",)
     if not _weighted(question, config):
-        out.append(Release("counts", weight, mechanism=PUBLIC.name, covered=True, reason=_CONSTANT))
+        out.append(_public("counts", weight, _CONSTANT))
     else:
         counts = (*weight, *counts)
     if KINDS[kind].totals_only and config.panel:
-        return [*out, _of_the_panel("metrics", (*rest, *counts))]
+        return [*out, _public("metrics", (*rest, *counts), _PANEL)]
     if counts:
         out.append(Release("counts", counts, reason=_why(config)))
     if rest:
@@ -223,25 +221,15 @@ def _told() -> Release:
 
 def _sealed() -> Release:
     """What a client sends so that its part of a sum cannot be seen, and that part, masked."""
-    return Release(
-        "protocol",
-        ("keys", "shares", "masked", "signatures"),
-        mechanism=PUBLIC.name,
-        covered=True,
-        reason="keys, encrypted shares and masked vectors: each looks random by itself",
-    )
+    why = "keys, encrypted shares and masked vectors: each looks random by itself"
+    return _public("protocol", ("keys", "shares", "masked", "signatures"), why)
 
 
 def _there(config: RunConfig) -> Release:
     # Of a failure whose reason stays with the client it is only known that it was one.
     failed = ("failures",) if hides(config) else ()
-    return Release(
-        "participation",
-        ("answered", "bytes_up", *failed),
-        mechanism=PUBLIC.name,
-        covered=True,
-        reason="who was asked and who answered: taken not to depend on anybody's data",
-    )
+    why = "who was asked and who answered: taken not to depend on anybody's data"
+    return _public("participation", ("answered", "bytes_up", *failed), why)
 
 
 def _down(config: RunConfig) -> Release:

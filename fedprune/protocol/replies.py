@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from fedprune.codec.bounded import Buffer
 from fedprune.codec.wire import Packet, json_of
 from fedprune.options.refusal import Refused
-from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.aggregate import Aggregate, count_type
 from fedprune.protocol.failures import failure_said, longest_about, plain
 from fedprune.protocol.parts import PartitionPart
 from fedprune.runtime.json_text import LONGEST_TEXT, read_object
@@ -29,14 +29,39 @@ def identity(config: str) -> str:
     return hashlib.sha256(config.encode()).hexdigest()[:16]
 
 
+def question_name(sent: Packet) -> str:
+    """A short name for what a packet asks of whom, which the reply to it repeats.
+
+    It says nothing of what a device has already, which is sent or left out.
+    """
+    call, partitions = (str(sent.fields.get(key, "")) for key in ("call", "partitions"))
+    return identity(f"{bytes(sent.head)!r} {call} {partitions}")
+
+
+def named_reply(reply: Packet, name: str) -> Packet:
+    """A reply to the question of this name."""
+    return replace(reply, fields={**reply.fields, _TO: name})
+
+
+def unnamed(reply: Packet) -> tuple[Packet, object]:
+    """A reply without the name of the question that it is to, and that name."""
+    fields = dict(reply.fields)
+    name = fields.pop(_TO, None)
+    return replace(reply, fields=fields), name
+
+
+_TO = "to"
+
+
 def _types(answered: int) -> dict[str, torch.dtype]:
     """The tensors of a sum over so many that travel, and their types there."""
     return {
         "total": torch.float64,
-        "votes": torch.uint8 if answered < 256 else torch.int64,
+        "votes": count_type(answered),
         "statistics": torch.float64,
         "held": torch.float64,
         "singles": torch.float32,
+        "resampled": torch.float64,
     }
 
 
@@ -49,7 +74,7 @@ def parts_packet(parts: Sequence[PartitionPart]) -> Packet:
     failures = [asdict(part.failure) for part in parts if part.failure is not None]
     packets = {part.partition: part.packet for part in parts if part.packet is not None}
     buffers = {
-        f"{p}.{name}": bytes(data)
+        f"{p}.{name}": data
         for p, packet in packets.items()
         for name, data in {"head": packet.head, **packet.buffers}.items()
         if data
@@ -159,8 +184,6 @@ def folded_of(
         tensors: dict[str, Any] = {
             n: _tensor(packet.buffers, n, dtype) for n, dtype in _types(len(answered)).items()
         }
-        if tensors["votes"] is not None:
-            tensors["votes"] = tensors["votes"].long()
         if tensors["singles"] is not None:
             tensors["singles"] = tensors["singles"].reshape(len(answered), -1)
         folded = Aggregate(

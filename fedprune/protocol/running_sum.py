@@ -9,8 +9,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fedprune.protocol.aggregate import Aggregate, loud_in
+from fedprune.protocol.aggregate import Aggregate, count_type, loud_in
 from fedprune.protocol.messages import Answer
+from fedprune.tasks.resampling import resampled
 
 _NOBODY = Aggregate()
 
@@ -34,7 +35,7 @@ class RunningSum:
             plus(out.total, piece.total),
             out.weight + piece.weight,
             totals_added(out.totals, piece.totals),
-            plus(out.votes, piece.votes),
+            self._votes(piece),
             out.answered + piece.answered,
             out.failures + piece.failures,
             out.bytes_up + piece.bytes_up,
@@ -46,6 +47,7 @@ class RunningSum:
             out.norms + piece.norms,
             out.loud + piece.loud,
             out.notices + piece.notices,
+            resampled=plus(out.resampled, piece.resampled),
         )
 
     def grow(self, step: Callable[[Aggregate], Aggregate]) -> None:
@@ -69,6 +71,15 @@ class RunningSum:
         self._ours.append(left + right)
         return self._ours[-1]
 
+    def _votes(self, piece: Aggregate) -> Tensor | None:
+        """The votes with those of a piece, in a type that holds the counts of all who answered."""
+        ours, more = self._sum.votes, piece.votes
+        if ours is None or more is None:
+            return self._plus(ours, more)
+        most = count_type(len(self._sum.answered) + len(piece.answered))
+        dtype = torch.promote_types(torch.promote_types(ours.dtype, more.dtype), most)
+        return self._plus(ours if ours.dtype == dtype else ours.to(dtype), more)
+
     def whole(self) -> Aggregate:
         """The sum so far; it is written over where more is added."""
         rows = self._rows
@@ -78,7 +89,7 @@ class RunningSum:
 
 
 def _tensors(piece: Aggregate) -> list[Tensor]:
-    those = (piece.total, piece.votes, piece.statistics, piece.held)
+    those = (piece.total, piece.votes, piece.statistics, piece.held, piece.resampled)
     return [t for t in those if t is not None]
 
 
@@ -103,10 +114,9 @@ def as_sum(
     held: bool = False,
     normed: bool = False,
     loud: float = math.inf,
+    resamples: int | None = None,
 ) -> Aggregate:
-    """One client's answer of `size` bytes as a sum of one, or added to the answers `before` it.
-
-    The tensors of `before` are added to in place.
+    """One client's answer as a sum of one, or added to the answers `before` it, in place.
 
     Args:
         answer: what the client released.
@@ -117,10 +127,11 @@ def as_sum(
         held: also add its votes, times its weight.
         normed: note the norm of its values.
         loud: note its largest value, if that is beyond this.
+        resamples: also add its totals to resamples, which are drawn by this seed.
     """
     votes, holders = before.votes, before.held
     if answer.votes is not None:
-        votes = _with(before.votes, answer.votes, 1, torch.int64)
+        votes = _with(before.votes, answer.votes, 1, count_type(len(before.answered) + 1))
         if held:
             holders = _with(before.held, answer.votes, answer.weight, torch.float64)
     statistics = before.statistics
@@ -141,7 +152,16 @@ def as_sum(
         norms=(*before.norms, norm_of(answer.values)) if normed else before.norms,
         loud=before.loud
         + (() if loud == math.inf else loud_in(answer.values, (partition,), least=loud)),
+        resampled=_with_resamples(before.resampled, answer.totals, partition, resamples),
     )
+
+
+def _with_resamples(
+    sums: Tensor | None, totals: Mapping[str, float], partition: int, seed: int | None
+) -> Tensor | None:
+    if seed is None:
+        return sums
+    return _with(sums, resampled(totals, seed, partition), 1.0, torch.float64)
 
 
 def norm_of(values: Tensor) -> float:
@@ -174,6 +194,8 @@ _CHUNK = 2**17
 def _with(total: Tensor | None, values: Tensor, factor: float, dtype: torch.dtype) -> Tensor:
     if total is None:
         return values.to(dtype, copy=True).mul_(factor)
+    dtype = torch.promote_types(total.dtype, dtype)
+    total = total.to(dtype)
     if values.numel() <= _CHUNK:
         return total.add_(_times(values, factor, dtype))
     for part, more in zip(total.split(_CHUNK), values.split(_CHUNK), strict=True):

@@ -10,7 +10,7 @@ from fedprune.config.cohort import newcomers_of
 from fedprune.config.options import CENTRAL, LOCAL, SMALL
 from fedprune.methods.acting import cut_memories
 from fedprune.methods.best import resulting
-from fedprune.methods.measuring import measure, measured, own_measured
+from fedprune.methods.measuring import measure, measured, own_measured, with_intervals
 from fedprune.privacy.ledger import Ledger, Spent
 from fedprune.protocol.port import Port
 from fedprune.protocol.server_privacy import private_port
@@ -136,7 +136,7 @@ def _on_newcomers(end: State, r: Round, port: Port) -> tuple[State, Totals]:
     if not new:
         return end, {}
     end, aggregate = measured(end, r, port, "test", new)
-    return end, aggregate.totals
+    return end, with_intervals(aggregate, r.config)
 
 
 def _finished(end: State, plan: Plan) -> tuple[State, Plan]:

@@ -8,14 +8,10 @@ from pathlib import Path
 from fedprune.config import RunConfig
 from fedprune.options.values import for_flower
 from fedprune.protocol.port import Port
-from fedprune.records.folder import (
-    CONFIG_NAME,
-)
+from fedprune.records.folder import CONFIG_NAME
+from fedprune.runtime.connection import CONNECTION
 
 RUN = "python simulations/run.py"
-
-CONNECTION = "devices"
-"""The name in Flower's configuration of the SuperLink that devices meet at."""
 
 
 def commands_for(config: RunConfig, folder: Path, port: Port) -> dict[str, str]:

@@ -68,7 +68,9 @@ def write_results(
     write_atomically(folder / "mask", encode_mask(masks))
     write_atomically(folder / "mask.sha256", f"{mask_digest(masks)}\n".encode())
     removed = sum(int((~mask).sum()) for mask in masks.values())
-    text = card(config, type(model).__name__, removed / dense.whole, command)
+    plain = hasattr(model, "save_pretrained") and not state.edits
+    library = "transformers" if plain else "fedprune"
+    text = card(config, type(model).__name__, removed / dense.whole, command, library=library)
     save_folder(model, folder / "model", origin, text)
     figures = figures_of_run(model, config, state.masks, state.edits, held)
     write_atomically(folder / FIGURES_NAME, json.dumps(figures, indent=1).encode())

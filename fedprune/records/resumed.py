@@ -34,7 +34,8 @@ def resumed_config(
         key = "config" if file is not None else fixed[0].replace("_", "-")
         allowed = ", ".join(sorted(k.replace("_", "-") for k in MORE))
         raise ConfigError(f"{key}: cannot change on --resume; allowed: {allowed}")
-    text, plugin = text_at(folder / CONFIG_NAME, "resume"), given.pop("plugin", "")
+    text = text_at(folder / CONFIG_NAME, "resume", "the folder of a run")
+    plugin = given.pop("plugin", "")
     before = recorded(text, plugin, folder / CONFIG_NAME)
     config = configure({**from_toml(text), **({"plugin": plugin} if plugin else {})})
     for key, value in before:
@@ -48,14 +49,19 @@ def resumed_config(
     return config.model_copy(update=given)
 
 
-def text_at(path: Path, key: str) -> str:
+def text_at(path: Path, key: str, wanted: str = "a TOML file of options") -> str:
     """The text of a file that an option names.
+
+    Args:
+        path: of the file.
+        key: the option.
+        wanted: what it should have named, where there is no such file.
 
     Raises:
         ConfigError: there is none, or it cannot be read.
     """
     if not path.is_file():
-        raise ConfigError(f"{key}={str(path)!r}: no such file; allowed: a TOML file of options")
+        raise ConfigError(f"{key}={str(path)!r}: no such file; allowed: {wanted}")
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
+import torch
+
 from fedprune.adapters.options import Adapting
 from fedprune.config import RunConfig
 from fedprune.config.options import CENTRAL, LOCAL
-from fedprune.methods.measuring import own_sparsity
+from fedprune.methods.catalog import method_of
+from fedprune.methods.measuring import own_masks, own_sparsity
 from fedprune.protocol.client_privacy import hides
 from fedprune.records.sizes import Summary, sizes_of_model
 from fedprune.server.fitting import bytes_needed
@@ -19,6 +22,7 @@ from fedprune.structure.layout import Layout
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.client_spread import client_percentiles, figure_name
 from fedprune.tasks.coverage import reading_of
+from fedprune.tasks.resampling import intervals
 from fedprune.tasks.task import class_names_of
 
 OWN_DATA = "devices' own"
@@ -82,6 +86,7 @@ def summary_of(
         **sizes_of_model(config, layout, end, about.plan),
         **_own(end, about),
         "quality": _quality(config, end, tests),
+        **_intervals(end, tests),
         **_spread_over_clients(config, end, tests),
         "naive": dict(about.naive),
         "bytes_up": end.book.traffic.up,
@@ -109,14 +114,24 @@ def _quality(config: RunConfig, end: State, tests: Mapping[str, Totals]) -> Summ
     }
 
 
+def _intervals(end: State, tests: Mapping[str, Totals]) -> Summary:
+    """The 95 % intervals of what was measured on test; none where sums were not resampled."""
+    (_, final), *baselines = tests.items()
+    every = {"dense_at_pruning": end.dense_at_pruning, "final": final, **dict(baselines)}
+    every |= {"newcomers": end.tested_new, "own": end.tested_own}
+    found = {name: intervals(totals or {}) for name, totals in every.items()}
+    return {"intervals": kept} if (kept := {n: f for n, f in found.items() if f}) else {}
+
+
 def _spread_over_clients(config: RunConfig, end: State, tests: Mapping[str, Totals]) -> Summary:
-    """How quality is spread over clients: the run, its baselines, and who never trained."""
+    """How quality is spread over clients: the run, its baselines, own models, who never trained."""
     if not config.client_percentiles:
         return {}
     metric = tasks_of(config.plugin)[config.task].metric
     (_, final), *others = tests.items()
     others = [(arm, totals) for arm, totals in others if arm not in (LOCAL, CENTRAL)]
-    arms = {"final": final, **dict(others), "newcomers": end.tested_new or {}}
+    arms = {"final": final, **dict(others)}
+    arms |= {"own": end.tested_own or {}, "newcomers": end.tested_new or {}}
     found = {arm: client_percentiles(metric, totals) for arm, totals in arms.items()}
     return {"client_spread": {"of": figure_name(metric)} | {a: f for a, f in found.items() if f}}
 
@@ -164,9 +179,20 @@ def population_of(config: RunConfig) -> dict[str, int]:
 
 
 def _own(end: State, about: About) -> Summary:
-    """How sparse the clients' own models are, where the method gives them some."""
-    found = None if about.plan is None else own_sparsity(end, about.plan, about.sizes)
-    return {} if found is None else {"own_sparsity": found, "short": 0.0}
+    """How sparse the clients' own models are, and what each has of the model for itself.
+
+    Nothing of the latter where all have the same.
+    """
+    if about.plan is None:
+        return {}
+    masks = own_masks(end, about.plan, about.sizes)
+    sparsity = own_sparsity(masks, about.plan)
+    out: Summary = {} if sparsity is None else {"own_sparsity": sparsity, "short": 0.0}
+    kept = end.model.masks
+    differ = any(not torch.equal(own[name], kept[name]) for own in masks for name in kept)
+    if differ or any(part != 1.0 for part in about.plan.parts):
+        out["clients_have"] = "parts" if method_of(about.plan.config).parts else "masks"
+    return out
 
 
 def stopped(config: RunConfig, end: State) -> dict[str, str]:

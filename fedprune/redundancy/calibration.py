@@ -16,13 +16,16 @@ from fedprune.redundancy.moments import MOMENTS
 from fedprune.scores.inputs import inputs_of, rows_of, sums_of
 from fedprune.scores.score import Probe, Shapes, Statistic
 from fedprune.scores.two_sums import summed_twice
+from fedprune.structure.groups import input_of
 from fedprune.structure.layout import Layout, as_rows, from_rows
 from fedprune.tensors.named import Tensors
 
 
 def _shapes(layout: Layout, names: Sequence[str], _unit: str, _probes: int) -> Shapes:
     shapes: dict[str, torch.Size] = {}
-    for name in names:
+    for name, source in input_of(layout, names).items():
+        if name != source:
+            continue
         columns = as_rows(layout, name, torch.empty(layout.shapes[name], device="meta")).shape[1:]
         shapes |= {inputs_of(name): columns, sums_of(name): columns, rows_of(name): torch.Size([1])}
     return shapes
@@ -35,7 +38,7 @@ def _collect(probe: Probe) -> Tensors:
 
 
 MAGNITUDES = Statistic(_collect, _shapes, passes="1 forward", signed=False)
-"""Σ x², Σ |x| and the number of rows of what goes into each layer."""
+"""Σ x², Σ |x| and the number of rows of what goes into each layer; once, where several read it."""
 
 
 @dataclass(frozen=True)

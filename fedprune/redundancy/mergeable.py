@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fedprune.randomness import generator
 from fedprune.structure.layer_kinds import CONVOLUTIONS, is_layer
 from fedprune.structure.matrices import matrix_of
+from fedprune.tensors.hooks import removed_after
 
 ForwardPass = Callable[[nn.Module], Tensor]
 """Runs a model on one example and gives back what depends on all of it."""
@@ -161,12 +162,8 @@ def _readers(
             hooks.append(module.register_forward_pre_hook(before(path), with_kwargs=True))
         if makes(module):
             hooks.append(module.register_forward_hook(after(path)))
-    try:
-        with torch.no_grad():
-            said = run(model)
-    finally:
-        for each in hooks:
-            each.remove()
+    with removed_after(hooks), torch.no_grad():
+        said = run(model)
     return found, said
 
 

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from fedprune.options.conditions import Not
 from fedprune.options.name_table import NameTable
-from fedprune.options.section import Section, option
+from fedprune.options.option import option
+from fedprune.options.section import Section
 
 REDUCTIONS = {
     "dead": "take out units that no layer reads or that are never active on the cohort's clients",

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from fedprune.options.refusal import counted
-from fedprune.report.drawing import ARMS, FAINT, canvas, styled
+from fedprune.report.drawing import ARMS, FAINT, TRACK, canvas, styled
 from fedprune.report.reading import Run, short_name, whole
 from fedprune.server.rows import Row
 
@@ -35,7 +35,7 @@ def architecture_figure(groups: Sequence[Row]) -> Figure:
     color = ARMS["pruned"][0]
     for place, group in enumerate(shown):
         unit = 1 / max(1, group["of"])
-        axes.add_patch(Rectangle((0, place - 0.34), 1, 0.68, facecolor=FAINT, alpha=0.35, lw=0))
+        axes.add_patch(Rectangle((0, place - 0.34), 1, 0.68, facecolor=FAINT, alpha=TRACK, lw=0))
         # A gap between units as long as they are wide enough to be told apart.
         gap = 0.12 * unit if group["of"] <= 32 else 0.0
         runs = [(u, 1) for u in group["kept"]] if gap else spans(group["kept"])

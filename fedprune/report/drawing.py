@@ -1,8 +1,10 @@
 """What figures are drawn on: colours, style, axes, lines and legends of matplotlib.
 
-Each figure is drawn once, in the colours of the light scheme; the page's SVG swaps those colours
-for CSS variables (see `pictures`). That is why a shade is always an alpha of a palette colour and
-never a colour of its own.
+Each figure is drawn once. A PNG has no ground of its own: its colours stand out from white and from
+a dark page alike, by at least 3 to 1 (WCAG 2.2, 1.4.11), and texts by at least 4 to 1, of the 4.3
+that one colour can have on both of `GROUNDS`. The page's SVG swaps these colours for CSS variables
+(see `pictures`). That is why a shade is always an alpha of a palette colour and never a colour of
+its own.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +15,7 @@ import matplotlib
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 from matplotlib.ticker import (
     MaxNLocator,
     PercentFormatter,
@@ -28,7 +31,11 @@ from fedprune.server.rows import Row
 
 P = ParamSpec("P")
 
-INK, FAINT, PAPER = "#1d2024", "#c9ccd1", "#ffffff"
+INK, FAINT, PAPER = "#777b82", "#8b9098", "#ffffff"
+GROUNDS = ("#ffffff", "#0d1117")
+"""What a PNG is looked at on: white, and GitHub's dark page."""
+TRACK = 0.25
+"""Alpha of `FAINT` behind a bar: faint enough for what is written on it."""
 # Okabe and Ito's palette, told apart by colour-blind readers; each arm has its own dashes too.
 ARMS = {
     "pruned": ("#0072b2", "-", "o"),
@@ -38,6 +45,8 @@ ARMS = {
     "lottery": ("#a6761d", "--", "v"),
 }
 OTHER_ARM = ("#666a70", "-.", "P")
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#2b95d0", "#c08500", "#8a8a2a", "#7f7f7f")
+"""Lines that are no arms, in their order: Okabe and Ito's, the two lightest of them darker."""
 STYLE: Any = {  # matplotlib names its keys one by one, by version
     "font.size": 8.5,
     "text.color": INK,
@@ -46,6 +55,7 @@ STYLE: Any = {  # matplotlib names its keys one by one, by version
     "axes.edgecolor": FAINT,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "axes.prop_cycle": cycler(color=SERIES),
     "axes.grid": True,
     "axes.grid.axis": "y",
     "axes.axisbelow": True,

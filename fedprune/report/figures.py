@@ -90,6 +90,7 @@ def figures_in(run: Run) -> tuple[Table, list[str]]:
     if not named:
         return Table([], []), []
     quality = run.summary.get("quality") or {}
-    named["pruned"]["quality"] = quality.get("final")
+    model = next(iter(named))
+    named[model]["quality"] = quality.get("final")
     named["dense"]["quality"] = quality.get("dense") or quality.get("dense_at_pruning")
-    return figure_table(named, run.metric), notes_on(named["pruned"], named["dense"])
+    return figure_table(named, run.metric), notes_on(named[model], named["dense"])

@@ -11,7 +11,8 @@ from markupsafe import Markup
 from fedprune.records.staying import empty_summary
 from fedprune.report.figures import figures_in
 from fedprune.report.gap import ALONE, gap_words
-from fedprune.report.pictures import Picture, pictures, svg, write_plots
+from fedprune.report.picture import Picture, svg, write_plots
+from fedprune.report.pictures import pictures
 from fedprune.report.privacy import (
     other_notices,
     privacy_sentences,
@@ -48,11 +49,12 @@ from fedprune.report.tables import (
     staying_table,
 )
 from fedprune.report.template import RUN_PAGE, rendered
+from fedprune.report.unpruned import shown_names
 
 
 def write_report(folder: Path) -> None:
     """Write plots/*.png and report.html from the files of a run's folder."""
-    run = read_run(folder)
+    run = shown_names(read_run(folder))
     made = pictures(run)
     write_plots(folder, made)
     write_html(folder, run, made)

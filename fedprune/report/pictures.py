@@ -1,16 +1,7 @@
 """Every figure of a run with the sentence that says what it shows, as PNG and as inline SVG."""
 
-import html
-import io
-import re
-from dataclasses import dataclass
-from pathlib import Path
-
-import matplotlib
-from matplotlib.figure import Figure
-
 from fedprune.records.choices import sensitivity_in, tried_in
-from fedprune.report import drawing, plots
+from fedprune.report import plots
 from fedprune.report.architecture import architecture_figure, architecture_finding
 from fedprune.report.choices import (
     sensitivity_figure,
@@ -18,6 +9,7 @@ from fedprune.report.choices import (
     tried_figure,
     tried_finding,
 )
+from fedprune.report.picture import Picture
 from fedprune.report.privacy import (
     curve_figure,
     curve_finding,
@@ -41,31 +33,8 @@ from fedprune.report.reading import (
     whole,
     worded,
 )
-from fedprune.report.values import with_told_marks
 from fedprune.server.rows import Row
 from fedprune.tasks.measures import metric_of
-
-CSS_VARIABLES = {
-    drawing.INK: "--ink",
-    drawing.FAINT: "--faint",
-    drawing.PAPER: "--paper",
-    drawing.ARMS["pruned"][0]: "--series-1",
-    drawing.ARMS["dense"][0]: "--series-2",
-    drawing.ARMS["random"][0]: "--series-3",
-    drawing.ARMS["magnitude"][0]: "--series-4",
-    drawing.ARMS["lottery"][0]: "--series-5",
-    drawing.OTHER_ARM[0]: "--series-6",
-}
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure (None where the run has nothing to draw) and the finding beside it."""
-
-    name: str
-    title: str
-    finding: str
-    figure: Figure | None
 
 
 def pictures(run: Run) -> dict[str, Picture]:
@@ -157,7 +126,10 @@ def sparsity(run: Run) -> Picture:
     hidden = set(arms(run.rows)) - set(distinct_arms(run.rows, "sparsity"))
     if hidden:
         finding += f" Same curve, not drawn again: {', '.join(sorted(hidden))}."
-    return Picture("sparsity", title, finding, plots.sparsity_figure(run.rows))
+    # A line at 0 says no more than the sentence; baselines may have pruned where the run did not.
+    flat = not any(pruning_rounds(run.rows, arm) for arm in arms(run.rows))
+    figure = None if flat else plots.sparsity_figure(run.rows)
+    return Picture("sparsity", title, finding, figure)
 
 
 def traffic(run: Run) -> Picture:
@@ -217,6 +189,8 @@ def layers(run: Run) -> Picture:
     if not tensors:
         return Picture("layers", title, "No layer was reported.", None)
     kept, total = (sum(layer[key] for layer in tensors) for key in ("kept", "total"))
+    if kept == total:
+        return Picture("layers", title, f"All of {len(tensors)} prunable tensors is kept.", None)
     low, high = (choose(tensors, key=density) for choose in (min, max))
     finding = (
         f"{percent(ratio(kept, total))} of the weights of {len(tensors)} prunable tensors are "
@@ -224,41 +198,3 @@ def layers(run: Run) -> Picture:
         f"{percent(density(high))} in {high['name']}."
     )
     return Picture("layers", title, finding, plots.layers_figure(tensors))
-
-
-def write_plots(folder: Path, made: dict[str, Picture]) -> None:
-    """Write plots/NAME.png for every picture with a figure, on white; drop those without one."""
-    (folder / "plots").mkdir(parents=True, exist_ok=True)
-    for name, picture in made.items():
-        path = folder / "plots" / f"{name}.png"
-        if picture.figure is None:
-            path.unlink(missing_ok=True)
-            continue
-        with matplotlib.rc_context(drawing.STYLE):
-            picture.figure.savefig(path, format="png", dpi=200, facecolor=drawing.PAPER)
-
-
-def svg(picture: Picture) -> str:
-    """A picture as one inline `<svg>` element that takes its colours from the page.
-
-    The same figure gives the same bytes. Every id inside carries the picture's name, because two
-    figures on one page would otherwise share ids.
-    """
-    if picture.figure is None:
-        return ""
-    buffer = io.StringIO()
-    with (
-        matplotlib.rc_context(drawing.STYLE),
-        matplotlib.rc_context({"svg.hashsalt": picture.name}),
-    ):
-        picture.figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
-    body = text[text.index(">", text.index("<svg")) + 1 :]
-    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", body, flags=re.DOTALL)
-    body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{picture.name}-", body)
-    body = with_told_marks(picture.figure, body)
-    for color, variable in CSS_VARIABLES.items():
-        body = body.replace(color, f"var({variable})")
-    width, height = (72 * inches for inches in picture.figure.get_size_inches())
-    label = html.escape(f"{picture.title}. {picture.finding}")
-    return f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{label}">{body}'

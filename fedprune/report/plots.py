@@ -16,6 +16,7 @@ from fedprune.report.drawing import (
     FAINT,
     INK,
     PAPER,
+    TRACK,
     canvas,
     draw_line,
     finish,
@@ -144,7 +145,7 @@ def bars(layers: Sequence[Row]) -> Figure:
     figure, axes = canvas("", height=0.7 + 0.19 * len(layers))
     shares = [density(layer) for layer in layers]
     places = range(len(layers))
-    axes.barh(places, [1.0] * len(layers), height=0.62, color=FAINT, alpha=0.35)
+    axes.barh(places, [1.0] * len(layers), height=0.62, color=FAINT, alpha=TRACK)
     axes.barh(places, shares, height=0.62, color=ARMS["pruned"][0])
     for place, share in zip(places, shares, strict=True):
         inside = share > 0.8  # no room beside the bar

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 from fedprune.config import RunConfig
+from fedprune.config.options import LOCAL, OWN_START
 from fedprune.report.reading import duration
 from fedprune.server.rows import Row
 
@@ -12,18 +14,26 @@ from fedprune.server.rows import Row
 def rounds_left(config: RunConfig, arm: str, round_: int) -> int:
     """The rounds that are still to be played, of this arm and of those after it.
 
-    Baselines begin after the warm-up that all arms share. Of a run that ends early, by its patience
-    or its budget, these are more than come.
+    Baselines begin after the warm-up that all arms share, but for those with a beginning of their
+    own. In the arm local-only, which has no rows, one client after the other plays all rounds: a
+    round of one counts as its part of a cohort. Of a run that ends early, by its patience or its
+    budget, these are more than come.
 
     Args:
         config: of the run.
         arm: that is played now.
         round_: its last that is over.
     """
-    after = len(config.baselines)
-    if arm in config.baselines:
-        after -= 1 + list(config.baselines).index(arm)
-    return config.rounds - round_ + after * (config.rounds - config.warmup)
+    arms = list(config.baselines)
+    later = arms[arms.index(arm) + 1 :] if arm in arms else arms
+    return config.rounds - round_ + sum(_rounds_in(config, each) for each in later)
+
+
+def _rounds_in(config: RunConfig, baseline: str) -> int:
+    """How many rounds an arm beside the run takes."""
+    if baseline == LOCAL:
+        return ceil(config.rounds * config.clients / config.cohort)
+    return config.rounds - (0 if baseline in OWN_START else config.warmup)
 
 
 @dataclass
@@ -45,7 +55,8 @@ class RoundTimes:
 
         Rounds are taken to be alike. Rows of a warm-up that was shared are not counted.
         """
-        if row["arm"] not in self.config.baselines or row["round"] > self.config.warmup:
+        shared = [arm for arm in self.config.baselines if arm not in OWN_START]
+        if row["arm"] not in shared or row["round"] > self.config.warmup:
             self.seconds, self.rounds = self.seconds + seconds, self.rounds + 1
         left = rounds_left(self.config, row["arm"], row["round"])
         if not left or not self.rounds:

@@ -30,6 +30,8 @@ class ShortSummary(dict[str, Any]):
     def __repr__(self) -> str:
         quality = (self.get("quality") or {}).get("final") or {}
         shown = {"sparsity": self.get("sparsity"), **quality}
+        if self.get("failures"):
+            shown["failures"] = self["failures"]
         told = [f"{n} {v:.4g}" for n, v in shown.items() if isinstance(v, int | float)]
         return f"<summary: {', '.join(told)}; keys {', '.join(self)}>"
 

@@ -66,8 +66,7 @@ class Screen:
         )
         self.task = self.bar.add_task("", visible=False, left="")
         self.pace: RoundTimes | None = None
-        self.metric = "loss"
-        self.wide = 7
+        self.metric, self.wide, self.headed = "loss", 7, False
 
     def line(self, text: str = "", style: str = "") -> None:
         """One line, as it is."""
@@ -153,25 +152,32 @@ class Screen:
         self.line(f"  engine      {name}{': ' if why else ''}{why}")
 
     def watch(self) -> Watch:
-        """What `federate` tells as it goes; the head of the table comes first."""
+        """What `federate` tells as it goes; the head of the table comes with the first of it."""
+        self.bar.start()
+        return Watch(self._phase, self._row)
+
+    def _head(self) -> None:
+        if self.headed:
+            return
+        self.headed = True
         head = f"{'arm':<{self.wide}} {'round':>5}  {'phase':<8} {'sparsity':>8} {'loss':>7} "
         head += f"{worded(self.metric):>10} {'up':>9} {'down':>9} {'seconds':>8}"
         self.line()
         self.line(head, "bold")
-        self.bar.start()
-        return Watch(self._phase, self._row)
 
     def tick(self, partitions: int) -> None:
         """So many more partitions have answered."""
         self.bar.advance(self.task, partitions)
 
     def _phase(self, arm: str, question: Question, partitions: int) -> None:
+        self._head()
         of = f" of {self.pace.config.rounds}" if self.pace else ""
         text = f"{arm}  round {question.round}{of}  {KINDS[question.kind].doing}"
         self.bar.reset(self.task, total=partitions, description=text, visible=True)
 
     def _row(self, row: Row, seconds: float, state: State) -> None:
         del state
+        self._head()
         value = row.get(self.metric)
         cells = f"{row['arm']:<{self.wide}} {row['round']:>5}  {row['phase']:<8} "
         cells += f"{row['sparsity']:>8.1%} "

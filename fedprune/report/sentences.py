@@ -4,6 +4,7 @@ from typing import Any
 
 from fedprune.options.refusal import counted
 from fedprune.records.summary import OWN_DATA
+from fedprune.report.intervals import interval_sentence
 from fedprune.report.reading import (
     NO_VALUE,
     Run,
@@ -21,10 +22,10 @@ from fedprune.report.reading import (
 from fedprune.report.round_table import reduced_cell
 from fedprune.report.tables import (
     results,
-    shares_of_correct,
     shorten,
     test_figure,
 )
+from fedprune.report.unpruned import nothing_pruned
 from fedprune.tasks.coverage import reading_summary
 from fedprune.tasks.measures import metric_of
 from fedprune.tasks.owners import sentences
@@ -37,7 +38,7 @@ SENTENCES = (
     "Of the texts not all was read: {reading_told}.",
     "The server asked {cohort} of them in each round.",
     "It scored weights by {score}, removed {removed} of the prunable ones on a {schedule} schedule "
-    "with {scope} scope, one mask for all clients, and averaged what the clients then tuned.",
+    "with {scope} scope, {whose}, and averaged what the clients then tuned.",
     "Its outputs stand for the classes {classes}, in this order.",
     "Redundancy taken out: {reduced}.",
     "{rounds_completed} of {rounds_told} {was} completed.",
@@ -46,6 +47,13 @@ SENTENCES = (
     "It took {time} on {hosts_told} of the engine {engine}, with seed {seed}.",
     "Baselines of the same budget and seed: {baselines}.",
 )
+
+WHOSE = {
+    None: "one mask for all clients",
+    "masks": "each client with a mask of its own",
+    "parts": "each client with a part of the model of its own",
+}
+"""What clients have of the model, by the summary's ``clients_have``."""
 
 
 def title(run: Run) -> str:
@@ -56,7 +64,10 @@ def title(run: Run) -> str:
     sparsity = number(run.summary.get("sparsity"))
     # What factors take the place of was not pruned.
     what = "fewer prunable weights" if run.summary.get("reduced") else "pruned"
-    return f"{task}, {percent(sparsity)} {what}" if sparsity > 0 else f"{task}, nothing pruned"
+    if sparsity > 0:
+        return f"{task}, {percent(sparsity)} {what}"
+    own = number(run.summary.get("own_sparsity"))
+    return f"{task}, {percent(own)} pruned by clients" if own > 0 else f"{task}, nothing pruned"
 
 
 def what_was_run(run: Run) -> str:
@@ -80,6 +91,7 @@ def what_was_run(run: Run) -> str:
     known["removed"] = percent(removed) if removed > 0 else NO_VALUE
     if reduced:
         known["reduced"] = reduced_cell(known["reduced"])
+    known["whose"] = WHOSE[known.get("clients_have")]
     known["time"] = duration(known.get("seconds"))
     if known.get("split") == OWN_DATA:
         del known["split"]
@@ -117,8 +129,9 @@ def result_sentence(run: Run) -> str:
     relation = "better than" if gain > 0 else "worse than" if gain < 0 else "the same as"
     if gain != gain:
         relation, against = "with", "no dense model measured when pruning began"
+    against = "" if nothing_pruned(run) else f", {relation} {against}"
     ends = f"The {run.main} model ends at a test {worded(run.metric)} of {read('final')}"
-    text = f"{ends}, {relation} {against}."
+    text = f"{ends}{against}."
     others = [f"{name} {read(name)}" for name in names if name in baselines_in(run)]
     beside = {
         "own": "Clients' own models reach",
@@ -147,8 +160,7 @@ def tested_on(run: Run) -> str:
     """What the test figures were measured on."""
     count = whole(test_figure(run, "final", "count"))
     unit = run.summary.get("unit") or "examples"
-    sure = f" Intervals are Wilson's, of {unit} drawn anew; another seed may differ by more."
-    return f"On the test split of all partitions, {count} {unit}.{sure * shares_of_correct(run)}"
+    return f"On the test split of all partitions, {count} {unit}.{interval_sentence(run)}"
 
 
 def earlier_task(run: Run) -> str:

@@ -54,12 +54,20 @@ figcaption p { font-size: 0.9375rem; }
 .plot text { font-family: inherit !important; }
 p + .scroll { margin-top: 1.25rem; }
 .scroll { overflow-x: auto; max-width: 100%; }
+@media screen {
+  /* A shade on the right, which paper covers where the table ends: there is more to scroll to. */
+  .scroll {
+    background:
+      linear-gradient(to left, var(--paper) 1rem, transparent 2rem) right / 2rem 100% no-repeat local,
+      linear-gradient(to left, var(--faint), transparent) right / 0.75rem 100% no-repeat scroll;
+  }
+}
 .tall { max-height: 30rem; overflow-y: auto; }
 .scroll:focus-visible, summary:focus-visible, pre:focus-visible { outline: 2px solid var(--series-1); outline-offset: 2px; }
 table { border-collapse: collapse; font-size: 0.875rem; line-height: 1.4; }
-th, td { padding: 0.45rem 1.5rem 0.45rem 0; text-align: right; vertical-align: top; white-space: nowrap; }
+th, td { padding: 0.45rem 1.25rem 0.45rem 0; text-align: right; vertical-align: top; white-space: nowrap; }
 th:last-child, td:last-child { padding-right: 0.25rem; }
-th { font-weight: 500; color: var(--quiet); border-bottom: 1px solid var(--faint); }
+th { font-weight: 500; color: var(--quiet); white-space: normal; vertical-align: bottom; border-bottom: 1px solid var(--faint); }
 td { border-bottom: 1px solid var(--rule); }
 .tall thead th { position: sticky; top: 0; background: var(--paper); }
 .words { text-align: left; }

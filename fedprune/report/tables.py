@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fedprune.report.intervals import has_interval, interval_words
 from fedprune.report.reading import (
     NO_VALUE,
     SPACE,
@@ -52,46 +53,29 @@ def quality_table(run: Run) -> Table:
     The last row is what the frequencies of labels reach without any model.
     """
     dense = test_figure(run, "dense_at_pruning", run.metric)
-    more, counted_on = further_measures(run), shares_of_correct(run)
+    naive = run.summary.get("naive") or {}
+    shown = list(dict.fromkeys([run.metric, "loss", *further_measures(run)]))
+    sure = {column for column in shown if has_interval(run, column)}
+    heads = {c: [f"test {worded(c)}" if c in (run.metric, "loss") else worded(c)] for c in shown}
+    heads = {c: [*head, *["95 % interval"] * (c in sure)] for c, head in heads.items()}
     rows = []
     for name, words in results(run).items():
-        value, loss = test_figure(run, name, run.metric), test_figure(run, name, "loss")
+        told = {c: [metric_text(c, test_figure(run, name, c))] for c in shown}
+        told |= {c: [*told[c], interval_words(run, name, c)] for c in sure}
+        value = test_figure(run, name, run.metric)
         moved = NO_VALUE if name == "dense_at_pruning" else change_cell(run.metric, value, dense)
-        others = [metric_text(column, test_figure(run, name, column)) for column in more]
-        count = test_figure(run, name, "count")
-        sure = [interval_cell(value, count)] if counted_on else []
-        told = [words, metric_text(run.metric, value), *sure, moved, significant(loss)]
-        rows.append([*told, *others])
-    naive = run.summary.get("naive") or {}
+        rows.append(_row(words, told, run.metric, moved))
     if naive:
-        reached = metric_text(run.metric, number(naive.get(run.metric)))
-        others = [metric_text(column, naive.get(column)) for column in more]
-        alone = f"{metric_of(run.metric).without} alone"
-        gaps = [NO_VALUE] * (1 + counted_on)
-        rows.append([alone, reached, *gaps, significant(naive.get("loss")), *others])
-    columns = ["model", f"test {worded(run.metric)}", *["95 % interval"] * counted_on]
-    columns += ["since pruning began", "test loss"]
-    return Table([*columns, *map(worded, more)], rows, ("model",))
+        told = {c: [metric_text(c, number(naive.get(c))), *[NO_VALUE] * (c in sure)] for c in shown}
+        rows.append(_row(f"{metric_of(run.metric).without} alone", told, run.metric, NO_VALUE))
+    columns = _row("model", heads, run.metric, "since pruning began")
+    return Table(columns, rows, ("model",))
 
 
-def shares_of_correct(run: Run) -> bool:
-    """Whether the run's metric is a share of examples that were right, each right or wrong."""
-    return bool(metric_of(run.metric).correct) and metric_of(run.metric).correct == run.metric
-
-
-def interval_cell(share: float, count: float) -> str:
-    """Wilson's 95 % interval of a share of so many examples, drawn independently.
-
-    Wilson 1927, eq. 4, by the form of Brown, Cai and DasGupta 2001 (Statistical Science 16), eq. 4.
-    """
-    if not count > 0 or math.isnan(share):
-        return NO_VALUE
-    z = 1.959964  # the normal distribution's 97.5 % quantile
-    middle = (share * count + z * z / 2) / (count + z * z)
-    half = (
-        z * math.sqrt(count) / (count + z * z) * math.sqrt(share * (1 - share) + z * z / count / 4)
-    )
-    return f"{percent(max(0.0, middle - half))} to {percent(min(1.0, middle + half))}"
+def _row(first: str, cells: Mapping[str, list[str]], metric: str, moved: str) -> list[str]:
+    """The metric's cells, how it moved, and the cells of everything else."""
+    others = [cell for column, each in cells.items() if column != metric for cell in each]
+    return [first, *cells[metric], moved, *others]
 
 
 def spread_table(run: Run) -> Table:

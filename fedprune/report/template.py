@@ -109,7 +109,7 @@ FIGURE = """\
 {% endif %}
 {% endmacro %}
 """
-"""The macro that draws a `fedprune.report.pictures.Picture`, whose `svg` is not escaped."""
+"""The macro that draws a `fedprune.report.picture.Picture`, whose `svg` is not escaped."""
 
 RUN_PAGE = framed(
     "fedprune run",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fedprune.config import RunConfig
-from fedprune.config.options import TRACKERS
+from fedprune.config.options import TRACKERS, Results
 from fedprune.options.refusal import ConfigError
 from fedprune.records.arms import PRUNED
 from fedprune.report.board import STEP, scalars, tests_of
@@ -179,7 +179,7 @@ class CsvTracker(Tracker):
 _KINDS = {"wandb": WandbTracker, "mlflow": MlflowTracker, "csv": CsvTracker}
 
 
-def check_trackers(config: RunConfig) -> None:
+def check_trackers(config: Results) -> None:
     """Refuse a tracker whose library is not installed.
 
     Raises:
@@ -193,7 +193,7 @@ def check_trackers(config: RunConfig) -> None:
             )
 
 
-def trackers_of(config: RunConfig) -> list[Callback]:
+def trackers_of(config: Results) -> list[Callback]:
     """The trackers that a configuration asks for, each once.
 
     Raises:

@@ -76,29 +76,25 @@ def number_at(head: Mapping[str, Any], name: str, default: float | None = None) 
         raise ValueError(f"{name} is larger than any float") from None
 
 
-def number_within(
-    head: Mapping[str, Any], name: str, most: float, default: float | None = None
-) -> float:
+def number_within(head: Mapping[str, Any], name: str, most: float) -> float:
     """A number of an object, from 0 to `most`.
 
     Raises:
         ValueError: it is something else.
     """
-    found = number_at(head, name, default)
+    found = number_at(head, name)
     if not 0 <= found <= most:
         raise ValueError(f"{name} is not from 0 to {most:g}")
     return found
 
 
-def whole_number(
-    head: Mapping[str, Any], name: str, most: int = 2**63 - 1, default: int | None = None
-) -> int:
+def whole_number(head: Mapping[str, Any], name: str, most: int = 2**63 - 1) -> int:
     """A whole number of an object, from 0 to `most`.
 
     Raises:
         ValueError: it is something else.
     """
-    found = head.get(name, default)
+    found = head.get(name)
     if type(found) is not int or not 0 <= found <= most:
         raise ValueError(f"{name} is no whole number from 0 to {most}")
     return found

@@ -20,6 +20,7 @@ from fedprune.scores.score import (
 )
 from fedprune.streaming.blocks import send_through
 from fedprune.structure.layout import Layout
+from fedprune.tensors.hooks import removed_after
 from fedprune.tensors.lazy import shapes_of
 from fedprune.tensors.named import Tensors
 
@@ -57,11 +58,8 @@ def _collect(probe: Probe) -> Tensors:
         probe.model.get_submodule(block.path).register_forward_hook(hook_of(i), with_kwargs=True)
         for i, block in enumerate(blocks)
     ]
-    try:
+    with removed_after(hooks):
         send_through(probe.model, probe.batches, probe.loss)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return {INFLUENCE: sums}
 
 

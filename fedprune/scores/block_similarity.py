@@ -14,7 +14,7 @@ Blocks of different stacks, whose tokens are not the same, are not compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from fedprune.scores.score import Evidence, Probe, Shapes, Statistic
 from fedprune.streaming.blocks import send_through
 from fedprune.structure.groups import Block, stacks_of
 from fedprune.structure.layout import Layout
+from fedprune.tensors.hooks import removed_after
 from fedprune.tensors.named import Masks, Tensors
 
 SIMILARITY = "block_similarity"
@@ -66,11 +67,8 @@ def _collect(probe: Probe) -> Tensors:
         for i, blocks in enumerate(stacks)
         for j, block in enumerate(blocks)
     ]
-    try:
+    with removed_after(hooks):
         send_through(probe.model, probe.batches, probe.loss)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return sums
 
 
@@ -100,7 +98,12 @@ def _projection(x: Tensor, seed: int, side: int) -> Tensor:
     return drawn.mul_(PROJECTED**-0.5).to(x.device)
 
 
-ASK_BLOCK_SIMILARITY = Statistic(_collect, _shapes, passes="1 forward")
+def _operations(rows: Mapping[str, float], shapes: Shapes) -> float:
+    """Of products of blocks' outputs; the rows of a layer are taken for the tokens."""
+    return sum(2.0 * shape.numel() for shape in shapes.values()) * max(rows.values(), default=0.0)
+
+
+ASK_BLOCK_SIMILARITY = Statistic(_collect, _shapes, passes="1 forward", products=_operations)
 
 
 def similarities(sums: Tensors) -> list[Tensor]:

@@ -17,17 +17,14 @@ from fedprune.scores.block_similarity import ASK_BLOCK_SIMILARITY as ASK_SIMILAR
 from fedprune.scores.block_similarity import block_similarity
 from fedprune.scores.columns import by_input, ria, wanda, wanda_by_row
 from fedprune.scores.contribution import ASK_CONTRIBUTION, contribution
-from fedprune.scores.example_gradients import SumOverExamples, by_example
 from fedprune.scores.flap import ASK_FLUCTUATION, flap, mean_outputs
-from fedprune.scores.gradients import (
-    by_batch,
-    by_client,
-    gradient,
-    mean_square,
-    square,
-    taylor,
-    taylor_second,
-    watched,
+from fedprune.scores.gradient_statistics import (
+    ASK_BATCH_SQUARES,
+    ASK_CLIENT_SQUARES,
+    ASK_GRADIENT,
+    ASK_SQUARES,
+    ASK_TAYLOR,
+    ASK_TAYLOR_SECOND,
 )
 from fedprune.scores.grasp import ASKS as ASKS_GRASP
 from fedprune.scores.grasp import grasp
@@ -47,24 +44,9 @@ from fedprune.scores.means import (
     random_score,
 )
 from fedprune.scores.perturbation import ASK_PERTURBATION, perturbation, standard_error
-from fedprune.scores.score import ByBlock, ByTensor, Evidence, Probe, Score, Statistic
+from fedprune.scores.score import ByBlock, ByTensor, Score
 from fedprune.scores.sparsegpt import obs, step
 from fedprune.scores.synflow import refuse_inhomogeneous, synflow
-
-__all__ = ["SCORES", "Evidence", "Probe", "Score", "Statistic", "summed_gradient"]
-
-summed_gradient = by_batch(gradient)
-"""Σ g over a client's labels: one forward and one backward pass, nothing left behind."""
-
-
-ASK_GRADIENT = Statistic(
-    SumOverExamples(gradient, by_batch(gradient)), watch=watched(gradient), by_block=True
-)
-ASK_TAYLOR = Statistic(
-    SumOverExamples(taylor, by_batch(taylor)), watch=watched(taylor), by_block=True
-)
-_SQUARES = "1 forward, 1 backward, squares of every example"
-ASK_SQUARES = Statistic(by_example(square), passes=_SQUARES, signed=False, by_block=True)
 
 SCORES: dict[str, Score] = {
     "taylor": Score(
@@ -83,7 +65,7 @@ SCORES: dict[str, Score] = {
         "|Σ_i -w·g_i + ½w²g_i²|: second-order change, with Σ g² of single examples for curvature",
         "LeCun et al. 1990 (OBD), with the empirical Fisher diagonal and the first order kept",
         ByTensor(mean_magnitude),
-        (Statistic(by_example(taylor_second), passes=_SQUARES, by_block=True),),
+        (ASK_TAYLOR_SECOND,),
     ),
     "gradient": Score(
         "|Σ g|: size of the pooled gradient",
@@ -101,18 +83,14 @@ SCORES: dict[str, Score] = {
         "Σ_b n_b·(mean g of batch b)²: depends on how shards are cut into batches",
         "mean of squared step gradients, as frameworks implement PruneFL",
         ByTensor(mean_of_sums),
-        (
-            Statistic(
-                by_batch(mean_square), watch=watched(mean_square), signed=False, by_block=True
-            ),
-        ),
+        (ASK_BATCH_SQUARES,),
         additive=False,
     ),
     "second_moment_per_client": Score(
         "Σ_k n_k·(mean g of client k)²: squared per client, so federated differs from pooled",
-        "Jiang et al. 2022 (PruneFL), arXiv 1909.12326, with one pass instead of local steps",
+        "Jiang et al. 2022 (PruneFL), arXiv 1909.12326: of one pass, or of the steps while tuning",
         ByTensor(mean_of_sums),
-        (Statistic(by_client(mean_square), signed=False, by_block=True),),
+        (ASK_CLIENT_SQUARES,),
         additive=False,
     ),
     "fisher": Score(

@@ -173,11 +173,8 @@ def _vectorised(
     def seen(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         calls.append(_call_of(model, args, kwargs, output))
 
-    hook = model.register_forward_hook(seen, with_kwargs=True)
-    try:
+    with model.register_forward_hook(seen, with_kwargs=True):
         result = loss(model, part)
-    finally:
-        hook.remove()
     size = examples(part)
     if len(calls) != 1 or any(x.shape[:1] != (size,) for x in calls[0].inputs):
         return None

@@ -118,6 +118,30 @@ def take_gradients(
     return loss.count
 
 
+@contextmanager
+def watched_mean_square(
+    model: nn.Module, _layout: Layout, names: Sequence[str]
+) -> Iterator[Watcher]:
+    """`mean_square` of all steps together: their gradients are added up before they are squared.
+
+    As in PruneFL's code (Jiang et al. 2022, arXiv 1909.12326), to the factor that the number of
+    steps is.
+    """
+    parameters, labels = parameters_of(model, names), 0
+    sums = wide_zeros(parameters)
+
+    def add(count: int) -> None:
+        nonlocal labels
+        labels += count
+        for name, p in parameters.items():
+            if p.grad is not None:
+                sums[name] += p.grad * count
+
+    yield Watcher(sums, add)
+    for total in sums.values():
+        total.square_().div_(max(1, labels))
+
+
 def watched(each: Each) -> Watching:
     """The sums of `each` over steps, at the weights of each step."""
 

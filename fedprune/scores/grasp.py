@@ -55,7 +55,7 @@ ASKS = (
         _hessian_times,
         given=_mean_gradient,
         passes="1 forward, 1 backward, 1 double backward",
-        forwards=lambda _: 2 * FORWARDS_OF_A_STEP,  # back through both passes of the first
+        forwards=lambda _: 3 * FORWARDS_OF_A_STEP,  # a step, and back through both passes of it
     ),
 )
 

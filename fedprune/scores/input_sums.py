@@ -31,13 +31,24 @@ def improper(sums: Mapping[str, Tensor]) -> str:
             return name
         if name.endswith(sums_of("")) and _beyond(sums, name.removesuffix(sums_of(""))):
             return name
-        if name.endswith(inputs_of("")) and of.ndim == 2:
-            own = of.diagonal().double()
-            most = own.clamp_min(0.0).sqrt()
-            room = 1e-3 * float(own.abs().max()) if own.numel() else 0.0
-            if bool((own < -room).any()) or bool((of.abs() > 1.5 * most.outer(most) + room).any()):
-                return name
+        if name.endswith(inputs_of("")) and of.ndim == 2 and _beyond_squares(of):
+            return name
     return ""
+
+
+_ROWS = 128
+"""Rows of a Σ x yᵀ that are looked at together: all would take three further ones in float64."""
+
+
+def _beyond_squares(of: Tensor) -> bool:
+    """Whether any Σ x y is more than sqrt(Σ x² · Σ y²), or a Σ x² below 0."""
+    own = of.diagonal().double()
+    most = own.clamp_min(0.0).sqrt()
+    room = 1e-3 * float(own.abs().max()) if own.numel() else 0.0
+    parts = zip(of.split(_ROWS), most.split(_ROWS), strict=True)
+    return bool((own < -room).any()) or any(
+        bool((part.abs() > 1.5 * some.outer(most) + room).any()) for part, some in parts
+    )
 
 
 def _beyond(sums: Mapping[str, Tensor], name: str) -> bool:

@@ -33,6 +33,7 @@ from fedprune.structure.layers import (
     watching,
 )
 from fedprune.structure.layout import Layout, as_rows
+from fedprune.tensors.lazy import joined_to
 from fedprune.tensors.named import Tensors
 
 _Each = Callable[[Tensor], Tensor]
@@ -86,7 +87,16 @@ def inputs_ask(each: _Each, *, square: bool = False) -> Statistic:
         return _shapes(layout, names, square)
 
     found = SumOverInputs(each, shapes)
-    return Statistic(found, shapes, watch=found.watch, passes="1 forward", signed=square)
+    more = _operations if square else None
+    return Statistic(
+        found, shapes, watch=found.watch, passes="1 forward", signed=square, products=more
+    )
+
+
+def _operations(rows: Mapping[str, float], shapes: Shapes) -> float:
+    """Of x xᵀ: a multiplication and an addition for each of its numbers and every row."""
+    squared = {n: shapes[inputs_of(n)] for n in rows if inputs_of(n) in shapes}
+    return sum(2.0 * shape.numel() * rows[n] for n, shape in squared.items())
 
 
 @dataclass(frozen=True)
@@ -118,7 +128,8 @@ class SumOverInputs:
 
 def with_shared(sums: Tensors, layout: Layout, names: Sequence[str]) -> Tensors:
     """The sums also under the names of those of the tensors that read the same input as another."""
-    return sums | {alias: sums[of] for alias, of in aliases(sums, layout, names).items()}
+    of = aliases(sums, layout, names)
+    return joined_to(sums, {alias: sums[source] for alias, source in of.items()}) if of else sums
 
 
 def aliases(given: Container[str], layout: Layout, names: Sequence[str]) -> dict[str, str]:
@@ -126,7 +137,7 @@ def aliases(given: Container[str], layout: Layout, names: Sequence[str]) -> dict
     return {
         named(name): named(source)
         for name, source in input_of(layout, names).items()
-        for named in (inputs_of, rows_of)
+        for named in (inputs_of, rows_of, sums_of)
         if named(name) not in given and named(source) in given
     }
 
@@ -138,13 +149,44 @@ def add_rows(sums: Tensors, name: str, rows: Tensor, each: _Each) -> None:
     sums[rows_of(name)] += flat.shape[0]
 
 
+class SameInputs:
+    """Whether layers that are said to read the same input do: Σ x of each, compared in the end.
+
+    Attributes:
+        sources: as `fedprune.structure.groups.input_of`.
+    """
+
+    def __init__(self, sources: Mapping[str, str]) -> None:
+        self.sources = sources
+        self._alike = [name for name, source in sources.items() if name != source]
+        self._seen = dict.fromkeys((*self._alike, *(sources[name] for name in self._alike)), 0.0)
+
+    def note(self, name: str, x: Tensor) -> None:
+        """What a weight's layer was given."""
+        if name in self._seen:
+            self._seen[name] += float(x.detach().sum(dtype=torch.float64))
+
+    def check(self) -> None:
+        """Refuse a model in which one reads something else.
+
+        Raises:
+            ValueError: it does.
+        """
+        for name in self._alike:
+            seen, source = self._seen[name], self.sources[name]
+            if seen != self._seen[source] and math.isfinite(seen):
+                raise ValueError(
+                    f"score: {name} does not read what {source} reads, as in its kind of "
+                    f"module; allowed: modules as transformers has them (--exclude {name})"
+                )
+
+
 @contextmanager
 def _watched(
     model: nn.Module, sources: Mapping[str, str], shapes: Shapes, each: _Each
 ) -> Iterator[Watcher]:
     layers = layers_of(model, list(sources))
-    alike = [name for name, source in sources.items() if name != source]
-    marks = dict.fromkeys((*alike, *(sources[name] for name in alike)), 0.0)
+    alike = SameInputs(sources)
     for name, found in layers.items():
         if not found or any(groups(layer) > 1 for layer in found):
             raise _no_inputs(name)
@@ -154,8 +196,7 @@ def _watched(
     }
 
     def seen(name: str, layer: nn.Module, x: Tensor, _y: Tensor) -> None:
-        if name in marks:
-            marks[name] += float(x.detach().sum(dtype=torch.float64))
+        alike.note(name, x)
         if inputs_of(name) not in sums:
             return
         wide = torch.promote_types(x.dtype, torch.float32)  # sums of half precision are too coarse
@@ -163,12 +204,7 @@ def _watched(
 
     with watching(layers, seen):
         yield Watcher(sums)
-    for name in alike:
-        if marks[name] != marks[sources[name]] and math.isfinite(marks[name]):
-            raise ValueError(
-                f"score: {name} does not read what {sources[name]} reads, as in its kind of "
-                f"module; allowed: modules as transformers has them (--exclude {name})"
-            )
+    alike.check()
 
 
 def _shapes(layout: Layout, names: Sequence[str], square: bool) -> Shapes:

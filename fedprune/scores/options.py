@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from fedprune.options.name_table import NameTable
-from fedprune.options.section import Count, Section, option
+from fedprune.options.option import Count, option
+from fedprune.options.section import Section
 from fedprune.selection.options import followed_method
 
 

@@ -77,7 +77,7 @@ class Evidence:
         probes: as in `Probe`.
         unit: as in `Probe`.
         model: a model to compute with (its values are overwritten), holding the current weights;
-            None where there is none.
+            None where there is none, and for scores of fedprune's own that ask clients.
         dummy: one example without data in it, where the task has one.
         given: what was sent along with the last ask.
     """
@@ -134,6 +134,8 @@ class Statistic:
         passes: what it costs a client, in words: "1 forward, 1 backward".
         forwards: the same in forward passes over the examples, from how many numbers a summand
             holds, where the words do not say it: see `forwards_of`.
+        products: operations for one example beside these passes, from how many rows the layer of
+            each tensor sees in one and from what a summand holds; None: hardly any.
         signed: the sums may be below 0; those that cannot need less noise to hide a client.
         by_block: `collect` heeds `Probe.by_block`.
     """
@@ -144,6 +146,7 @@ class Statistic:
     watch: Watching | None = None
     passes: str = "1 forward, 1 backward"
     forwards: Callable[[int], float] | None = None
+    products: Callable[[Mapping[str, float], Shapes], float] | None = None
     signed: bool = True
     by_block: bool = False
 
@@ -156,9 +159,8 @@ et al. 2020, arXiv 2001.08361, section 2.1)."""
 def forwards_of(statistic: Statistic, numbers: int) -> float:
     """How many forward passes over its examples a client takes for so many numbers of a statistic.
 
-    A backward pass counts as two, products of single examples' gradients as nothing. What a
-    statistic of the user's own takes is what its `forwards` say, or one pass if its `passes` are
-    "1 forward", else a pass forward and back.
+    A backward pass counts as two. What a statistic of the user's own takes is what its `forwards`
+    say, or one pass if its `passes` are "1 forward", else a pass forward and back.
     """
     if statistic.forwards is not None:
         return statistic.forwards(numbers)

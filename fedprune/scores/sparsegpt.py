@@ -78,16 +78,15 @@ def step(
     masks, weights = {}, {}
     for name, w in evidence.weights.items():
         layout = evidence.layout
-        rows = as_rows(layout, name, w.double()).clone()
+        rows = as_rows(layout, name, w.double())
         alive = as_rows(layout, name, evidence.masks[name])
         wanted = math.floor(sparsities[name] * w.numel() + 0.5)
         more = max(0, wanted - int((~alive).sum()))
-        hessian = mean_inputs(evidence, name)
         if per_group is None:
-            kept, new = prune_rows(rows, alive, hessian, more)
+            kept, new = prune_rows(rows, alive, mean_inputs(evidence, name), more)
         else:
             groups = _groups(as_inputs(layout, name, w).shape[1], per_group, sparsities[name])
-            kept, new = _patterned(rows, alive, hessian, groups)
+            kept, new = _patterned(rows, alive, mean_inputs(evidence, name), groups)
         masks[name] = from_rows(layout, name, kept).contiguous()
         weights[name] = from_rows(layout, name, new).contiguous().to(w.dtype)
     return masks, weights
@@ -147,8 +146,8 @@ def prune_rows(
     Returns:
         The mask, and the weights, both (out, columns).
     """
-    damped, dead = _damped(hessian, alive)
-    upper = factored(torch.cholesky_inverse(factored(damped)), upper=True)
+    upper, dead = _of_inverse(hessian, alive)
+    del hessian  # of a wide layer it takes as much as the layer, or more
     w, mask = w.clone(), alive.clone()
     ends = _ends(groups or [])
     seen, there = 0, int(alive.sum())
@@ -160,6 +159,17 @@ def prune_rows(
             mask[:, block] = _without_lowest(saliency, alive[:, block], share)
         _sweep(w, mask, upper, dead, block, ends)
     return mask, w
+
+
+def _of_inverse(hessian: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
+    """The upper Cholesky factor of the damped inverse, and what `_damped` says of the inputs.
+
+    Each matrix is let go of when the next one is made.
+    """
+    system, dead = _damped(hessian, alive)
+    system = factored(system)
+    system = torch.cholesky_inverse(system)
+    return factored(system, upper=True), dead
 
 
 def _ends(groups: Groups) -> dict[int, tuple[int, int]]:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from fedprune.scores.inputs import inputs_of, rows_of, squares, sums_of
+from fedprune.scores.inputs import SameInputs, inputs_of, rows_of, squares, sums_of
 from fedprune.scores.score import Probe, Shapes
 from fedprune.streaming.blocks import send_through
+from fedprune.structure.groups import input_of
 from fedprune.structure.layers import input_rows, layers_of, watching
 from fedprune.tensors.named import Tensors
 
@@ -19,6 +20,8 @@ def summed_twice(
 ) -> Tensors:
     """Σ x², Σ first(x) and the number of rows of every layer's inputs, float64.
 
+    What several weights read alike is summed once, where `shapes` has it for the first of them.
+
     Args:
         probe: the model and the client's batches.
         names: of the weights.
@@ -27,8 +30,12 @@ def summed_twice(
     """
     device = next(probe.model.parameters()).device
     sums = {n: torch.zeros(s, dtype=torch.float64, device=device) for n, s in shapes.items()}
+    alike = SameInputs(input_of(probe.layout, names))
 
     def seen(name: str, layer: nn.Module, x: Tensor, _y: Tensor) -> None:
+        alike.note(name, x)
+        if inputs_of(name) not in sums:
+            return
         rows = input_rows(layer, x.detach()).flatten(0, 2).double()
         sums[inputs_of(name)] += squares(rows)
         sums[sums_of(name)] += first(rows).sum(0)
@@ -36,4 +43,5 @@ def summed_twice(
 
     with watching(layers_of(probe.model, names), seen):
         send_through(probe.model, probe.batches, probe.loss)
+    alike.check()
     return sums

@@ -15,13 +15,11 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from fedprune.options.refusal import Refused
-from fedprune.secagg.graph import enough, neighbours_of
+from fedprune.secagg.graph import enough
 from fedprune.secagg.keys import (
     KEY,
     Keys,
-    Secrets,
     included,
-    keys_of,
     mask_context,
     own_mask,
     pair_mask,
@@ -29,8 +27,8 @@ from fedprune.secagg.keys import (
     secrets_of,
     tag,
 )
+from fedprune.secagg.neighbourhood import FIELD, WORTHLESS, channel_key, present_neighbours
 from fedprune.secagg.primitives import (
-    agreed,
     derived,
     mask,
     sealed,
@@ -43,9 +41,7 @@ from fedprune.secagg.ring import Ring, ring_type
 from fedprune.secagg.shamir import split
 from fedprune.secagg.terms import Terms
 
-_FIELD = "secure"
 UNREADABLE = "what client {} sent is missing or does not decrypt"
-_WORTHLESS = "a neighbour's public key is worthless: every secret with it would be the same"
 
 
 def shares_of(seed: bytes, me: int, roster: Mapping[int, Keys], terms: Terms) -> dict[int, bytes]:
@@ -63,7 +59,7 @@ def shares_of(seed: bytes, me: int, roster: Mapping[int, Keys], terms: Terms) ->
         Refused: the client's own keys are not in the roster, a key is there twice or worthless, or
             fewer than `terms.threshold` neighbours are left.
     """
-    near = _present_neighbours(seed, me, roster, roster, terms)
+    near = present_neighbours(seed, me, roster, roster, terms)
     secrets = secrets_of(seed, terms)
     points = [terms.points[member] for member in near]
     own = split(secrets.own, _coefficients(seed, "own", terms), points)
@@ -72,7 +68,7 @@ def shares_of(seed: bytes, me: int, roster: Mapping[int, Keys], terms: Terms) ->
     out = {}
     for member in near:
         point = terms.points[member]
-        key = _channel(secrets, roster[member], me, member, bound)
+        key = channel_key(secrets, roster[member], me, member, bound)
         out[member] = sealed(key, own[point] + masking[point], bound)
     return out
 
@@ -105,7 +101,7 @@ def masked_vector(
     """
     if vector.dtype != ring_type(terms.bits) or vector.ndim != 1:
         raise ValueError(f"a secure sum adds flat vectors of uint{terms.bits}")
-    near = _present_neighbours(seed, me, roster, shared, terms)
+    near = present_neighbours(seed, me, roster, shared, terms)
     secrets, context = secrets_of(seed, terms), mask_context(roster, shared, terms)
     out = np.empty(len(vector) + 1, vector.dtype)
     out[:-1], out[-1] = vector, tag(me, terms)
@@ -114,7 +110,7 @@ def masked_vector(
         try:
             key = pair_mask(secrets.masking, roster[member].masking, me, member, context)
         except ValueError:
-            raise Refused(_FIELD, _WORTHLESS) from None
+            raise Refused(FIELD, WORTHLESS) from None
         mask(out, key, add=me < member)
     return out
 
@@ -145,13 +141,13 @@ def confirmed(
         Refused: the client or others summed did not share, those summed are fewer than
             `terms.minimum` or not all connected, or too few neighbours are left.
     """
-    _present_neighbours(seed, me, roster, shared, terms)
+    present_neighbours(seed, me, roster, shared, terms)
     adding = frozenset(summed)
     if me not in adding or not adding <= frozenset(shared):
-        raise Refused(_FIELD, "the sum has clients who shared no keys, or lacks this one")
+        raise Refused(FIELD, "the sum has clients who shared no keys, or lacks this one")
     lacking = enough("masked", roster, adding, terms, shared=shared)
     if lacking:
-        raise Refused(_FIELD, lacking)
+        raise Refused(FIELD, lacking)
     return signed(secrets_of(seed, terms).signing, included(roster, shared, adding, terms))
 
 
@@ -202,50 +198,22 @@ def revealed(
             the sum, or this client did not; or what a neighbour sent is missing or does not
             decrypt under these terms and this roster.
     """
-    near = _present_neighbours(seed, me, roster, shared, terms)
+    near = present_neighbours(seed, me, roster, shared, terms)
     own, adding = confirmed(seed, me, roster, summed, shared, terms), frozenset(summed)
     agreeing = confirming(said, roster, adding, shared, terms)
     lacking = enough("confirm", roster, agreeing, terms, shared=shared, summed=adding)
     if lacking or said.get(me) != own:
-        raise Refused(_FIELD, lacking or "this client did not confirm who is in the sum")
+        raise Refused(FIELD, lacking or "this client did not confirm who is in the sum")
     secrets, bound = secrets_of(seed, terms), roster_binding(roster, terms)
     out = {}
     for member in near:
-        key = _channel(secrets, roster[member], member, me, bound)
+        key = channel_key(secrets, roster[member], member, me, bound)
         plain = unsealed(key, received.get(member, b""), bound)
         if plain is None or len(plain) != 2 * KEY:
             why = UNREADABLE.format(member)  # of messages of the sum alone, so it may be told
-            raise Refused(_FIELD, why, told=why)
+            raise Refused(FIELD, why, told=why)
         out[member] = plain[:KEY] if member in adding else plain[KEY:]
     return out
-
-
-def _present_neighbours(
-    seed: bytes, me: int, roster: Mapping[int, Keys], present: Collection[int], terms: Terms
-) -> list[int]:
-    """The neighbours who are still there, ascending, once roster and number are as they must be."""
-    here = frozenset(present)
-    if not here <= roster.keys() or not roster.keys() <= terms.points.keys():
-        raise Refused(_FIELD, "clients without keys, or not among the members")
-    if me not in here or roster[me] != keys_of(seed, terms):
-        raise Refused(_FIELD, "this client's own keys are missing or replaced")
-    public = [key for keys in roster.values() for key in vars(keys).values()]
-    if len(set(public)) < len(public):
-        raise Refused(_FIELD, "a key is used twice")
-    near = [member for member in neighbours_of(me, terms) if member in here]
-    if len(near) < terms.threshold:
-        raise Refused(
-            _FIELD, f"{len(near)} neighbours are left, fewer than the threshold {terms.threshold}"
-        )
-    return near
-
-
-def _channel(secrets: Secrets, keys: Keys, sender: int, receiver: int, bound: bytes) -> bytes:
-    """The key of the one message from `sender` to `receiver`; one of them is the caller."""
-    try:
-        return agreed(secrets.channel, keys.channel, f"shares {sender} to {receiver}", bound)
-    except ValueError:
-        raise Refused(_FIELD, _WORTHLESS) from None
 
 
 def _coefficients(seed: bytes, name: str, terms: Terms) -> bytes:

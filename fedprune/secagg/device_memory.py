@@ -16,7 +16,7 @@ from pathlib import Path
 from fedprune.codec.bounded import Buffer
 from fedprune.codec.wire import Packet
 from fedprune.options.refusal import Refused
-from fedprune.protocol.questions import HELD
+from fedprune.protocol.question_fields import HELD
 from fedprune.secagg.messages import Call, StageReply
 from fedprune.secagg.packets import call_packet, reply_packet
 

@@ -138,7 +138,7 @@ def _sum_in_range(
     course: SumCourse, question: Question, members: tuple[int, ...], attempt: int, open_: bytes
 ) -> Aggregate:
     c = course.config
-    sent = broadcast(question, c.wire)
+    sent = broadcast(question, c.wire, here=True)  # nothing changes while it is asked
     session = session_of(sent, members, attempt, c, course.coarse)
     terms = terms_of(c, session, members)
     form = form_of(question, c, course.layout)

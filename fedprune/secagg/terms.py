@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 
-from fedprune.config import RunConfig
 from fedprune.config.neighbours import shape_of
 from fedprune.options.refusal import ConfigError, counted
+from fedprune.privacy.options import Privacy
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Terms:
         return {member: place for place, member in enumerate(self.members, 1)}
 
 
-def terms_of(config: RunConfig, session: bytes, members: Iterable[int]) -> Terms:
+def terms_of(config: Privacy, session: bytes, members: Iterable[int]) -> Terms:
     """The terms for these members, from the keys `secure_*`.
 
     With n members, g = floor(secure_dropout * n) of whom may go: k is the smallest multiple of 6,

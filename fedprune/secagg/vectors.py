@@ -22,7 +22,7 @@ from fedprune.options.refusal import ConfigError, Refused, counted
 from fedprune.privacy.discretise import Noise
 from fedprune.privacy.options import Privacy
 from fedprune.privacy.ranges import COARSER, MOST, RANGES
-from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.aggregate import Aggregate, count_type
 from fedprune.protocol.form import Form, fitting
 from fedprune.protocol.messages import Answer
 from fedprune.scores.score import Shapes
@@ -228,22 +228,32 @@ def folded_from(total: Ring, pieces: Pieces, answered: Sequence[int], bits: int)
     It has no `singles`: nobody saw one.
     """
     parts: dict[str, list[np.ndarray]] = {}
-    totals, at = {}, 0
+    totals, votes, at = {}, None, 0
     for piece in pieces:
-        numbers = from_ring(total[at : at + piece.size], piece.scale, bits)
+        units = total[at : at + piece.size]
         at += piece.size
+        if piece.field == "votes":
+            votes = _counts(units, len(answered), bits)
+            continue
+        numbers = from_ring(units, piece.scale, bits)
         if piece.field == "totals":
             totals[piece.name] = float(numbers[0])
         else:
             parts.setdefault(piece.field, []).append(numbers)
     flat = {field: torch.from_numpy(np.concatenate(found)) for field, found in parts.items()}
-    votes = flat.get("votes")
     return Aggregate(
         total=flat.get("values", torch.empty(0, dtype=torch.float64)),
         weight=float(flat["weight"]),
         totals=totals,
-        votes=None if votes is None else votes.long(),
+        votes=votes,
         answered=tuple(answered),
         statistics=flat.get("statistics"),
         held=flat.get("held"),
     )
+
+
+def _counts(units: Ring, voters: int, bits: int) -> Tensor:
+    """Votes in the smallest type that holds those of all, and whatever else a client may add."""
+    counts = torch.from_numpy(units.view(np.int32 if bits == 32 else np.int64))
+    least, most = (int(n) for n in torch.aminmax(counts))
+    return counts.to(count_type(max(voters, most)) if least >= 0 else torch.int64)

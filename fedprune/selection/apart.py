@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from fedprune.selection.arrays import as_masks, layer_of, layer_sizes, ranking_layers
 from fedprune.selection.densities import Ground, Limits
-from fedprune.selection.ranking import Layer
+from fedprune.selection.made import Made
+from fedprune.selection.ranking import Array, Layer, ranked_together
 from fedprune.selection.row_ranking import patterned
 from fedprune.selection.rules import Rules
 from fedprune.selection.scopes import SCOPES, counter, total_of
@@ -20,18 +20,16 @@ from fedprune.structure.layout import Layout
 from fedprune.tensors.lazy import joined_to, shapes_of, some_of
 from fedprune.tensors.named import Masks
 
-_T = TypeVar("_T")
-
 
 def apart(unit: str, scope: str) -> bool:
     """Whether masks are had from the scores of one tensor at a time: by `select_apart`.
 
-    Of single weights that takes tensors that do not compete. Units may, as what ranks them is a
-    number for each; but for channels, of which a weight is in two.
+    Of single weights those of one ranking are asked for several times. Of units what ranks them is
+    a number for each; but for channels, of which a weight is in two.
     """
     rule = SCOPES[scope]
     if unit == "weight":
-        return rule.shares is not None and not rule.looks
+        return not rule.looks
     return unit == "n:m" or (UNITS[unit].along is None and not rule.looks)
 
 
@@ -48,7 +46,8 @@ def select_apart(
 
     Args:
         rules: with a unit and a scope that `apart` allows for.
-        score_of: a tensor's scores by its name; called once for each, in the order of `alive`.
+        score_of: a tensor's scores by its name, the same ones whenever it is called; in the order
+            of `alive`, once, or in one ranking of all tensors several times.
         sparsity: as of `select`.
         alive: here it says which tensors there are.
         magnitude: breaks ties.
@@ -59,6 +58,8 @@ def select_apart(
     """
     layout = layout or plain_layout(alive)
     unit_kind(rules.unit, rules.unit_shape)
+    if rules.unit == "weight" and SCOPES[rules.scope].shares is None:
+        return _together(rules, score_of, sparsity, alive, magnitude)
     if rules.unit not in ("weight", "n:m"):
         return _units_apart(rules, score_of, sparsity, alive, magnitude, layout)
     shapes, floor, patterns = shapes_of(alive), rules.floor, rules.unit == "n:m"
@@ -94,17 +95,22 @@ def _layer(
     return ranking_layers(one, living, sizes, rules.floor, rules.part)[0]
 
 
-class _Made(Sequence[_T]):
-    """Elements by name that are made whenever they are asked for."""
+def _together(
+    rules: Rules,
+    score_of: Callable[[str], Tensor],
+    sparsity: float,
+    alive: Mapping[str, Tensor],
+    magnitude: Mapping[str, Tensor],
+) -> Masks:
+    """The same where all tensors are one ranking: their scores are gone through several times."""
+    total = total_of(Ground(shapes_of(alive), sparsity), rules.scope)
+    layers = [layer_of(m, m, magnitude[n], rules.floor, rules.part) for n, m in alive.items()]
 
-    def __init__(self, names: Iterable[str], make: Callable[[str], _T]) -> None:
-        self.names, self.make = tuple(names), make
+    def scored(name: str) -> Array:
+        return _layer(rules, {name: score_of(name)}, alive, magnitude).scores
 
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, at: Any) -> Any:
-        return self.make(self.names[at])
+    check_count(layers, total, rules.floor, exact=True)
+    return as_masks(alive, ranked_together(layers, total, Made(alive, scored)))
 
 
 def _units_apart(
@@ -124,10 +130,10 @@ def _units_apart(
         mask = alive[name]
         return layer_of(mask, mask, None, rules.floor, rules.part)
 
-    sizes = _Made(shapes, bare)
+    sizes = Made(shapes, bare)
     check_count([layer_sizes(x) for x in sizes], total, rules.floor, exact=False)
     layers = (_layer(rules, {name: score_of(name)}, alive, magnitude) for name in shapes)
-    labels = _Made(shapes, lambda name: numbers[name].reshape(-1).numpy())
+    labels = Made(shapes, lambda name: numbers[name].reshape(-1).numpy())
     masks: Masks = some_of(alive, ())
     left = left_of_units(layers, sizes, labels, total, rules, ground, layout)
     for name, kept in zip(shapes, left, strict=True):

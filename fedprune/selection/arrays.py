@@ -71,6 +71,8 @@ def _check(what: str, tensors: Mapping[str, Tensor], scores: Mapping[str, Tensor
         odd = sorted(tensors.keys() ^ scores.keys())
         raise ValueError(f"{what} and scores differ in names: {odd[:3]} are on one side only")
     for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{what} of {name!r}: {type(tensor).__name__}; allowed: a tensor")
         if tensor.shape != scores[name].shape:
             shapes = f"{tuple(tensor.shape)}, its scores {tuple(scores[name].shape)}"
             raise ValueError(f"{what} of {name!r} has shape {shapes}")

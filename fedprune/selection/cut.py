@@ -31,16 +31,17 @@ def cut_at(
     """The `count`-th lowest key of the pools, and how many equal ones the `count` lowest have.
 
     Args:
-        keys: the values compared, (size,) each, no NaN.
+        keys: the values compared, (size,) each, no NaN; gone through several times.
         pools: who takes part; None is everybody.
         count: at least 1, at most as many as take part.
     """
-    both = list(zip(keys, pools, strict=True))
-    size = sum(k.size if p is None else int(np.count_nonzero(p)) for k, p in both)
-    types = {k.dtype for k in keys}
+    size, types = 0, set()
+    for key, pool in zip(keys, pools, strict=True):
+        size += key.size if pool is None else int(np.count_nonzero(pool))
+        types.add(key.dtype)
     if size >= VERY_MANY and types in ({np.dtype(np.float32)}, {np.dtype(np.float64)}):
-        return _cut_by_bits(both, count, size)
-    return _cut_of([k if p is None else k[p] for k, p in both], count)
+        return _cut_by_bits(keys, pools, count, size)
+    return _cut_of([k if p is None else k[p] for k, p in zip(keys, pools, strict=True)], count)
 
 
 def _cut_of(parts: Sequence[NDArray[Any]], count: int) -> tuple[Any, int]:
@@ -52,12 +53,12 @@ def _cut_of(parts: Sequence[NDArray[Any]], count: int) -> tuple[Any, int]:
 
 
 def _cut_by_bits(
-    both: Sequence[tuple[NDArray[Any], NDArray[np.bool_] | None]], count: int, size: int
+    keys: Sequence[NDArray[Any]], pools: Sequence[NDArray[np.bool_] | None], count: int, size: int
 ) -> tuple[Any, int]:
     prefix, left = 0, count
     for shift in range(_BITS - _DIGIT, -1, -_DIGIT):
         found = np.zeros(2**_DIGIT, np.int64)
-        for _, bits in _in_question(both, prefix, shift + _DIGIT):
+        for _, bits in _in_question(keys, pools, prefix, shift + _DIGIT):
             digits = (bits >> np.uint64(shift)) & np.uint64(2**_DIGIT - 1)
             found += np.bincount(digits.astype(np.int64), minlength=2**_DIGIT)
         until = np.cumsum(found)
@@ -66,15 +67,18 @@ def _cut_by_bits(
         prefix = prefix << _DIGIT | digit
         if found[digit] <= size // _FEW or not shift:
             break
-    parts = [values for values, _ in _in_question(both, prefix, shift)]
+    parts = [values for values, _ in _in_question(keys, pools, prefix, shift)]
     return _cut_of(parts, left)
 
 
 def _in_question(
-    both: Sequence[tuple[NDArray[Any], NDArray[np.bool_] | None]], prefix: int, shift: int
+    keys: Sequence[NDArray[Any]],
+    pools: Sequence[NDArray[np.bool_] | None],
+    prefix: int,
+    shift: int,
 ) -> Iterator[tuple[NDArray[Any], NDArray[np.uint64]]]:
     """Values whose bits above `shift` are these, a chunk at a time, and their bits."""
-    for key, pool in both:
+    for key, pool in zip(keys, pools, strict=True):
         for start in range(0, key.size, _CHUNK):
             part = slice(start, start + _CHUNK)
             values = key[part] if pool is None else key[part][pool[part]]

@@ -8,7 +8,8 @@ from pydantic import AfterValidator
 
 from fedprune.options.conditions import Not
 from fedprune.options.name_table import NameTable
-from fedprune.options.section import BY_TASK, Count, Section, option
+from fedprune.options.option import BY_TASK, Count, option
+from fedprune.options.section import Section
 
 AMOUNTS = ("sparsity", "threshold", "target_bytes", "target_flops")
 """Four ways to say how much goes."""
@@ -96,7 +97,10 @@ class Pruning(Section):
         derived=followed_method,
     )
     method_options: Annotated[dict[str, Any], AfterValidator(_as_in_a_file)] = option(
-        "pruning", "an option of the method and its value", {}
+        "pruning",
+        "an option of the method and its value, NAME VALUE; NAME=1,2 is of one option alone: of "
+        "several, lists are given as NAME 1,2, the flag once for each",
+        {},
     )
     scope: str = option(
         "pruning",
@@ -106,7 +110,10 @@ class Pruning(Section):
         names=NameTable("fedprune.selection.scopes", "SCOPES"),
     )
     layers: dict[str, float] = option(
-        "pruning", "density by shell pattern over names", {}, when={"scope": "patterns"}
+        "pruning",
+        "density by shell pattern over names; of several that match the last one counts",
+        {},
+        when={"scope": "patterns"},
     )
     unit: str = option(
         "pruning",

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedprune.selection.cut import cut_at
+from fedprune.selection.made import Made
 
 Array = NDArray[Any]
 Bools = NDArray[np.bool_]
@@ -66,10 +67,16 @@ class Layer:
         return self.gone if self.cap is None else max(self.gone, self.size - self.cap)
 
 
-def drop(layers: Sequence[Layer], count: int) -> list[Bools]:
+def drop(layers: Sequence[Layer], count: int, scores: Sequence[Array] | None = None) -> list[Bools]:
     """What is alive in the layers, without the `count` lowest ranked of all of them.
 
-    New arrays, (size,) each; `count` is at most what is alive.
+    Args:
+        layers: what is ranked.
+        count: at most what is alive.
+        scores: instead of those in the layers; gone through several times, one after the other.
+
+    Returns:
+        New arrays, (size,) each.
     """
     alive = [layer.alive for layer in layers]
     if count == 0:
@@ -77,17 +84,35 @@ def drop(layers: Sequence[Layer], count: int) -> list[Bools]:
             np.ones(x.size, bool) if a is None else a.copy()
             for x, a in zip(layers, alive, strict=True)
         ]
-    kept, tied, out = _split([layer.scores for layer in layers], alive, count)
+    keys = [layer.scores for layer in layers] if scores is None else scores
+    kept, tied, out = _split(keys, alive, count)
     if out == sum(int(np.count_nonzero(t)) for t in tied):
         return kept
-    magnitudes = [np.abs(layer.magnitude) for layer in layers if layer.magnitude is not None]
+    magnitudes = [layer.magnitude for layer in layers if layer.magnitude is not None]
     if magnitudes:
-        larger, tied, out = _split(magnitudes, tied, out)
-        kept = _union(kept, larger)
+        kept, tied, out = _with_larger(kept, tied, magnitudes, out)
     return _union(kept, _without_first(tied, out))
 
 
-def ranked_together(layers: Sequence[Layer], total: int) -> list[Bools]:
+def _with_larger(
+    kept: Sequence[Bools], tied: Sequence[Bools], magnitudes: Sequence[Array], out: int
+) -> tuple[list[Bools], list[Bools], int]:
+    """What is kept with those tied that are larger than the cut, and those tied that are on it.
+
+    Of the magnitudes those of the tied are copied: often few, where all are as much as a model.
+    """
+    few = [np.abs(m[t]) for m, t in zip(magnitudes, tied, strict=True)]
+    larger, equal, out = _split(few, [None] * len(few), out)
+    for mask, pool, more in zip(kept, tied, larger, strict=True):
+        mask[pool] = more
+    for pool, still in zip(tied, equal, strict=True):
+        pool[pool] = still
+    return list(kept), list(tied), out
+
+
+def ranked_together(
+    layers: Sequence[Layer], total: int, scores: Sequence[Array] | None = None
+) -> list[Bools]:
     """What is left of the layers when `total` weights are gone, all of them in one ranking.
 
     A layer that the ranking would leave outside of its limits is fixed at the limit, and the others
@@ -98,13 +123,19 @@ def ranked_together(layers: Sequence[Layer], total: int) -> list[Bools]:
         layers: what is ranked.
         total: weights gone in the end, those gone before included; between the sums of `must` and
             of `most`.
+        scores: as of `drop`.
     """
+
+    def left_of(those: Sequence[int], count: int) -> list[Bools]:
+        own = None if scores is None else Made(those, lambda i: scores[i])
+        return drop([layers[i] for i in those], count, own)
+
     fixed: dict[int, Bools] = {}
     while True:
         free = {i: layer for i, layer in enumerate(layers) if i not in fixed}
         before = sum(layers[i].size - int(np.count_nonzero(m)) for i, m in fixed.items())
         count = total - before - sum(x.gone for x in free.values())
-        kept = dict(zip(free, drop(list(free.values()), count), strict=True))
+        kept = dict(zip(free, left_of(list(free), count), strict=True))
         gone = {i: free[i].size - int(np.count_nonzero(m)) for i, m in kept.items()}
         moved = {i: min(max(gone[i], x.must), x.most) - gone[i] for i, x in free.items()}
         excess = sum(moved.values())
@@ -112,7 +143,7 @@ def ranked_together(layers: Sequence[Layer], total: int) -> list[Bools]:
         if not wrong:
             return [fixed[i] if i in fixed else kept[i] for i in range(len(layers))]
         for i in wrong:
-            fixed[i] = drop([layers[i]], gone[i] + moved[i] - layers[i].gone)[0]
+            fixed[i] = left_of([i], gone[i] + moved[i] - layers[i].gone)[0]
 
 
 def _split(
@@ -130,9 +161,8 @@ def _split(
         the `count` lowest.
     """
     cut, out = cut_at(keys, pools, count)
-    over = [_within(k > cut, p) for k, p in zip(keys, pools, strict=True)]
-    equal = [_within(k == cut, p) for k, p in zip(keys, pools, strict=True)]
-    return over, equal, out
+    both = [(_within(k > cut, p), _within(k == cut, p)) for k, p in zip(keys, pools, strict=True)]
+    return [over for over, _ in both], [equal for _, equal in both], out
 
 
 def _without_first(pools: Sequence[Bools], count: int) -> list[Bools]:

@@ -16,6 +16,7 @@ from fedprune.protocol.choice import evidence_about
 from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Question
 from fedprune.protocol.port import Ask, Port
+from fedprune.runtime.process import trim_memory
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.combine import combines_of
 from fedprune.scores.score import Evidence, Score
@@ -148,6 +149,7 @@ def asked(
         what |= {"sparsity": votes, "progress": r.plan.progress(r.number)}
         question = r.question(model, "score", **what)
         (aggregate,) = yield [Ask(question, who)]
+        trim_memory(r.layout.parameters)  # scores are made of what it left free
         if too_few(aggregate, c) or not (aggregate.answered or c.sampling == "poisson"):
             return aggregate, None
         evidence = _with_sums(evidence, aggregate, question, r.plan)
@@ -178,10 +180,13 @@ def _with_sums(
 def evidence_of(model: Model, r: Round, names: tuple[str, ...]) -> Evidence:
     """What the server knows before it asks, of the tensors named (none: all that are prunable)."""
     plan = r.plan
-    if plan.model is not None:
-        load_into(plan.model, model.weights)
-        plan.model.eval()
+    score = scores_of(plan.config.plugin)[plan.config.score]
+    looks = not score.asks or plan.config.plugin or _in_parts(plan)
+    own = plan.model if looks else None  # of a large model one more is one too many
+    if own is not None:
+        load_into(own, model.weights)
+        own.eval()
     wanted = names or plan.layout.prunable
-    seen = {"sums": {}, "count": 1.0, "model": plan.model, "dummy": plan.dummy}
+    seen = {"sums": {}, "count": 1.0, "model": own, "dummy": plan.dummy}
     held = (model.weights, model.masks, r.number)
     return evidence_about(held, wanted, plan.config, plan.layout, **seen)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.scores.catalog import scores_of
@@ -88,10 +89,12 @@ def agreement_of(evidence: Aggregate) -> float | None:
     votes, voters = evidence.votes, len(evidence.answered)
     if votes is None or voters < 2:
         return None
-    each = int(votes.sum()) / voters
+    some = map(Tensor.long, votes.split(_AT_ONCE))
+    parts = [(int(v.sum()), int((v * (v - 1)).sum())) for v in some]
+    each = sum(kept for kept, _ in parts) / voters
     if not each:
         return None
-    pairs = sum(int((v * (v - 1)).sum()) for v in votes.split(_AT_ONCE))
+    pairs = sum(both for _, both in parts)
     return pairs / (voters * (voters - 1) * each)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 from fedprune.config import with_values
 from fedprune.learning.steps import examples_trained_on, steps_taken
 from fedprune.protocol.messages import Question
@@ -28,9 +30,14 @@ def work_for(question: Question, labels: float, plan: Plan, steps: float = 1.0) 
     task = tasks_of(plan.config.plugin)[plan.config.task]
     if plan.dummy is None or not plan.positions:
         return 0.0
-    shapes = plan.layout.shapes
-    forward = sum(2.0 * shapes[n].numel() * rows for n, rows in plan.positions.items())
-    return forward * _passed(question, labels / max(1, task.labels(plan.dummy)), plan, steps)
+    examples = labels / max(1, task.labels(plan.dummy))
+    return _forward(plan) * _passed(question, examples, plan, steps)
+
+
+def _forward(plan: Plan, names: Collection[str] = ()) -> float:
+    """Operations of a forward pass of one example, in all layers or those of some tensors."""
+    of = {n: 2.0 * plan.layout.shapes[n].numel() * rows for n, rows in plan.positions.items()}
+    return sum(of[n] for n in names or of)
 
 
 def _passed(question: Question, examples: float, plan: Plan, part: float) -> float:
@@ -58,12 +65,26 @@ _PASSES_OF = {"inputs": 1.0, "magnitudes": 1.0, "outputs": 2.0}
 
 
 def _forwards(ask: Statistic, question: Question, plan: Plan) -> float:
-    """Forward passes of a statistic; one of single weights is of those that are left."""
+    """Forward passes of a statistic, and its products in such; of single weights, those left."""
     c, names = plan.config, question.names or plan.layout.prunable
     shapes, masks = ask.shapes(plan.layout, names, c.unit, c.probes or 0), question.masks
     own = {n: s for n, s in shapes.items() if n in masks and masks[n].shape == s}
     numbers = sum(s.numel() for n, s in shapes.items() if n not in own)
-    return forwards_of(ask, numbers + sum(kept_in(masks[n], masks[n]) for n in own))
+    passes = forwards_of(ask, numbers + sum(kept_in(masks[n], masks[n]) for n in own))
+    if passes == FORWARDS_OF_A_STEP and question.names:
+        passes = 1.0 + _back_to(names, plan)
+    beside = ask.products(plan.positions, shapes) if ask.products else 0.0
+    return passes + beside / max(1.0, _forward(plan))
+
+
+def _back_to(names: Sequence[str], plan: Plan) -> float:
+    """A backward pass for the gradients of some tensors, in forward passes.
+
+    It ends at the first of them, and takes no gradient of the other weights.
+    """
+    order = plan.layout.prunable
+    passed = order[min(order.index(n) for n in names) :]
+    return (_forward(plan, names) + _forward(plan, passed)) / max(1.0, _forward(plan))
 
 
 def client_seconds(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedprune.structure.layer_kinds import CONVOLUTIONS, TABLES
 from fedprune.structure.layout import Layout
+from fedprune.tensors.hooks import removed_after
 from fedprune.tensors.named import Tensors
 
 
@@ -47,11 +48,8 @@ def _counting(model: nn.Module, seen: dict[str, float]) -> Iterator[None]:
         # A table of embeddings may share its tensor with a layer; looking up costs no FLOPs.
         if name is not None and not isinstance(module, TABLES):
             hooks.append(module.register_forward_hook(_counter(seen, name)))
-    try:
+    with removed_after(hooks):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _counter(seen: dict[str, float], name: str) -> Callable[[nn.Module, object, Tensor], None]:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from fedprune.structure.layer_kinds import CONVOLUTIONS, is_layer
+from fedprune.tensors.hooks import removed_after
 
 Seen = Callable[[str, nn.Module, Tensor, Tensor], Tensor | None]
 """Called with a weight's name, the layer, its input and its output; may return another output."""
@@ -61,11 +62,8 @@ def watching(layers: Mapping[str, Sequence[nn.Module]], seen: Seen) -> Iterator[
         for name, modules in layers.items()
         for module in modules
     ]
-    try:
+    with removed_after(hooks):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def groups(layer: nn.Module) -> int:

@@ -78,9 +78,10 @@ def heads_in(model: nn.Module, output: Sequence[str]) -> list[nn.Module]:
     modules = dict(model.named_modules(remove_duplicate=False))
     for name in output:
         if name not in modules:
+            allowed = near(name, [path for path in modules if path])
             raise ValueError(
                 f"task: its output names {name!r}, no module of the model; allowed: "
-                f"{near(name, [path for path in modules if path])}"
+                f"{allowed or 'none, the model is one module'}"
             )
     return [modules[name] for name in output]
 

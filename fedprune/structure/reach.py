@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fedprune.structure.layers import groups, layers_of, parameters_of
+from fedprune.tensors.hooks import removed_after
 
 
 @dataclass
@@ -95,8 +96,5 @@ def _calling(
     pairs = [(name, layer) for name, found in layers.items() for layer in found]
     hooks = [layer.register_forward_pre_hook(enters(name)) for name, layer in pairs]
     hooks += [layer.register_forward_hook(leaves(name)) for name, layer in pairs]
-    try:
+    with removed_after(hooks):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -46,13 +46,14 @@ def _side(found: dict[str, Any]) -> str:
 def fairness_table(outcomes: Sequence[StudyOutcome], factors: Factors) -> tuple[str, Table]:
     """How quality is spread over clients, means over seeds, and of which figure.
 
-    Without rows where no run was asked for it (`--client-percentiles`).
+    Where clients have models of their own, of these on their own parts. Without rows where no run
+    was asked for it (`--client-percentiles`).
     """
     names, keys = _but_seeds(factors), ("worst_tenth", "p10", "p50", "p90")
     rows, figures = [], dict[str, None]()
     for place, same in by_place(outcomes, names).items():
         spreads = [s for o in same if (s := o.said("client_spread"))]
-        finals = [s["final"] for s in spreads if "final" in s]
+        finals = [found for s in spreads if (found := s.get("own", s.get("final")))]
         if finals:
             figures |= dict.fromkeys(str(s["of"]) for s in spreads)
             rows.append([*place, *(_mean([f[key] for f in finals]) for key in keys)])

@@ -11,13 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from fedprune.report.drawing import INK, canvas, legend, percentages, styled
+from fedprune.report.drawing import INK, SERIES, canvas, legend, percentages, styled
 from fedprune.report.reading import density, number, percent, series, short_name, worded
 from fedprune.study.comparison import Ranking, SeedSpread, front_of, is_higher, seed_spread
 from fedprune.study.outcomes import StudyOutcome
 from fedprune.tasks.measures import metric_of
 
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8a8a2a", "#7f7f7f")
 MARKERS = "os^Dvp*X"
 DASHES = ("-", "--", ":", "-.")
 
@@ -70,7 +69,7 @@ COSTS = (
 def looks(labels: Sequence[str]) -> dict[str, tuple[str, str, str]]:
     """Colour, marker and dashes of each label: no two alike for the first 32."""
     return {
-        label: (COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)], DASHES[i // len(COLORS) % 4])
+        label: (SERIES[i % len(SERIES)], MARKERS[i % len(MARKERS)], DASHES[i // len(SERIES) % 4])
         for i, label in enumerate(labels)
     }
 
@@ -153,7 +152,7 @@ def ranks_figure(ranking: Ranking) -> Figure:
         axes.text(len(names) + 0.35, depth, f"{name} ({rank:.2f})", va="center", fontsize=7.5)
     for place, bar in enumerate(bars):
         ends = [ranking.ranks[bar[0]] - 0.04, ranking.ranks[bar[-1]] + 0.04]
-        axes.plot(ends, [0.5 + 0.6 * place] * 2, color=COLORS[0], lw=3)
+        axes.plot(ends, [0.5 + 0.6 * place] * 2, color=SERIES[0], lw=3)
     axes.plot([1, 1 + ranking.critical], [1.1 + 0.6 * len(bars)] * 2, color=INK, lw=1.5)
     axes.text(1, 1.6 + 0.6 * len(bars), f"critical difference {ranking.critical:.2f}", fontsize=7.5)
     axes.set(xlim=(0.9, len(names) + 2.2), ylim=(-len(names) - 0.6, 2.4 + 0.6 * len(bars)))
@@ -176,14 +175,14 @@ def densities_figure(found: Mapping[str, Sequence[Mapping[str, float]]]) -> Figu
         for column, share in enumerate(row):
             shade = 0.04 + 0.96 * share / most
             corner = (column + 0.54, place - 0.45)
-            axes.add_patch(Rectangle(corner, 0.92, 0.9, facecolor=COLORS[0], alpha=shade, lw=0))
+            axes.add_patch(Rectangle(corner, 0.92, 0.9, facecolor=SERIES[0], alpha=shade, lw=0))
     axes.set(xlim=(0.5, count + 0.5), ylim=(len(found) - 0.5, -0.5))
     axes.set_yticks(range(len(found)), [short_name(label) for label in found], fontsize=7.5)
     axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
     axes.set_xlabel(f"prunable tensor, of {count}, in the model's order")
     axes.grid(visible=False)
     scale = [(part, percent(part * most)) for part in (0, 1 / 3, 2 / 3, 1)]
-    shades = [Patch(color=COLORS[0], alpha=0.04 + 0.96 * p, lw=0, label=t) for p, t in scale]
+    shades = [Patch(color=SERIES[0], alpha=0.04 + 0.96 * p, lw=0, label=t) for p, t in scale]
     legend(figure, shades, [text for _, text in scale])
     return figure
 

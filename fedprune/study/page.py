@@ -7,7 +7,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from fedprune.options.refusal import counted
-from fedprune.report.pictures import svg, write_plots
+from fedprune.report.picture import svg, write_plots
 from fedprune.report.reading import significant, worded
 from fedprune.report.tables import Table
 from fedprune.report.template import FIGURE, framed, rendered

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from fedprune.report.pictures import Picture
+from fedprune.report.picture import Picture
 from fedprune.report.reading import percent, significant
 from fedprune.study.comparison import (
     Ranking,

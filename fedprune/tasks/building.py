@@ -142,12 +142,19 @@ def _lazy(model: nn.Module) -> list[str]:
 def _check_types(model: nn.Module, *, trained: bool) -> None:
     """Refuse parameters that train and whose average in float32 would be another model's."""
     for name, p in model.named_parameters():
+        if p.is_meta:
+            raise ValueError(
+                f"model: {name} is on the device meta and has no values; allowed: a model with "
+                "weights (model.to_empty(device='cpu') and what fills them)"
+            )
         if trained and p.requires_grad and p.dtype != torch.float32:
             raise ValueError(
                 f"model: {name} is {str(p.dtype).removeprefix('torch.')}, and weights are averaged "
                 "in float32; allowed: model.float(), frozen (requires_grad=False), or "
                 "--local-steps 0"
             )
+        if p.isnan().any():
+            raise ValueError(f"model: {name} holds NaN; allowed: weights that are numbers")
         if p.is_complex() or as_bytes(p) != as_bytes(p.detach().float().to(p.dtype)):
             raise ValueError(
                 f"model: {name} is {str(p.dtype).removeprefix('torch.')} and holds numbers that "

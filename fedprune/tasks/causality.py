@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from fedprune.randomness import seeded
 from fedprune.tasks.task import Loss, Part
@@ -62,12 +63,8 @@ def _are_ids(t: Tensor, logits: Tensor) -> bool:
 def logits_of(model: nn.Module, loss: LossOf, batch: Part) -> tuple[Tensor | None, float]:
     """The logits (B, T, classes) that the model gave or the loss names, and the loss."""
     made: list[Any] = []
-    hook = model.register_forward_hook(lambda _module, _args, out: made.append(out))
-    try:
-        with seeded(0, "rehearsal"):
-            found = loss(model, batch)
-    finally:
-        hook.remove()
+    with _outputs_in(made, model), seeded(0, "rehearsal"):
+        found = loss(model, batch)
     able = [getattr(out, "logits", out) for out in made[-1:]] + [found.logits]
     fit = [t for t in able if isinstance(t, Tensor) and t.dim() == 3 and t.shape[1] > 1]
     return (fit[0] if fit else None), float(found.total)
@@ -157,14 +154,15 @@ def reads_padding(model: nn.Module, loss: LossOf, batch: Part) -> bool:
     return bool((both[0] - both[1]).abs().max() > MOVED * both[0].abs().max())
 
 
+def _outputs_in(made: list[Any], model: nn.Module) -> RemovableHandle:
+    """Within the block `made` gets what the model gives."""
+    return model.register_forward_hook(lambda _module, _args, out: made.append(out))
+
+
 def _pooled(model: nn.Module, loss: LossOf, batch: Part) -> Tensor | None:
     """The outputs (B, values) that the model gave."""
     made: list[Any] = []
-    hook = model.register_forward_hook(lambda _module, _args, out: made.append(out))
-    try:
-        with seeded(0, "rehearsal"):
-            loss(model, batch)
-    finally:
-        hook.remove()
+    with _outputs_in(made, model), seeded(0, "rehearsal"):
+        loss(model, batch)
     out = getattr(made[-1], "logits", made[-1]) if made else None
     return out if isinstance(out, Tensor) and out.dim() == 2 else None

@@ -135,17 +135,21 @@ def filled_by(held: HeldByFiles, name: str) -> Iterator[None]:
 TRAINING = 16
 """Bytes of memory for each value of a model that is trained: itself, its gradient, Adam's two."""
 
+SCORING = 6
+"""The same of a model that nobody trains: itself in float32, and what is said of each weight."""
+
 
 @contextmanager
-def within_memory(name: str) -> Iterator[None]:
-    """Within the block no model is built that this machine has not the memory to train.
+def within_memory(name: str, *, trained: bool) -> Iterator[None]:
+    """Within the block no model is built that this machine has not the memory for.
 
     Raises:
         TooLarge: as `filled_by`.
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    most, calls = max(FREE_VALUES, memory // TRAINING), CALLS + CALLS_EACH * MOST_TENSORS
-    with _Counting(most, calls, name, "which this machine has not the memory to train"):
+    each, use = (TRAINING, "train") if trained else (SCORING, "score")
+    most, calls = max(FREE_VALUES, memory // each), CALLS + CALLS_EACH * MOST_TENSORS
+    with _Counting(most, calls, name, f"which this machine has not the memory to {use}"):
         yield
 
 

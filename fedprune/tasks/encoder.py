@@ -163,7 +163,7 @@ def _tokenizer(config: Data) -> Any:
     return own_symbols(config.model, config.task).tokenizer
 
 
-def topic_task(summary: str, corpus: Corpus, rounds: int) -> Task:
+def topic_task(summary: str, corpus: Corpus) -> Task:
     """A task over a corpus of documents with topics."""
     return Task(
         summary=summary,
@@ -182,8 +182,8 @@ def topic_task(summary: str, corpus: Corpus, rounds: int) -> Task:
         splits=SPLITS_BY_TOPIC,
         defaults={
             "split": "dirichlet",
-            "rounds": rounds,
-            "warmup": rounds // 3,
+            "rounds": 9,
+            "warmup": 3,
             "cohort": 5,
             "optimizer": "adamw",
             "lr": 1e-4,
@@ -199,8 +199,8 @@ R8_TOPICS = ("acq", "crude", "earn", "grain", "interest", "money-fx", "ship", "t
 BBC_TOPICS = ("business", "entertainment", "politics", "sports", "tech")
 
 R8 = topic_task(
-    "topics of Reuters R8 by a pretrained encoder (MiniLM)", Corpus(read_r8, R8_TOPICS, 48), 9
+    "topics of Reuters R8 by a pretrained encoder (MiniLM)", Corpus(read_r8, R8_TOPICS, 48)
 )
 BBC = topic_task(
-    "topics of BBC news by a pretrained encoder (MiniLM)", Corpus(read_bbc, BBC_TOPICS, 64), 9
+    "topics of BBC news by a pretrained encoder (MiniLM)", Corpus(read_bbc, BBC_TOPICS, 64)
 )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fedprune.runtime.panics import panics_as_errors
 from fedprune.streaming.files import tensors_in
 from fedprune.tasks.claims import check_config, filled_by, held_by
 from fedprune.tasks.hub import offline, quiet, reachable
@@ -38,7 +39,8 @@ def from_pretrained(auto: Any, name: str, task: str, **options: Any) -> Any:
         try:
             with bounded_by_files(Path(name)) if folder else nullcontext():
                 _check_kernels(name, here)
-                return auto.from_pretrained(name, **options, **here)
+                with panics_as_errors():
+                    return auto.from_pretrained(name, **options, **here)
         except UnpicklingError:  # torch's words for it end in how to run what is in there
             reason = "its weights are a pickle of more than tensors, which could run code"
         except Exception as error:  # files that hold anything make transformers raise anything

@@ -20,6 +20,7 @@ from typing import Any
 
 from fedprune.options.refusal import counted
 from fedprune.runtime.files import os_errors
+from fedprune.runtime.panics import panics_as_errors
 from fedprune.tasks.claims import (
     LONGEST_TOKENIZER,
     MOST_LAYERS,
@@ -33,7 +34,7 @@ SOURCE = "gguf_source.json"
 """Says in a folder that came of a GGUF file which file it was, and the types of its tensors."""
 
 
-FORMAT = 1
+FORMAT = 2
 """Of the folders that are kept; another one is made afresh."""
 
 
@@ -109,7 +110,8 @@ def _convert(file: Path, folder: Path) -> None:
     types, held = _types_of(file)
     try:
         # Bars of its progress have no switch.
-        with filled_by(held, str(file)), quiet(), redirect_stderr(StringIO()):
+        hushed = redirect_stderr(StringIO())
+        with panics_as_errors(), filled_by(held, str(file)), quiet(), hushed:
             model, tokenizer = _read(file)
     except TooLarge:
         raise
@@ -174,7 +176,27 @@ def _read(file: Path) -> tuple[Any, Any]:
     plain = model.config.__class__.from_dict(
         {k: v for k, v in model.config.to_dict().items() if k != "quantization_config"}
     )
-    fresh = model.__class__(plain)
+    fresh: Any = model.__class__(plain)
     fresh.load_state_dict(model.state_dict())
     fresh.tie_weights()
-    return fresh, tokenizer
+    return fresh, _embedded(tokenizer, fresh.get_input_embeddings().num_embeddings)
+
+
+def _embedded(tokenizer: Any, count: int) -> Any:
+    """A tokenizer without tokens that a model with so many embeddings has none of.
+
+    Its class in transformers may add some to those of the file: GPT-2's its own mark of the end,
+    also to a vocabulary that has another one.
+    """
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    beyond = {token for token, i in tokenizer.get_added_vocab().items() if i >= count}
+    if not beyond:
+        return tokenizer
+    about = json.loads(tokenizer.backend_tokenizer.to_str())
+    about["added_tokens"] = [t for t in about["added_tokens"] if t["content"] not in beyond]
+    marks = {mark: t for mark, t in tokenizer.special_tokens_map.items() if t not in beyond}
+    core = Tokenizer.from_str(json.dumps(about))
+    said = {"chat_template": tokenizer.chat_template, "clean_up_tokenization_spaces": False}
+    return PreTrainedTokenizerFast(tokenizer_object=core, **said, **marks)

@@ -69,14 +69,27 @@ def _names_of_classes(config: Data) -> list[str]:
     """The configuration's class names, or the names of the classes' folders, sorted.
 
     Raises:
-        ValueError: there is only one.
+        ValueError: there is only one, or one has no images.
     """
     if config.class_names:
         return list(config.class_names)
     names = sorted({kind for _, kind, _ in _found(config)})
+    if empty := sorted(_folders_of_classes(config) - {*names}):
+        raise ValueError(
+            f"data={config.data!r}: no image in any folder {empty[0]!r} of a class; allowed: "
+            "classes with images, or --class-names with all that the model is to know"
+        )
     if len(names) < 2:
         raise ValueError(f"data={config.data!r}: one class, {names[0]!r}; allowed: at least two")
     return names
+
+
+def _folders_of_classes(config: Data) -> set[str]:
+    """Names of the folders that lie where those of classes do, hidden ones left out."""
+    root, owned = Path(config.data), bool(_found(config)[0][0])
+    folders = (p for p in root.glob("*/*" if owned else "*") if p.is_dir())
+    shown = (p.relative_to(root).parts for p in folders)
+    return {parts[-1] for parts in shown if not any(part.startswith(".") for part in parts)}
 
 
 def pixels(path: str, side: int, *, grey: bool) -> Tensor:
@@ -92,6 +105,8 @@ def pixels(path: str, side: int, *, grey: bool) -> Tensor:
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as file:
             check_claim(Path(path), 4 * file.width * file.height)
+            if file.mode in ("I", "F") and file.format != "PPM":  # whose 16 bits are an I
+                raise ValueError("its 32 bits a pixel do not say which number is white")
             image: Any = ImageOps.exif_transpose(file)
             image.load()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

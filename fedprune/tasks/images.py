@@ -6,6 +6,7 @@ import gzip
 import importlib.util
 import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,10 +110,13 @@ def _read_idx(path: Path) -> Tensor:
     return torch.from_numpy(values.copy())
 
 
-def local_images(folder: Path, config: Data) -> Shard:
+def local_images(folder: Path, config: Data, *, side: int) -> Shard:
     """A device's own shard: every ``*.npz`` in its folder, each with `images` and `labels`.
 
-    `images` (N, H, W) of numbers in 0..1, `labels` (N,) of integers.
+    `images` (N, side, side) of numbers in 0..1, `labels` (N,) of classes by number.
+
+    Raises:
+        FileNotFoundError: there is none, or one holds anything else; with what it holds.
     """
     files = sorted(folder.glob("*.npz"))
     if not files:
@@ -120,32 +124,53 @@ def local_images(folder: Path, config: Data) -> Shard:
             f"data={folder}: no *.npz there; allowed: files with arrays images and labels"
         )
     try:
-        loaded = [arrays_in(f) for f in files]
-        images, labels = (np.concatenate([f[key] for f in loaded]) for key in ("images", "labels"))
-    except (ValueError, KeyError) as error:
+        loaded = [_arrays_of_device(f, side) for f in files]
+    except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"data={folder}: {error}; allowed: *.npz files with arrays images and labels"
+            f"data={folder}: {error}; allowed: *.npz files with arrays images "
+            f"(N, {side}, {side}) of numbers from 0 to 1 and labels (N,), "
+            f"whole numbers from 0 to {_CLASSES - 1}"
         ) from None
-    rows = _rows(torch.from_numpy(images).float(), torch.from_numpy(labels), folder)
-    return cut_rows(rows, config, 0)
+    images, labels = (torch.cat(those) for those in zip(*loaded, strict=True))
+    return cut_rows(_rows(images, labels, folder), config)
+
+
+def _arrays_of_device(path: Path, side: int) -> tuple[Tensor, Tensor]:
+    """The images, float32, and labels of one file; what is wrong raises ValueError."""
+    found, name = arrays_in(path), path.name
+    for key in ("images", "labels"):
+        if key not in found or found[key].dtype.kind not in "biuf":
+            what = f"of type {found[key].dtype}" if key in found else "not there"
+            raise ValueError(f"{name}: {key} {what}")
+    images, labels = (np.asarray(found[key], np.float64) for key in ("images", "labels"))
+    if images.shape[1:] != (side, side) or labels.shape != images.shape[:1]:
+        raise ValueError(f"{name}: images {images.shape} and labels {labels.shape}")
+    for key, values, most in (("images", images, 1), ("labels", labels, _CLASSES - 1)):
+        if not ((values >= 0) & (values <= most)).all():  # of NaN neither holds
+            raise ValueError(f"{name}: {key} from {values.min():g} to {values.max():g}")
+    if (labels != labels.astype(np.int64)).any():
+        raise ValueError(f"{name}: labels that are no whole numbers")
+    return torch.from_numpy(images.astype(np.float32)), torch.from_numpy(labels.astype(np.int64))
 
 
 def digits_model(config: Data) -> nn.Module:
     """A small net for 8 x 8 images."""
-    if config.model in SMALL_MODELS:
-        return picture_model(config, 8, 1, _CLASSES, DIGIT_NAMES)
-    if config.model == "mlp":
-        return Perceptron(side=8, hidden=(128, 64), classes=_CLASSES)
-    return ConvNet(side=8, channels=(16, 32), hidden=64, classes=_CLASSES)
+    return _small_net(config, 8, (16, 32), DIGIT_NAMES)
 
 
 def fashion_model(config: Data) -> nn.Module:
     """A small net for 28 x 28 images."""
+    return _small_net(config, 28, (8, 16), FASHION_NAMES)
+
+
+def _small_net(
+    config: Data, side: int, channels: tuple[int, int], names: tuple[str, ...]
+) -> nn.Module:
     if config.model in SMALL_MODELS:
-        return picture_model(config, 28, 1, _CLASSES, FASHION_NAMES)
+        return picture_model(config, side, 1, _CLASSES, names)
     if config.model == "mlp":
-        return Perceptron(side=28, hidden=(128, 64), classes=_CLASSES)
-    return ConvNet(side=28, channels=(8, 16), hidden=64, classes=_CLASSES)
+        return Perceptron(side=side, hidden=(128, 64), classes=_CLASSES)
+    return ConvNet(side=side, channels=channels, hidden=64, classes=_CLASSES)
 
 
 DIGIT_NAMES = tuple("0123456789")
@@ -184,7 +209,7 @@ def _images(summary: str, side: int, **own: Any) -> Task:
         dummy=_blank(side),
         extra=f1_names(_CLASSES),
         splits=_SPLITS,
-        local=local_images,
+        local=partial(local_images, side=side),
         **own,
     )
 

@@ -61,7 +61,9 @@ def _values(text: str, name: str) -> Iterator[Any]:
         try:
             value, at = decoder.raw_decode(text, at)
         except json.JSONDecodeError as error:
-            line, reason = error.lineno, f"not json: {error.msg}, column {error.colno}"
+            line, begun = error.lineno, text.count("\n", 0, at) + 1
+            within = f" (of what begins in line {begun})" if begun < line else ""
+            reason = f"not json: {error.msg}, column {error.colno}{within}"
         except (ValueError, RecursionError) as error:
             line, reason = text.count("\n", 0, at) + 1, str(error)
         else:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from fedprune.options.refusal import counted, refuse
@@ -16,6 +15,7 @@ from fedprune.streaming.files import MappedFolder, tensors_in
 from fedprune.structure.experts import named_as_modules, with_experts
 from fedprune.structure.families.catalog import SMALL_MODELS
 from fedprune.structure.families.family import Need
+from fedprune.tasks.brought import notes_of_files
 from fedprune.tasks.fetching import bounded_by_files, from_pretrained, type_of
 from fedprune.tasks.gguf_models import note_of
 from fedprune.tasks.hub import quiet
@@ -67,7 +67,8 @@ def of_size(need: Need, config: Data) -> Need:
 def loaded(config: Data, need: Need) -> nn.Module:
     """The model in a folder or of a hub id, in the type of `type_of`.
 
-    A classifier's head of another number of classes is replaced by a fresh one, and said.
+    A classifier's head of another number of classes is replaced by a fresh one, and said; so is
+    what else the files do not hold, see `notes_of_files`.
     """
     model: nn.Module = _streamed(config, need) or _fetched(config, need)
     settings: Any = model.config
@@ -180,29 +181,8 @@ def _fetched(config: Data, need: Need) -> Any:
     if need.purpose in CLASSIFYING:
         how |= {"num_labels": need.classes, "ignore_mismatched_sizes": True}
     model, about = from_pretrained(auto, config.model, config.task, **how)
-    if {name for name, _ in model.named_parameters()} <= set(about["missing_keys"]):
-        raise ValueError(
-            f"model={config.model!r}: its files hold none of its weights; allowed: a folder whose "
-            "config fits its weights"
-        )
-    if need.purpose not in CLASSIFYING:
-        return model
-    # Of every tensor that does not fit: its name, its shape in the file, its shape in the model.
-    unlike: list[tuple[str, torch.Size, torch.Size]] = sorted(about["mismatched_keys"])
-    for name, saved, wanted in unlike:
-        if wanted[0] != need.classes or saved[1:] != wanted[1:]:
-            raise ValueError(
-                f"model={config.model!r}: {name} is {tuple(saved)} in the file, and "
-                f"{tuple(wanted)} by its config; allowed: a folder whose config fits its weights"
-            )
-    if unlike:
-        classes = unlike[0][1][0]
-        text = (
-            f"the head of {config.model} was saved with "
-            f"{counted(classes, 'class', 'classes')}, the data has "
-            f"{need.classes}: it begins afresh, and the saved one is not used"
-        )
-        setattr(model, NOTES, (text,))
+    classifies = need.purpose in CLASSIFYING
+    setattr(model, NOTES, notes_of_files(model, about, config.model, need, classifies=classifies))
     return model
 
 

@@ -58,10 +58,19 @@ def _class_counts(guess: Tensor, labels: Tensor, classes: int) -> dict[str, floa
 def classification_loss(model: nn.Module, batch: Part) -> Loss:
     """Cross-entropy of ``model(images) -> (B, classes)`` against ``labels`` (B,).
 
-    A model of transformers gives them back as ``logits``.
+    A model may give them back as ``logits``, an attribute or a key of a dictionary.
+
+    Raises:
+        TypeError: it gives back something else.
     """
     output = model(batch["images"])
-    return class_loss(getattr(output, "logits", output), batch["labels"])
+    found = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", output)
+    if not isinstance(found, Tensor):
+        raise TypeError(
+            f"the model gives back a {type(output).__name__}, and classification_loss reads a "
+            "tensor (B, classes), or one named logits; write a loss that takes it out"
+        )
+    return class_loss(found, batch["labels"])
 
 
 def next_token_loss(model: nn.Module, batch: Part) -> Loss:

@@ -40,9 +40,7 @@ def label_counts(part: Part, classes: int) -> Tensor:
     return torch.bincount(labels.cpu(), minlength=classes).double()
 
 
-def baseline_of(
-    metric: str, train: Tensor, test: Tensor, test_bytes: float | None = None
-) -> dict[str, float]:
+def baseline_of(metric: str, train: Tensor, test: Tensor) -> dict[str, float]:
     """What is had without a model, from label histograms summed over clients.
 
     Of likelihoods: each label with its frequency in training, one added to every count (Laplace),
@@ -52,10 +50,9 @@ def baseline_of(
         metric: `Task.metric`.
         train: (classes,) counts in the training parts.
         test: (classes,) counts in the test parts.
-        test_bytes: bytes that the labels of the test parts stand for, where they were summed.
 
     Returns:
-        As `measures`: accuracy and macro_f1, or loss, perplexity, accuracy and bits_per_byte.
+        As `measures`: accuracy and macro_f1, or loss, perplexity and accuracy.
     """
     train, test = train.double(), test.double()
     count = float(test.sum())
@@ -68,8 +65,8 @@ def baseline_of(
         accuracy = hits / count if count else math.nan
         return {"accuracy": accuracy, "macro_f1": macro_f1(right, wrong, missed)}
     logs = ((train + 1) / (train.sum() + len(train))).log()
-    totals = {"loss": -float((test * logs).sum()), "correct": hits, "count": count}
-    return measures(totals if test_bytes is None else {**totals, "bytes": test_bytes}, metric)
+    loss = -float((test * logs).sum())
+    return measures({"loss": loss, "correct": hits, "count": count}, metric)
 
 
 def longest_common(left: Sequence[str], right: Sequence[str]) -> int:

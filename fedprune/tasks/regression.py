@@ -50,16 +50,34 @@ AS_THEY_ARE = Scaling(0.0, 1.0)
 """Of labels that nobody has scaled."""
 
 
+_LARGEST = 1e30
+_SMALLEST = 1e-30
+_FINEST = 6e-6
+"""A model gives float32 numbers: their step at the mean is 1 % of a spread so small beside it."""
+
+
 def scaling_of(labels: Sequence[float]) -> Scaling:
     """Mean and standard deviation of labels.
 
     Raises:
-        ValueError: they are all the same.
+        ValueError: they are all the same, or float32 cannot say them.
     """
+    if (largest := max(map(abs, labels))) > _LARGEST:
+        raise ValueError(f"{largest:g} is too large for float32; allowed: up to {_LARGEST:g}")
     centre = math.fsum(labels) / len(labels)
     spread = math.sqrt(math.fsum((y - centre) ** 2 for y in labels) / len(labels))
     if not spread > 1e-12 * abs(centre):
         raise ValueError("every row has the same label; allowed: labels that differ")
+    if spread < _SMALLEST:
+        raise ValueError(
+            f"labels differ by {spread:.2g} only, too little for float32; "
+            f"allowed: a standard deviation from {_SMALLEST:g}"
+        )
+    if spread < _FINEST * abs(centre):
+        raise ValueError(
+            f"labels of mean {centre:.6g} and standard deviation {spread:.2g} are one number or "
+            "a few in float32; allowed: the same labels less their mean"
+        )
     return Scaling(centre, spread)
 
 

@@ -171,18 +171,18 @@ def in_unit(**rows: Tensor) -> Part:
 
 
 def cut_later(rows: Part, dealt: Sequence[Sequence[int]], config: Data) -> Later:
-    """The shards of rows that were dealt: as `cut_rows` cuts them, each when it is needed."""
+    """The shards of rows that were dealt: three parts each, cut when the shard is needed."""
     return Later(len(dealt), CutRows(rows, dealt, config))
 
 
-def cut_rows(rows: Part, config: Data, partition_: int) -> Shard:
-    """The three parts of a client's independent examples: at random, or with noise by content.
+def cut_rows(rows: Part, config: Data) -> Shard:
+    """The three parts of a device's independent examples: at random, or with noise by content.
 
     Where noise hides an example (``--dp example``), one more or one less must not move the others.
     """
     if config.dp == "example":
         return cut_by_content(rows, config.seed)
-    return cut_at_random(rows, config.seed, partition_)
+    return cut_at_random(rows, config.seed, 0)
 
 
 def cut_by_content(rows: Part, seed: int) -> Shard:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -141,7 +141,10 @@ def _classifier(config: Data) -> nn.Module:
     names = tuple(names_of_classes(config))
     length = length_of(config, USUAL)
     need = Need("classify", symbols.size, length, symbols.pad, None, len(names), names)
-    return build(config, need)
+    model: Any = build(config, need)
+    if model.config.problem_type:  # a folder's may be another one
+        model.config.problem_type = "single_label_classification"
+    return model  # type: ignore[no-any-return]
 
 
 def one_text(config: Data) -> Part:

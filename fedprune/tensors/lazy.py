@@ -28,15 +28,17 @@ class LazyTensors(dict[str, Tensor]):
         make: Callable[[str], Tensor],
         origin: object = None,
         changed: frozenset[str] = frozenset(),
+        instead: Mapping[str, Tensor] | None = None,
     ) -> None:
-        metas = {n: torch.empty_like(t, device="meta") for n, t in bare_of(like).items()}
+        metas = {n: shape_only(t) for n, t in bare_of(like).items()}
         super().__init__(metas)
         self._make, self.origin, self.changed = make, origin, changed
+        self._instead = instead or {}  # which are in memory, and not made
 
     def __getitem__(self, name: str) -> Tensor:
         """The tensor, made."""
         super().__getitem__(name)  # KeyError, as of any dictionary
-        return self._make(name)
+        return self._instead[name] if name in self._instead else self._make(name)
 
     def __iter__(self) -> Iterator[str]:
         """The names; without a method of its own for this, a copy would be of what is held."""
@@ -83,16 +85,20 @@ class LazyTensors(dict[str, Tensor]):
     def some(self, names: Iterable[str]) -> LazyTensors:
         """Those of these names."""
         held = {name: super(LazyTensors, self).__getitem__(name) for name in names}
-        return LazyTensors(held, self._make, self.origin, self.changed)
+        kept = {n: t for n, t in self._instead.items() if n in held}
+        return LazyTensors(held, self._make, self.origin, self.changed, kept)
 
     def joined(self, others: Mapping[str, Tensor]) -> LazyTensors:
         """The same with others in place of those of their names, or beside them."""
+        changed = self.changed | frozenset(others)
+        like = {**self.bare, **bare_of(others)}
+        if in_memory(others):  # not one around the other, as often as some are joined
+            return LazyTensors(like, self._make, self.origin, changed, {**self._instead, **others})
 
         def made(name: str) -> Tensor:
             return others[name] if name in others else self[name]
 
-        changed = self.changed | frozenset(others)
-        return LazyTensors({**self.bare, **bare_of(others)}, made, self.origin, changed)
+        return LazyTensors(like, made, self.origin, changed)
 
     def under(self, masks: Mapping[str, Tensor]) -> LazyTensors:
         """The same, 0.0 where a mask is False."""
@@ -107,6 +113,14 @@ class LazyTensors(dict[str, Tensor]):
     def on_cpu(self) -> LazyTensors:
         """The same: they are made there."""
         return self
+
+
+def shape_only(tensor: Tensor) -> Tensor:
+    """Its shape and type, on PyTorch's meta device.
+
+    `torch.empty_like` would import sympy for a tensor that is there already, which takes 0.3 s.
+    """
+    return tensor if tensor.is_meta else torch.empty_like(tensor, device="meta")
 
 
 def as_doubles(tensors: Mapping[str, Tensor]) -> LazyTensors:

@@ -25,6 +25,8 @@ NOTES = "notes_of_loading"
 """Attribute of a model: lines that people should read before it runs."""
 CONSTANTS = "constant_buffers"
 """Attribute of a model: the names of its float buffers that training does not move."""
+LENT = "weights_lent"
+"""Attribute of a model: it computes with tensors that are not its own."""
 STREAM = "stream_of_blocks"
 """Attribute of a model whose tensors are read when they are needed: what reads them, with
 `tensors`, those that are read, and `read`, which takes others instead."""
@@ -174,8 +176,9 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     if state.keys() != tensors.keys():
         odd = sorted(state.keys() ^ tensors.keys())
         raise ValueError(f"tensors do not fit the model: {odd[:3]} are on one side only")
+    lent = model.__dict__.pop(LENT, False)
     for t in state.values():
-        if _is_hollow(t):
+        if lent or _is_hollow(t):
             t.data = torch.empty(t.shape, dtype=t.dtype, device=t.device)
     with torch.no_grad():
         if state and in_memory(tensors):
@@ -184,6 +187,43 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         else:
             for name, value in tensors.items():
                 state[name].copy_(value)
+
+
+def lend_to(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Let a model compute with these very tensors: who writes to one writes to the other.
+
+    Where they are not all there, or of another type or device, they are copied all the same. The
+    next `load_into` gives the model memory of its own again.
+    """
+    state = {} if _noted(model, STREAM) is not None else _moving(model)
+    like = in_memory(tensors) and state.keys() == tensors.keys()
+    if not state or not like or not all(_alike(t, tensors[n]) for n, t in state.items()):
+        load_into(model, tensors)
+        return
+    for name, t in state.items():
+        t.data = tensors[name]
+    setattr(model, LENT, True)
+
+
+def return_lent(model: nn.Module) -> None:
+    """Let go of tensors that were lent to a model, which has no values then."""
+    if model.__dict__.pop(LENT, False):
+        empty_out(model)
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    kinds = [(t.shape, t.dtype, t.device) for t in (one, other)]
+    return kinds[0] == kinds[1]
+
+
+def empty_out(model: nn.Module) -> None:
+    """Let go of the values of a model of which only the structure is looked at.
+
+    Its forward pass computes with zeros; `load_into` fills it again.
+    """
+    if _noted(model, STREAM) is None:
+        for t in _moving(model).values():
+            t.data = hollow(t)
 
 
 def hollow(tensor: Tensor) -> Tensor:

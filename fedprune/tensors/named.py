@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import warnings
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedprune.tensors.holding import count_true
-from fedprune.tensors.lazy import holding_of, shapes_of
+from fedprune.tensors.lazy import bare_of, holding_of, shapes_of, some_of
 
 Tensors = dict[str, Tensor]
 Masks = dict[str, Tensor]
@@ -50,14 +51,29 @@ def gathered(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tens
 
     Order: names sorted, each tensor in C order. The tensors must share one dtype.
     """
+    if tensors and not holding_of(tensors).in_memory:
+        return _one_by_one(tensors, masks)
     parts = [_kept(tensors[name], masks.get(name)) for name in sorted(tensors)]
     return torch.cat(parts) if parts else torch.empty(0)
 
 
-def laid_out(shapes: Mapping[str, torch.Size], dtype: torch.dtype = torch.float32) -> Tensors:
-    """Tensors of these shapes in one flat memory, as `whole_of` finds them; not filled."""
+def _one_by_one(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
+    """The same of tensors that are made when asked for: only one of them is there at a time."""
+    over = some_of(masks, [n for n in tensors if n in masks])
+    size = count(tensors) - count(over) + count_kept(over)
+    dtype = functools.reduce(torch.promote_types, {t.dtype for t in bare_of(tensors).values()})
+    out, start = torch.empty(size, dtype=dtype), 0
+    for name in sorted(tensors):
+        part = _kept(tensors[name], masks.get(name))
+        out[start : start + len(part)] = part
+        start += len(part)
+    return out
+
+
+def laid_out(shapes: Mapping[str, torch.Size]) -> Tensors:
+    """Float32 tensors of these shapes in one flat memory, as `whole_of` finds them; not filled."""
     names = sorted(shapes)
-    flat = torch.empty(sum(shapes[n].numel() for n in names), dtype=dtype)
+    flat = torch.empty(sum(shapes[n].numel() for n in names), dtype=torch.float32)
     parts = dict(zip(names, flat.split([shapes[n].numel() for n in names]), strict=True))
     return {name: parts[name].view(shape) for name, shape in shapes.items()}
 

@@ -14,19 +14,11 @@ import torch
 import zstandard
 from pcodec import ChunkConfig, standalone
 
+from fedprune.codec.bit_codes import KEPT_GAPS, PLAIN, ZSTD
 from fedprune.codec.coded_file import from_coded
 from fedprune.codec.flags import flags_of, rungs_of
 from fedprune.codec.mask_blocks import _number, mask_block
-from fedprune.codec.masks import (
-    KEPT_GAPS,
-    MASK_MAGIC,
-    PLAIN,
-    VERSION,
-    ZSTD,
-    _checksum,
-    decode_mask,
-    encode_mask,
-)
+from fedprune.codec.masks import MASK_MAGIC, VERSION, _checksum, decode_mask, encode_mask
 from fedprune.codec.model_digest import edits_in
 from fedprune.codec.wire import Packet, head_of
 from fedprune.learning.candidates import from_table

@@ -15,8 +15,8 @@ from fedprune.learning.averaging import AVERAGES
 from fedprune.learning.blending import BLENDS
 from fedprune.learning.mask_rules import MASKS
 from fedprune.learning.moving_average import MOVING
+from fedprune.options.option import declared
 from fedprune.options.refusal import ConfigError
-from fedprune.options.section import declared
 from fedprune.records.bound import RESUMABLE
 from fedprune.scores.catalog import SCORES
 from fedprune.scores.combine import COMBINES, NORMALISE
@@ -121,6 +121,11 @@ def test_the_command_line_wins_over_the_file(tmp_path):
             {"scope": "patterns", "layers": {"*": 0.5}},
             ["--layers", "h*", "0.1", "--layers", "*", "0.9"],
             {"layers": {"h*": 0.1, "*": 0.9}},
+        ),
+        (
+            {"scope": "patterns", "layers": {"*": 0.5}},
+            ["--layers", "h*=0.1,*=0.9", "--layers", "o*", "1"],
+            {"layers": {"h*": 0.1, "*": 0.9, "o*": 1.0}},
         ),
         ({"score": "movement"}, ["--score", "taylor"], {"score": "taylor"}),
     ],

@@ -9,7 +9,7 @@ import pytest
 
 from fedprune.commands.completion import names_taken
 from fedprune.config.sections import AllOptions
-from fedprune.options.section import declared
+from fedprune.options.option import declared
 from fedprune.scores.catalog import SCORES
 from fedprune.tasks.catalog import TASKS
 

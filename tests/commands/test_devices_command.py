@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import configparser
+import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from fedprune.commands import devices, main
-from fedprune.commands.devices import node_config_in
+from fedprune.commands import device_node, devices, main, programs
+from fedprune.commands.device_node import node_config_in
 from fedprune.commands.orphans import end_orphans
 
 NODE = 'partition-id=0 data="/tmp"'
@@ -64,8 +68,8 @@ def test_what_is_printed_is_what_is_run(
     def replaced(_: str, words: list[str], env: dict[str, str]) -> None:
         raise Replaced(words, env)
 
-    monkeypatch.setattr(devices.os, "execve", replaced)
-    monkeypatch.setattr(devices, "_found", list)
+    monkeypatch.setattr(programs.os, "execve", replaced)
+    monkeypatch.setattr(programs, "with_path", list)
     rest = ["--superlink", "127.0.0.1:8000", "--config", NODE] if program == "node" else []
     with pytest.raises(Replaced) as ran:
         main.main(["devices", program, str(made), *rest, *["--insecure"] * insecure])
@@ -81,6 +85,61 @@ def test_what_is_printed_is_what_is_run(
     secured = "--enable-supernode-auth" if program == "superlink" else "--root-certificates"
     assert (secured in words) == (not insecure)
     assert program != "node" or words[-1] == NODE
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "shown"),
+    [
+        (["running", "running", "finished:completed"], 0, ["running; Flower has", "completed"]),
+        (["finished:failed"], 1, ["fedprune devices status", "finished:failed: no heartbeat"]),
+        ([], 1, ["does not answer"]),
+    ],
+)
+def test_a_run_is_waited_for_whatever_becomes_of_its_log(
+    monkeypatch: Any, capsys: Any, said: list[str], code: int, shown: list[str]
+):
+    left, app = list(said), Path(__file__).parents[2]
+
+    def looked(*_: Any, **__: Any) -> SimpleNamespace:
+        runs = [{"status": left.pop(0), "status-details": "no heartbeat"}] if left else []
+        return SimpleNamespace(stdout=json.dumps({"runs": runs}))
+
+    monkeypatch.setattr(devices, "connect", lambda _: None)
+    monkeypatch.setattr(devices, "run_shown", lambda _: (0, ["Successfully started run 17\n"]))
+    monkeypatch.setattr(devices.subprocess, "run", looked)
+    monkeypatch.setattr(devices, "LOOK_AGAIN", 0.0)
+    assert main.main(["devices", "run", "f", "", "--superlink", "a:1", "--app", str(app)]) == code
+    lines = [line for line in capsys.readouterr().out.splitlines() if "17" in line or "how" in line]
+    assert len(lines) == len(shown)
+    assert all(text in line for text, line in zip(shown, lines, strict=True))
+
+
+def test_the_systemd_unit_of_the_docs_starts_a_node(made: Path, tmp_path: Path, monkeypatch: Any):
+    def stopped(*words: str) -> None:
+        raise Replaced(*words)
+
+    docs = (Path(__file__).parents[2] / "docs" / "devices.md").read_text()
+    unit = docs.partition("```ini\n")[2].partition("```")[0]
+    read = configparser.ConfigParser(interpolation=None)
+    read.optionxform = str  # type: ignore[assignment, method-assign]
+    read.read_string(unit)
+    service = read["Service"]
+    assert (service["Restart"], service["KillMode"]) == ("always", "control-group")
+    program, *words = shlex.split(service["ExecStart"])
+    assert Path(program).name == "fedprune"
+    at = {"/home/fedprune/flower": str(made), 'partition-id=0 data="/data/a"': NODE}
+    monkeypatch.setattr(device_node, "become", stopped)
+    with pytest.raises(Replaced) as ran:
+        main.main([at.get(word, word) for word in words])
+    assert (ran.value.args[0], ran.value.args[-1]) == ("flower-supernode", NODE)
+    if shutil.which("systemd-analyze") is None:
+        return  # what else stands there is looked at where systemd is
+    (tmp_path / "node.service").write_text(unit.replace(program, sys.executable))
+    words = ["systemd-analyze", "verify", "--man=no", "--generators=no"]
+    said = subprocess.run(
+        [*words, str(tmp_path / "node.service")], capture_output=True, text=True, check=True
+    )
+    assert said.stderr == ""
 
 
 @pytest.mark.parametrize(
@@ -113,6 +172,11 @@ def test_what_is_printed_is_what_is_run(
             "'a'",
         ),
         (["node", "{made}", "--superlink", "a:1", "--config", 'partition-id=0 data="/no"'], "/no"),
+        (["node", "{made}", "--superlink", "a:1", "--config", 'partition-id=0 data=""'], "data=''"),
+        (
+            ["node", "{made}", "--superlink", "a:1", "--config", 'partition-id="2,2" data="/tmp"'],
+            "partition-id='2,2'",
+        ),
         (
             ["node", "{made}", "--superlink", "a:1", "--config", 'partition-id=7 data="/tmp"'],
             "no 7",

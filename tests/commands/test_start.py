@@ -13,8 +13,8 @@ from fedprune.learning.blending import BLENDS
 from fedprune.learning.mask_rules import MASKS
 from fedprune.learning.robust_rules import ROBUST
 from fedprune.options.name_table import NameTable
+from fedprune.options.option import options_of
 from fedprune.options.refusal import ConfigError
-from fedprune.options.section import options_of
 from fedprune.selection.units import UNITS
 
 TABLES = {

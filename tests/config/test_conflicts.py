@@ -16,8 +16,9 @@ from fedprune import TASKS, config
 from fedprune.config import RunConfig, configure, overridden
 from fedprune.config.defaults import completed
 from fedprune.options.conditions import Not, in_words, only, permitted
+from fedprune.options.option import declared, unread_value
 from fedprune.options.refusal import ConfigError, Conflict, named
-from fedprune.options.section import declared, unread, unread_value
+from fedprune.options.section import unread
 from fedprune.options.values import parsed
 from fedprune.scores.catalog import scores_of
 from fedprune.tasks.catalog import tasks_of
@@ -248,6 +249,7 @@ robust=median error-feedback=true uplink=int8 | robust | none, or no --error-fee
 robust=median weighting=labels | weighting | equal
 robust=multi-krum clients=4 cohort=4 | robust | another rule, or --cohort 5 or more
 max-norm=0.0 | max-norm | above 0, or auto
+lr-rewind=true warmup=0 end=1 | lr-rewind | false
 max-norm=auto lr-rewind=true | max-norm | a number, or no --lr-rewind
 max-norm=1 secure=secagg | max-norm | leave it out
 max-norm=1 dp=client dp-noise=1 | max-norm | leave it out
@@ -281,7 +283,7 @@ secure=secagg selector=labels | selector | uniform
 profiles=f engine=flower | engine | another --engine
 profiles=f dp=client dp-noise=1 | dp | none
 profiles=f secure=secagg | secure | none
-clients=5 cohort=4 newcomers=2 | newcomers | 0 to 1
+clients=5 cohort=4 newcomers=2 | newcomers | 0 to 1, or a smaller --cohort
 clients=9 cohort=4 secure=secagg newcomers=2 | newcomers | 0, or 3 or more
 clients=9 cohort=4 newcomers=2 dp=client dp-noise=1 | dp | none
 clients=9 cohort=4 newcomers=2 sampling=round-robin | sampling | fixed

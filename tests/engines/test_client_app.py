@@ -15,6 +15,7 @@ from fedprune import RunConfig
 from fedprune.codec.coded_file import to_coded
 from fedprune.codec.wire import Packet, head_of
 from fedprune.config import configure, to_toml
+from fedprune.engines.flower.announced import greeting
 from fedprune.engines.flower.client_app import app
 from fedprune.engines.flower.client_hosts import _device_host
 from fedprune.engines.inline import inline_port
@@ -30,6 +31,7 @@ from fedprune.protocol.replies import (
     identity,
     parts_in,
 )
+from fedprune.protocol.versions import OWN_VERSION
 from fedprune.tasks.catalog import TASKS
 from tests.runs import tiny
 from tests.tasks.rows import write_rows
@@ -66,9 +68,10 @@ def call(context: Context, kind: str, packet: Packet) -> Packet:
 
 
 def hello(context: Context, config: RunConfig) -> dict[str, Any]:
-    packet = call(context, "query.hello", Packet({"config": to_toml(config)}, {}))
+    packet = call(context, "query.hello", greeting(to_toml(config)))
     about: dict[str, Any] = json.loads(packet.fields["about"])
-    return about
+    assert about.items() >= OWN_VERSION.items()
+    return {key: value for key, value in about.items() if key not in OWN_VERSION}
 
 
 def ask(

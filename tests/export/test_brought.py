@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard import metadata_load
 from safetensors import safe_open
 
 import fedprune
@@ -93,6 +95,8 @@ def test_every_file_and_the_type_come_back_in_every_form(played):
     for folder in (run / "model", *(run / form for form in forms)):
         same_files(own, folder)
         card_text = (folder / "README.md").read_text()
+        loader = "fedprune" if folder.name == "sparse" else "transformers"
+        assert metadata_load(folder / "README.md")["library_name"] == loader
         assert f"sparsity: {removed:.4f}" in card_text
         weights = folder / "model.safetensors"
         assert not weights.is_file() or dtypes(weights) == dtypes(own / "model.safetensors")
@@ -130,8 +134,6 @@ def torch_type(own: Path) -> torch.dtype:
 
 
 def test_a_card_is_read_by_the_hub(played):
-    from huggingface_hub import ModelCard
-
     _, run, _ = played
     read = ModelCard.load(run / "model" / "README.md")
     data = read.data.to_dict()

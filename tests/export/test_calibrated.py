@@ -1,6 +1,7 @@
 """GPTQ and AWQ against their definitions in numpy, and on held-out text against rounding."""
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -11,10 +12,13 @@ import fedprune
 from fedprune.commands.main import main
 from fedprune.engines.inline import inline_port
 from fedprune.export.calibrated import awq, gptq
-from fedprune.redundancy.calibration import CALIBRATIONS, LayerSums
+from fedprune.protocol.forms import form_of
+from fedprune.protocol.messages import Question
+from fedprune.redundancy.calibration import CALIBRATIONS, LayerSums, linear_of
 from fedprune.tasks.task import Part
 from fedprune.tensors.codes import restored
 from fedprune.tensors.models import state_of
+from fedprune.tensors.named import full_masks
 from tests.runs import house_of, tiny
 
 
@@ -105,6 +109,22 @@ def outlying(model: nn.Module) -> dict[str, Tensor]:
         if "layernorm" in name:
             state[name][::8] *= 20
     return state
+
+
+@pytest.mark.parametrize("by", list(CALIBRATIONS))
+def test_what_several_layers_read_is_sent_once_and_all_of_them_have_its_sums(by):
+    config = tiny(**RUN, quantise_by=by)
+    host = house_of(config)
+    model, layout, kind = host.model, host.layout, CALIBRATIONS[by].kind
+    names = tuple(linear_of(model, layout.prunable))
+    question = Question(kind, 1, state_of(model), full_masks(state_of(model), names), names=names)
+    form = form_of(question, config, layout)
+    sums = form.named(inline_port(host).ask(question, [0]).total)
+    assert len([n for n in form.shapes if n.endswith("/inputs")]) == 4, "q, o, gate and down"
+    ends = {n.rpartition("/")[2] for n in form.shapes}
+    for alike in (names[:3], names[4:6]):
+        for name, end in product(alike, ends):
+            assert torch.equal(sums[f"{name}/{end}"], sums[f"{alike[0]}/{end}"])
 
 
 @pytest.mark.slow

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from fedprune.export.hf_config import Unplain, plain_model
+from fedprune.export.config_keys import Unplain
+from fedprune.export.hf_config import plain_model
 from fedprune.structure.edits import Edit
 from fedprune.structure.groups import structure_of
 from fedprune.structure.surgery import reshaped

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -24,6 +25,7 @@ from fedprune import (
     own_task,
     prune,
 )
+from fedprune.library.forms import part_of
 from fedprune.report import live
 from fedprune.server.watch import Watch
 from tests.runs import tiny
@@ -57,6 +59,16 @@ class States(nn.Sequential):
         return {self.name: super().forward(x)}
 
 
+class Pair(nn.Sequential):
+    """Returns two things without a name."""
+
+    def __init__(self):
+        super().__init__(*net())
+
+    def forward(self, x):
+        return super().forward(x), x
+
+
 FORMS = {
     "pair": (X, Y),
     "arrays": {"inputs": X.numpy(), "labels": Y.numpy()},
@@ -66,6 +78,31 @@ FORMS = {
     "loader": DataLoader(TensorDataset(X, Y), batch_size=7, shuffle=True),
     "hugging face": Dataset.from_dict({"inputs": X.tolist(), "labels": Y.tolist()}),
 }
+
+
+def test_partitions_of_flower_datasets_are_read_as_their_transforms_make_them(tmp_path):
+    from flwr_datasets import FederatedDataset
+
+    rows = Dataset.from_dict({"pixels": X.tolist(), "label": Y.tolist()})
+    rows.to_parquet(tmp_path / "train.parquet")
+    dealt = FederatedDataset(dataset=str(tmp_path), partitioners={"train": 3})
+    tables = [dealt.load_partition(p) for p in range(3)]
+    tensors = [t.with_format("torch")[:] for t in tables]
+    made = [
+        table.with_transform(lambda b: b | {"pixels": [torch.tensor(x) / 2 for x in b["pixels"]]})
+        for table in tables
+    ]
+    for forms, scale in ((tables, 1), (made, 2)):
+        for form, table in zip(forms, tensors, strict=True):
+            part = part_of(form)
+            assert set(part) == {"pixels", "labels"}
+            assert torch.equal(part["pixels"] * scale, table["pixels"])
+    shard = own_task(net(), made).shards(tiny(task="digits", clients=3))[1]
+    assert set(shard.train) == {"pixels", "labels"}
+    with pytest.raises(ConfigError, match="data=FederatedDataset: not read; allowed: a Dataset"):
+        own_task(net(), dealt)
+    with pytest.raises(ConfigError, match="data=train Dataset, test Dataset: not read"):
+        own_task(net(), tables[0].train_test_split(0.2))
 
 
 @pytest.mark.slow
@@ -78,8 +115,9 @@ def test_all_forms_of_data_are_the_same_task():
     assert "own" not in TASKS
 
 
-def test_true_and_false_are_classes():
-    runs = [federate(own_task(net(), (X, y)), clients=2, rounds=1) for y in (Y > 0, (Y > 0).long())]
+def test_true_and_false_and_whole_numbers_of_any_type_are_classes():
+    kinds = (Y > 0, (Y > 0).long(), (Y > 0).int())
+    runs = [federate(own_task(net(), (X, y)), clients=np.int64(2), rounds=1) for y in kinds]
     assert len({run.summary["weights_digest"] for run in runs}) == 1
 
 
@@ -170,6 +208,13 @@ def test_numbers_of_numpy_and_two_who_look_on(capsys):
     assert done.sparsity == pytest.approx(0.5, abs=0.01)
 
 
+def test_a_result_that_is_printed_says_how_many_failures_there_were():
+    data = [(X, X[:, :3]), (X, X[:, :3] * torch.nan)]
+    result = federate(own_task(net(), data), rounds=1)
+    assert f"failures {result.summary['failures']};" in repr(result)
+    assert result.summary["failures"] > 0
+
+
 def test_values_as_labels_are_learned_by_squared_error_and_own_losses_by_themselves():
     targets = X @ torch.randn(6, 3)
     by_default = federate(own_task(net(), (X, targets)), clients=2, rounds=2)
@@ -218,6 +263,9 @@ def test_a_language_model_of_a_result_is_one_of_transformers(tmp_path):
         (lambda: federate(own_task(net(), (X, Y + 1)), clients=2), "label 3, .* gives 3 values"),
         (lambda: federate(own_task(net(), (X, Y - 1)), clients=2), "label -1, "),
         (lambda: federate(own_task(States(), (X, Y)), clients=2), "gives states; allowed: logits"),
+        (lambda: federate(own_task(Pair(), (X, Y)), clients=2), "gives a tuple"),
+        (lambda: federate(own_task(net(), (X, X)), clients=2), "for labels .*, which are no class"),
+        (lambda: prune(net().to("meta"), 0.5, score="magnitude"), "0.weight is on the device meta"),
         (lambda: own_task(net(), (X, Y), validation=0.6, test=0.6), "some to train on"),
         (lambda: own_task(net(), (X, X, Y)), "data=3 tensors"),
         (lambda: prune(net(), 0.5, score="wanda"), "data=None"),

@@ -8,6 +8,7 @@ from fedprune.client.host import Host
 from fedprune.config import configure
 from fedprune.methods.catalog import check_method
 from fedprune.options.refusal import ConfigError
+from tests.gallery import UNPRUNED
 from tests.perceptron import LAYERS, SMALL, count, flat, gradients, kept_by
 from tests.runs import house_of, overheard, tiny
 
@@ -78,6 +79,29 @@ def test_fedpai_is_its_two_steps():
         )
 
 
+def test_ssfl_keeps_what_the_plain_mean_of_clients_saliency_is_largest_of():
+    given = {**SMALL, "method": "ssfl", "sparsity": 0.7, "score_examples": 10_000}
+    config = configure({**given, "lr_schedule": "constant"})
+    host = house_of(config)
+    _, asked, states = overheard(config)
+    start = next(q for q, _, _ in asked if q.kind == "score").weights
+    own = [flat(start) * flat(gradients(start, *data(host, client))) for client in range(3)]
+    mask = states[0].masks
+    kept_by(flat(mask), sum(each.abs() for each in own) / 3, count(flat(mask), 0.7))
+    weights = {n: w.double() * mask.get(n, 1) for n, w in start.items()}
+    for state in states:
+        sums, labels = dict.fromkeys(weights, 0.0), 0
+        for client in range(3):
+            x, y = data(host, client)
+            slopes = gradients(weights, x, y)
+            sums = {n: s + len(y) * mask.get(n, 1) * slopes[n] for n, s in sums.items()}
+            labels += len(y)
+        weights = {n: w - 0.1 * sums[n] / labels for n, w in weights.items()}
+        assert all(
+            torch.allclose(state.weights[n].double(), w, atol=1e-5) for n, w in weights.items()
+        )
+
+
 def test_movement_pruning_remembers_all_rounds():
     given = {**SMALL, "method": "movement-pruning", "rounds": 3, "warmup": 1, "end": 3}
     config = configure({**given, "sparsity": 0.6, "lr_schedule": "constant"})
@@ -127,8 +151,10 @@ def test_what_a_composition_is_not(given, says):
         ),
         ({"method": "heterofl", "method_options": {"tiers": 0.5}}, "with 1.0 among them"),
         ({"method": "depthfl", "sparsity": 0.0, "method_options": {"depths": 0.5}}, "1.0 among"),
-        ({"method": "fedselect", "sparsity": 0.0, "scope": "row"}, "^scope='row': nothing is"),
-        ({"method": "spafl", "sparsity": 0.0, "score": "fisher"}, "^score='fisher': thresholds"),
+        ({"method": "fedselect", **UNPRUNED, "scope": "row"}, "^scope='row': nothing is"),
+        ({"method": "spafl", **UNPRUNED, "score": "fisher"}, "^score='fisher': thresholds"),
+        ({"method": "spafl", **UNPRUNED, "warmup": 1}, "^warmup=1: thresholds alone prune"),
+        ({"method": "fedselect", **UNPRUNED, "end": 3}, "^end=3: nothing is pruned; allowed: lea"),
         ({"method": "lotteryfl", "score_examples": 8}, "^score-examples=8: nobody is asked"),
         ({"method": "dispfl", "warmup": 0, "end": 1, "weighting": "labels"}, "^weighting='labels'"),
         ({"method": "fedrts", "schedule": "regrow", "regrow": 0.2}, "^regrow=0.2: the method's"),

@@ -13,7 +13,7 @@ from fedprune.structure.groups import Block, Structure
 from fedprune.structure.layout import Layout, layout_of
 from fedprune.tasks.task import batches
 from tests.methods.test_regimes import KEYS
-from tests.remembering import Stack, apart
+from tests.remembering import Stack, apart, round_of_blocks
 from tests.runs import house_of, overheard, tiny
 
 DEPTHS = (1.0, 0.5, 0.3)
@@ -65,32 +65,10 @@ def test_a_client_trains_one_of_each_group_of_blocks_and_means_are_over_holders(
     turned = [float((1 - torch.cosine_similarity(x, y, -1)).mean()) for x, y in pairs]
     stays = [stays_of(alike, turned, many) for many in BLOCKS]
     for state in states:
-        sums = {n: torch.zeros_like(w) for n, w in whole.items()}
-        held = dict.fromkeys(whole, 0.0)
-        for part, own_blocks in zip(data, stays, strict=True):
-            own = Stack().double()
-            own.load_state_dict(whole)
-            own.blocks = torch.nn.ModuleDict({str(i): own.blocks[i] for i in sorted(own_blocks)})
-            own.forward = lambda x, own=own: own.head(residual(own, x))
-            descent = torch.optim.SGD(own.parameters(), 0.01)
-            for _ in range(2):
-                descent.zero_grad()
-                error = own.forward(part["x"].double()) - part["y"].double()
-                (error.square().sum() / len(error)).backward()
-                descent.step()
-            for n, w in own.state_dict().items():
-                sums[n] += len(part["x"]) * w
-                held[n] += len(part["x"])
-        whole = {n: sums[n] / held[n] for n in whole}
+        whole = round_of_blocks(whole, data, stays)
         for n, w in whole.items():
-            np.testing.assert_allclose(state.weights[n].numpy(), w.detach().numpy(), atol=1e-6)
+            np.testing.assert_allclose(state.weights[n].numpy(), w.numpy(), atol=1e-6)
     assert result.summary["own_sparsity"] == (0 + 64 + 128) / 3 / 216
-
-
-def residual(own: Stack, x: torch.Tensor) -> torch.Tensor:
-    for block in own.blocks.values():
-        x = x + block(x)
-    return x
 
 
 def test_similarity_is_that_of_the_pooled_examples_and_wider_outputs_are_projected():

@@ -8,7 +8,7 @@ from tests.runs import overheard, tiny
 
 
 def test_what_moves_most_becomes_a_clients_own_and_the_rest_is_averaged():
-    keys = {**KEYS, "rounds": 4, "local_steps": 3, "sparsity": 0.0}
+    keys = {**KEYS, "rounds": 4, "local_steps": 3, "sparsity": 0.0, "warmup": None, "end": None}
     options = {"grows": 0.25, "limit": 0.4, "every": 1}
     config = tiny(**keys, method="fedselect", method_options=options)
     result, asked, states = overheard(config)

@@ -89,3 +89,4 @@ def test_a_run_is_the_loop_of_the_paper():
         / 3
     )
     assert abs(result.summary["own_sparsity"] - mean) < 1e-9
+    assert result.summary["clients_have"] == "masks"

@@ -4,12 +4,16 @@ from typing import Any
 
 import pytest
 
+from fedprune.config import configure
+from fedprune.methods.catalog import FOLLOWING
 from fedprune.methods.catalog import METHODS as ALL
+from fedprune.options.refusal import ConfigError
 from tests.gallery import METHODS, MLP, SHAKESPEARE
 from tests.runs import played, same, tiny
 
 MANY = {"method_options": {"candidates": 8}}
 SURE = {"method_options": {"threshold": 0.0}}
+OFTEN = {"rounds": 12, "end": 6, "cohort": 3, "clients": 3}
 LONG = {"rounds": 6, "end": 6}
 OTHER: dict[str, dict[str, tuple[dict[str, Any], Any, Any]]] = {
     "depthfl": {"depths": ({}, (1.0, 0.5), (1.0, 1.0))},
@@ -27,6 +31,7 @@ OTHER: dict[str, dict[str, tuple[dict[str, Any], Any, Any]]] = {
     "fedrts": {"exchange": ({}, 0.4, 0.2), "gamma": ({}, 0.5, 0.1), "weight": ({}, 10.0, 1.0)},
     "fedselect": {"grows": ({}, 0.25, 0.5), "limit": ({}, 0.9, 0.3), "every": ({}, 1, 2)},
     "fedspallm": {"layers": ({}, 1.0, 0.5)},
+    "fedspine": {"densities": ({}, (1.0, 0.4), (1.0, 0.7)), "explore": (OFTEN, 0.0, 9.0)},
     "fedtiny": {"candidates": ({}, 4, 1), "spread": (MANY, 0.9, 0.01)},
     "fjord": {"widths": ({}, (1.0, 0.5), (1.0, 0.25))},
     "flash": {"stage": ({}, "spdst", "jmwst"), "tiers": ({}, (1.0, 0.5), (1.0, 0.25))},
@@ -75,3 +80,50 @@ def test_an_option_changes_what_comes_of_a_run(method, option):
     memories = one.memories[method], two.memories[method]
     alike = same(one.weights, two.weights) and same(one.masks, two.masks)
     assert not alike or repr(memories[0]) != repr(memories[1])
+
+
+OF_RUNS: dict[str, Any] = {
+    **{"schedule": "linear", "frequency": 2, "score_steps": 2, "batched": 2, "lr_rewind": True},
+    **{"combine": "median", "weighting": "equal", "score_weighting": "equal", "server_lr": 0.5},
+    **{"warmup": 2, "end": 3},
+}
+"""Options of any run that a method may have no use for, each with another value."""
+
+WHEN = ("warmup", "end", "frequency")
+"""Of these options the ones that language models are played with: their runs take longer."""
+
+FEW = {("flash", "batched"): "no two of the cohort have the same tier"}
+"""Where these runs are too small for an option to show."""
+
+
+@pytest.mark.slow
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("method", sorted(ALL.keys() - FOLLOWING.keys()))
+def test_an_option_of_runs_changes_what_comes_of_one_or_is_refused(method):
+    given = METHODS.get(method, {"end": 1} if "warmup" in ALL[method].sets else {})
+    keys = {**MLP, "clients": 5, "rounds": 5, "end": 4, **given, "method": method}
+    if language := keys["task"] == "shakespeare":
+        keys = {**given, "rounds": 4, "end": 4, "method": method}
+    keys = {n: x for n, x in keys.items() if n not in ALL[method].sets and x is not None}
+    base = configure(keys)
+    plain, once, idle = played(base), base.warmup + 1 >= base.end, []
+    for option, value in OF_RUNS.items():
+        if (
+            (language and option not in WHEN)
+            or vars(base)[option] == value
+            or (method, option) in FEW
+            or (once and option == "schedule")
+        ):
+            continue
+        try:
+            found = played(configure({**keys, option: value}))
+        except ConfigError:
+            continue
+        if same(found.state.weights, plain.state.weights) and _told(found) == _told(plain):
+            idle.append(option)
+    assert not idle
+
+
+def _told(result: Any) -> list[dict[str, Any]]:
+    """The rows without times."""
+    return [{n: x for n, x in row.items() if "seconds" not in n} for row in result.rows]

@@ -10,6 +10,7 @@ from torch import Tensor
 from fedprune import RunConfig
 from fedprune.config import configure
 from fedprune.methods.prunefl import worth
+from fedprune.protocol.messages import Question
 from tests.perceptron import LAYERS, SMALL, count, flat, gradients, kept_by, outputs
 from tests.runs import house_of, overheard, tiny
 
@@ -43,34 +44,50 @@ def test_what_pays_for_its_time_is_kept():
     assert kept.sum() < worth(earned, costs, kept, 5.0, 400).sum() < 400
 
 
-@pytest.mark.slow
+def two_steps(
+    question: Question, x: Tensor, y: Tensor
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Mean g, squared, times the labels of two steps of descent under a mask; weights then."""
+    weights, sums = {n: w.double() for n, w in question.weights.items()}, dict.fromkeys(LAYERS, 0.0)
+    for _ in range(2):
+        slopes = gradients(weights, x, y)
+        sums = {n: sums[n] + slopes[n] for n in LAYERS}
+        weights = {
+            n: (w - question.lr * slopes[n]).detach() * question.masks.get(n, 1)
+            for n, w in weights.items()
+        }
+    return {n: 2 * len(y) * (s / 2).square() for n, s in sums.items()}, weights
+
+
 def test_prunefl_is_its_algorithm():
-    given = {**SMALL, "method": "prunefl", "rounds": 3, "end": 3, "sparsity": 0.3}
+    given = {**SMALL, "method": "prunefl", "rounds": 5, "end": 5, "frequency": 2, "sparsity": 0.3}
     options = {"constant": 1e-3, "comm": 1e-6, "comp": 1e-6, "dec": 0.4, "initial": 2}
-    config = configure({**given, "method_options": options})
-    _, asked, _ = overheard(config)
-    earned = [(q, who) for q, who, _ in asked if q.kind == "score"]
-    alone = [who for q, who, _ in asked if q.kind == "tune" and q.round == 1]
-    assert alone == [[0], [0], [0, 1, 2]], "first on one client"
-    assert [who for q, who in earned] == [[0], [0], [0, 1, 2], [0, 1, 2]]
+    config = configure({**given, "local_epochs": 2, "method_options": options})
+    _, asked, states = overheard(config)
+    tuned = [(q, who) for q, who, _ in asked if q.kind == "tune"]
+    assert [who for _, who in tuned[:3]] == [[0], [0], [0, 1, 2]], "first on one client"
+    assert [bool(q.score) for q, _ in tuned] == [True] * 6 + [False], "none after the last time"
+    assert [s.prunings for s in states] == [1, 1, 2, 2, 3]
     sizes = []
-    for question, who in earned[1:]:
-        squares = dict.fromkeys(LAYERS, 0.0)
-        for client in who:
-            x, y = data(config, client)
-            slopes = gradients(question.weights, x, y)
-            squares = {n: squares[n] + len(y) * slopes[n].square() for n in LAYERS}
+    for these, then in ((tuned[1:2], 2), (tuned[2:4], 4), (tuned[4:6], 6)):
+        earned = dict.fromkeys(LAYERS, 0.0)
+        for question, who in these:
+            for client in who:
+                found, _ = two_steps(question, *data(config, client))
+                earned = {n: earned[n] + found[n] for n in LAYERS}
+        later = tuned[then][0]
+        last = these[-1][0] if then == 2 else states[later.round - 2]
         kept = {}
         for n in LAYERS:
-            mask, size = question.masks[n].flatten(), question.weights[n].abs().flatten()
+            mask, size = last.masks[n].flatten(), last.weights[n].abs().flatten()
+            if then == 2:  # of the one client's model after its steps, which nobody else sees
+                size = two_steps(last, *data(config, 0))[1][n].abs().flatten()
             order = torch.where(mask, size, math.inf).argsort(stable=True)
             kept[n] = mask.clone()
-            kept[n][order[: int(0.4 * 0.5 ** (question.round / 10_000) * int(mask.sum()))]] = False
-        costs = np.full(len(flat(squares)), 2e-6)  # one row of a perceptron's layer an example
-        most = count(flat(question.masks), 0.3)
-        wanted = greedy(flat(squares).numpy(), costs, flat(kept).numpy(), 1e-3, most)
-        tuned = [(q, who) for q, who, _ in asked if q.kind == "tune" and q.round == question.round]
-        later = next(q for q, who in tuned if len(who) == 3)
+            kept[n][order[: int(0.4 * 0.5 ** (later.round / 10_000) * int(mask.sum()))]] = False
+        costs = np.full(len(flat(earned)), 2e-6)  # one row of a perceptron's layer an example
+        most = count(flat(later.masks), 0.3)
+        wanted = greedy(flat(earned).numpy(), costs, flat(kept).numpy(), 1e-3, most)
         assert int((flat(later.masks).numpy() != wanted).sum()) <= 4, "but for rounding"
         sizes.append(int(wanted.sum()))
     assert len(set(sizes)) > 1, "the model's size moves"

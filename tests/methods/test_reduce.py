@@ -12,7 +12,8 @@ from torch import Tensor
 from fedprune import RunConfig, Shard, federate, load
 from fedprune.client.host import Host, build_host
 from fedprune.engines.inline import inline_port
-from fedprune.methods.acting import begun, thinned
+from fedprune.methods.acting import begun
+from fedprune.methods.thinning import thinned
 from fedprune.opening import opening_of
 from fedprune.protocol.models import shaped
 from fedprune.protocol.port import Port

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from fedprune.learning.manners import sparse_inputs
 from fedprune.options.refusal import ConfigError
 from tests.remembering import apart
 from tests.runs import overheard, tiny
@@ -129,3 +131,20 @@ def test_what_does_not_go_with_it_is_refused(method, key, value):
 def test_what_comes_on_own_masks_is_no_secure_sum(method):
     with pytest.raises(ConfigError, match=r"^secure='secagg': .* of their own; allowed: none"):
         overheard(tiny(method=method, model="mlp", end=3, secure="secagg"))
+
+
+def test_a_convolution_takes_its_gradient_by_the_largest_inputs_alone():
+    gen = torch.Generator().manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3, stride=2, padding=1)).double()
+    x = torch.randn(4, 2, 6, 6, generator=gen, dtype=torch.float64).requires_grad_()
+    weight, bias = net[0].weight, net[0].bias
+    with sparse_inputs(net, {"0.weight": weight}, 0.75).gradients():
+        found = net(x)
+        found.square().sum().backward()
+    assert torch.equal(found, net(x))
+    slope, how = 2 * found.detach(), {"stride": 2, "padding": 1}
+    few = x.detach() * torch.from_numpy(top(x.detach().numpy(), x.numel() // 4))
+    of_weights = torch.nn.grad.conv2d_weight(few, weight.shape, slope, **how)
+    of_inputs = torch.nn.grad.conv2d_input(x.shape, weight.detach(), slope, **how)
+    for left, right in ((weight, of_weights), (x, of_inputs), (bias, slope.sum((0, 2, 3)))):
+        torch.testing.assert_close(left.grad, right)

@@ -124,3 +124,9 @@ def test_the_repeat_line_gives_back_what_was_given():
     (text,) = shlex.split(shlex.quote(as_run_config(config)))
     again = overridden(*from_flower(parse_config_args([text])))[0]
     assert again.model_copy(update={"engine": "inline"}) == config
+
+
+def test_a_value_with_commas_may_stand_behind_its_name():
+    for said in (["densities=1.0,0.5"], ["densities", "1.0,0.5"]):
+        config, *_ = run_asked_for(["--method", "fedspine", "--method-options", *said])
+        assert config.method_options["densities"] == "1.0,0.5", "which the method reads"

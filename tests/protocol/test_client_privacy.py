@@ -69,7 +69,8 @@ def test_metrics_become_bounded_means_without_a_count():
     nobody = replace(answer, totals={"loss": 0.0, "correct": 0.0, "count": 0.0})
     assert set(leaving(nobody, question("evaluate"), config_of(**PRIVATE)).totals.values()) == {0.0}
     panel = config_of(**PRIVATE, panel=1, cohort=3)
-    assert leaving(answer, question("evaluate"), panel) == answer
+    # Its tensors are the same objects: from Python 3.13 on == would compare them number by number.
+    assert vars(leaving(answer, question("evaluate"), panel)) == vars(answer)
 
 
 def test_a_client_cannot_vote_for_more_than_a_mask_may_keep():

@@ -15,7 +15,7 @@ FOLDED = Aggregate(
     torch.tensor([1.0, 1e-300, -3.25], dtype=torch.float64),
     8.5,
     {"count": 11.0},
-    torch.tensor([2, 0, 1]),
+    torch.tensor([2, 0, 1], dtype=torch.uint8),
     (4, 7),
     (Failure(5, "score", "w", "NaN or infinite"),),
     321,

@@ -238,7 +238,7 @@ def test_a_budget_alone_says_how_much_noise_and_is_spent_at_the_end():
 
 @pytest.mark.slow
 def test_a_budget_is_spent_where_one_share_is_blended_too():
-    c = config_of(dp="client", epsilon=20.0, blend="global")
+    c = config_of(dp="client", epsilon=20.0, blend="global", cohort=6)  # no draw: all are asked
     result = federate(c)
     assert "stopped" not in result.summary["privacy"]
     assert 19.9 < result.summary["privacy"]["rdp"] <= 20.0

@@ -3,23 +3,28 @@ import hashlib
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from fedprune.report.intervals import wilson_words
 from fedprune.report.page import write_report
+from fedprune.report.pictures import pictures
 from fedprune.report.plots import shown_range
-from fedprune.report.reading import read_run, significant
+from fedprune.report.reading import Run, read_run, significant
 from fedprune.report.script import SCRIPT
+from fedprune.report.sentences import result_sentence, title, what_was_run
 from fedprune.report.tables import (
     FAILURES_SHOWN,
     change_cell,
     failure_table,
     flat_table,
-    interval_cell,
     quality_table,
+    results,
 )
+from fedprune.report.unpruned import shown_names
 from tests.report.pages import write_page
 
 
@@ -119,11 +124,41 @@ def test_marks_say_what_they_stand_for(make_run):
         assert any(wanted in value for value in told), wanted
 
 
+@pytest.mark.parametrize("have", [None, "masks", "parts"])
+def test_one_mask_is_said_only_where_all_clients_have_it(have):
+    config = {"score": "snip", "schedule": "cubic", "scope": "global"}
+    summary = {"sparsity": 0.8} | ({"clients_have": have} if have else {})
+    text = what_was_run(Run(config, [], {}, summary))
+    assert ("one mask for all clients" in text) == (have is None)
+    assert have is None or f"each client with a {have.removesuffix('s')} of" in text
+
+
+def test_a_run_that_prunes_nothing_calls_nothing_pruned(make_run):
+    folder = make_run(arms=("pruned",))
+    path = folder / "summary.json"
+    told = json.loads(path.read_text("utf-8"))
+    whole = [{**layer, "kept": layer["total"]} for layer in told["layers"]]
+    told |= {"sparsity": 0.0, "kept_parameters": told["prunable_parameters"], "layers": whole}
+    told["quality"]["dense_at_pruning"] = None
+    path.write_text(json.dumps(told), "utf-8")
+    rows = [{**row, "sparsity": 0.0} for row in read_run(folder).rows]
+    run = shown_names(replace(read_run(folder), rows=rows))
+    made = pictures(run)
+    assert made["sparsity"].figure is made["layers"].figure is None
+    said = " ".join([result_sentence(run), *results(run).values(), made["quality"].finding])
+    assert "The trained model ends" in said
+    assert "pruned" not in said
+    assert "pruning" not in said
+    by_clients = replace(run, summary={**told, "own_sparsity": 0.5})
+    assert shown_names(by_clients) is by_clients
+    assert "50.0" in title(by_clients)
+
+
 def test_intervals_are_those_of_statsmodels_definition():
     """Wilson's bounds solve (p - share)² = z²·p(1 - p)/n."""
     for share, count in ((0.41, 178), (0.0, 10), (1.0, 7), (0.5, 1)):
         low, high = (
-            float(x.strip("\u00a0%")) / 100 for x in interval_cell(share, count).split(" to ")
+            float(x.strip("\u00a0%")) / 100 for x in wilson_words(share, count).split(" to ")
         )
         for bound in (low, high):
             left, right = (bound - share) ** 2, 3.841459 * bound * (1 - bound) / count

@@ -3,9 +3,11 @@ import xml.etree.ElementTree as ElementTree
 
 import matplotlib
 import pytest
+from PIL import Image
 
 from fedprune.report import drawing, plots
-from fedprune.report.pictures import Picture, pictures, svg, write_plots
+from fedprune.report.picture import Picture, svg, write_plots
+from fedprune.report.pictures import pictures
 from fedprune.report.reading import (
     chance_levels,
     distinct_arms,
@@ -150,6 +152,8 @@ def test_plots_are_written_and_stale_ones_go(make_run):
     names = {path.stem for path in (folder / "plots").iterdir()}
     assert names == {"quality", "sparsity", "bytes", "agreement", "layers"}
     assert all(path.read_bytes()[1:4] == b"PNG" for path in (folder / "plots").iterdir())
+    with Image.open(folder / "plots" / "quality.png") as image:
+        assert image.getpixel((0, 0))[3] == 0, "on no ground of its own"
     assert dict(matplotlib.rcParams) == style
     write_plots(folder, {"quality": Picture("quality", "t", "f", None)})
     assert not (folder / "plots" / "quality.png").exists()

@@ -43,7 +43,9 @@ def test_elsewhere_than_on_a_terminal_there_are_plain_lines_only():
     shown, out = screen(terminal=False)
     shown.opening(RunConfig(), Path("runs/x"))
     watch = shown.watch()
+    assert "sparsity    loss" not in out.getvalue()  # until something is asked: it may be refused
     watch.phase("pruned", Question("tune", 3, {}, {}), 6)
+    assert "sparsity    loss" in out.getvalue()
     shown.tick(1)
     watch.row(ROW, 4.25, STATE)
     shown.stop()
@@ -163,15 +165,24 @@ def test_a_pattern_that_comes_short_says_why(kept, word):
     assert line.endswith(why)
 
 
-@pytest.mark.parametrize("baselines", [(), ("dense",), ("dense", "random")])
+@pytest.mark.parametrize(
+    "baselines",
+    [(), ("dense",), ("dense", "random"), ("local-only", "dense", "dense-small", "centralised")],
+)
 def test_what_is_left_is_what_comes(baselines):
-    """Every arm after the warm-up that they share; rounds of three seconds each."""
-    config = RunConfig(baselines=baselines)
+    """Every arm, most of them after the warm-up that they share; rounds of three seconds each."""
+    config = RunConfig(baselines=baselines, task="digits", clients=30, cohort=10)
     played = [("pruned", i + 1) for i in range(config.rounds)]
-    played += [(arm, i) for arm in baselines for i in range(config.warmup + 1, config.rounds + 1)]
+    for arm in baselines:
+        whole = arm in ("dense-small", "centralised")
+        begin = 1 if whole else config.warmup + 1
+        played += [(arm, i) for i in range(begin, config.rounds + 1)] * (arm != "local-only")
+        played += [("local-only", 0)] * (3 * config.rounds) * (arm == "local-only")
     pace = RoundTimes(config)
     for place, (arm, round_) in enumerate(played):
         left = len(played) - place - 1
+        if arm == "local-only":
+            continue  # it has no rows
         assert rounds_left(config, arm, round_) == left
         told = pace.left({"arm": arm, "round": round_}, 3.0)
         assert told == (f"about {duration(3.0 * left)} left" if left else "")

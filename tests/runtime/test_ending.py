@@ -93,3 +93,55 @@ def test_a_console_of_another_encoding_shows_escapes():
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(run, capture_output=True, text=True, env=environment, check=True)
     assert done.stdout == "\\xb2\n"
+
+
+DEAF = {
+    "a call into C that does not come back": (
+        "import ctypes; lock = ctypes.create_string_buffer(64); take = ctypes.CDLL(None)\n"
+        "take.pthread_mutex_lock(lock); take.pthread_mutex_lock(lock)"
+    ),
+    "code that catches it and goes on": (
+        "while True:\n  try: threading.Event().wait()\n  except KeyboardInterrupt: pass"
+    ),
+}
+
+
+@pytest.mark.parametrize("deaf", DEAF)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_ends_whatever_does_not_return(number, deaf):
+    code = f"""
+import os, signal, sys, threading
+from fedprune.runtime import ending
+ending.GRACE = 0.1
+signal.signal(signal.SIGINT, signal.default_int_handler)
+def deaf():
+    try:
+        threading.Thread(target=os.kill, args=(os.getpid(), {int(number)})).start()
+        threading.Event().wait()
+    except KeyboardInterrupt: pass
+    exec({DEAF[deaf]!r})
+def work():
+    with ending.resumable("to go on: --resume runs/1"):
+        deaf()
+sys.exit(ending.ended(work, "run.py"))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130
+    hint, line = done.stderr.strip().splitlines()
+    assert hint == "interrupted; to go on: --resume runs/1"
+    assert line.startswith("fedprune: error: ended after 0.1 s, for this did not return: ")
+
+
+def test_what_is_forked_is_interrupted_by_itself():
+    mine = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with interruptible():
+            child = os.fork()
+            if not child:
+                os._exit(signal.set_wakeup_fd(-1) != -1)
+            assert os.waitpid(child, 0)[1] == 0
+            ours = signal.set_wakeup_fd(-1)
+            signal.set_wakeup_fd(ours)
+            assert ours != -1
+    finally:
+        signal.signal(signal.SIGINT, mine)

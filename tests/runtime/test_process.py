@@ -4,6 +4,7 @@ import logging
 import os
 import random
 import signal
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from transformers.utils import logging as transformers
 from fedprune import NoRoundCompleted, Task, federate
 from fedprune.client.host import build_host
 from fedprune.engines.inline import inline_port
-from fedprune.runtime.process import FREE, put_back, resident, trim_memory
+from fedprune.runtime.process import FREE, LOOKS, put_back, resident, trim_memory
 from fedprune.tasks.catalog import TASKS
 from tests.runs import tiny
 
@@ -123,12 +124,32 @@ def test_nor_does_a_run_whose_task_disturbs_and_fails(monkeypatch):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc hands memory back")
 def test_what_lies_free_between_pieces_in_use_is_handed_back_whatever_the_model():
-    trim_memory(1)
+    def questions() -> None:
+        for _ in range(LOOKS):  # one of which looks
+            trim_memory(1)
+
+    questions()
     pieces = [torch.ones(2**12) for _ in range(6 * FREE // 2**14)]
     there = resident()
     del pieces[1::2]
-    trim_memory(1)
+    questions()
     assert resident() < there - FREE
     left = resident()
-    trim_memory(1)  # nothing was freed since
+    questions()  # nothing was freed since
     assert abs(resident() - left) < FREE
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc hands memory back")
+def test_large_pieces_are_handed_back_when_they_are_freed_also_after_a_larger_one_was():
+    code = """
+import torch
+from fedprune.runtime.process import hand_back_at_once, resident
+torch.ones(2**22)
+hand_back_at_once()
+pieces = [torch.ones(2**19) for _ in range(32)]
+there = resident()
+del pieces[1::2]
+assert resident() < there - 2**24
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

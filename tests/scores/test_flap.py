@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from fedprune import Shard, federate
 from fedprune.client.host import Host
 from fedprune.engines.inline import inline_port
-from fedprune.export.hf_config import Unplain, plain_model
+from fedprune.export.config_keys import Unplain
+from fedprune.export.hf_config import plain_model
 from fedprune.protocol.models import dense_model, layout_at, shaped
 from fedprune.scores.catalog import SCORES
 from fedprune.scores.input_sums import improper

@@ -304,7 +304,7 @@ def test_without_the_packages_that_encrypt_one_line_says_what_to_install(sealed,
         federate(host.config, inline_port(host))
     assert str(refused.value) == (
         "secure='secagg': cryptography is not installed; allowed: pip install 'fedprune[privacy]', "
-        "or --secure none"
+        "or secure='none'"
     )
 
 

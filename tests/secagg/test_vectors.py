@@ -76,7 +76,7 @@ def test_the_sum_of_vectors_is_the_sum_of_answers(sealed, bits, count):
     worst = count / 2 * steps["values", "a"] + 1e-12
     assert float((found.total - right.total).abs().max()) <= worst
     assert found.votes.equal(right.votes)
-    assert found.votes.dtype == torch.int64
+    assert found.votes.dtype == torch.uint8
     off = float((found.statistics - right.statistics).abs().max())
     assert off <= count / 2 * steps["statistics", "a"] + 1e-20
     assert found.weight == right.weight

@@ -1,5 +1,6 @@
 """A Flower grid without Flower's network: it calls the ClientApp in this process."""
 
+import copy
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -7,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 import fedprune.engines.flower.client_hosts
@@ -56,7 +57,7 @@ class FakeGrid:
         self._count += 1
         name = f"message-{self._count}"
         message.metadata.__dict__["_message_id"] = name
-        self._sent[name] = message
+        self._sent[name] = message  # as Flower's grid in memory does
         content = message.content
         fields = dict(content.config_records["fields"])
         self.asked.append(
@@ -74,13 +75,51 @@ class FakeGrid:
         if node not in self.contexts:
             return None
         try:
-            reply = app(message, self.contexts[node])
+            reply = delivered(app(delivered(message), self.contexts[node]))
         except Exception as error:  # as Flower does
             reply = Message(Error(code=0, reason=str(error)), reply_to=message)
         return self.meddle(node, message, reply)
 
     def kinds(self, node: int) -> list[str]:
         return [kind for i, kind, _, _ in self.asked if i == node]
+
+
+class HttpGrid:
+    """Flower's name for a grid over a network, around a grid of the tests.
+
+    Attributes:
+        pulled: how many replies were asked for at once, each time.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.pulled = inner, list[int]()
+
+    def push_messages(self, messages: Iterable[Message]) -> Any:
+        return self.inner.push_messages(map(delivered, messages))
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Any:
+        names = list(message_ids)
+        self.pulled.append(len(names))
+        return self.inner.pull_messages(names)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+def delivered(message: Message) -> Message:
+    """As Flower delivers it: with arrays of its own, of bytes."""
+    other = copy.copy(message)
+    records = dict(message.content)
+    for name, record in message.content.array_records.items():
+        arrays = {n: Array(a.dtype, a.shape, a.stype, bytes(a.data)) for n, a in record.items()}
+        records[name] = ArrayRecord(arrays)
+    for name, fields in message.content.config_records.items():
+        own = type(fields) is ConfigRecord  # else one that has its content when it is sent
+        records[name] = (
+            ConfigRecord(dict(fields)) if own else ConfigRecord.inflate(fields.deflate())
+        )
+    other.content = RecordDict(records)
+    return other
 
 
 def context(node: int, **node_config: Any) -> Context:

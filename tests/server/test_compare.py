@@ -19,7 +19,10 @@ from fedprune.learning.candidates import (
     blended,
     without,
 )
+from fedprune.privacy.release import Release
+from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.messages import Answer, Question
+from fedprune.protocol.server_noise import noised_sum
 from fedprune.tensors.models import load_into
 from fedprune.tensors.named import Tensors
 from tests.runs import overheard, tiny
@@ -175,3 +178,17 @@ def test_candidates_are_measured_under_any_split_alike(cnn):
     question = asked(about, rungs=ladder_of(about))
     here, there = inline_port(host).ask(question, EVERYONE), inline_port(one).ask(question, [0])
     assert here.totals == pytest.approx(there.totals, rel=1e-6)
+
+
+def test_noise_may_put_a_candidates_loss_below_zero_and_the_order_stays(monkeypatch):
+    noise = torch.tensor([-9.0, -12.0, -9.0], dtype=torch.float64)
+    monkeypatch.setattr("fedprune.protocol.server_noise.gaussian", lambda *_: noise)
+    config = tiny(dp="client", dp_noise=1.0, rounds=1, warmup=0, end=1)
+    fields = ("totals.loss_0", "totals.loss_1", "totals.loss")
+    release = Release(
+        *("metrics", fields, "up", "client", "gaussian"), clip=1.0, sensitivity=1.0, z=1.0
+    )
+    sums = Aggregate(totals={"loss_0": 4.0, "loss_1": 4.0, "loss": 4.0})
+    question = Question("compare", 1, {}, {})
+    found = noised_sum(sums, question, None, config, [release], None).totals
+    assert found == {"loss_0": -5.0, "loss_1": -8.0, "loss": 0.0, "count": 5.0}

@@ -259,7 +259,7 @@ def test_interrupted_it_says_how_to_go_on(engine, tmp_path):
     assert child.stdout is not None
     assert any(line.startswith("pruned      3") for line in child.stdout)
     child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=900)
+    _, errors = child.communicate(timeout=300)
     assert child.returncode == 130
     assert f"to go on: python simulations/run.py --resume {folder}" in errors
     assert "Traceback" not in errors

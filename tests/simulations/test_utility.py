@@ -7,7 +7,8 @@ from fedprune.privacy.accounting import rdp_epsilon
 from fedprune.privacy.accounting_terms import REPLACE
 from fedprune.privacy.events import Event
 from simulations import utility
-from simulations.utility import Cell, noise_for_one, utility_findings
+from simulations.utility import noise_for_one, utility_findings
+from simulations.utility_figures import Cell, utility_table
 
 
 @pytest.mark.parametrize("epsilon", [1.0, 4.0, 10.0])
@@ -29,7 +30,7 @@ def test_the_table_says_mean_and_spread():
         Cell("clients' scores alone", "random", None, 0.0, [10.0, 12.0]),
         Cell("examples, all", "magnitude", 4.0, 3.9, [20.0, 20.0], [0.25, 0.35]),
     ]
-    table = utility._table(cells, "perplexity")
+    table = utility_table(cells, "perplexity")
     assert table.rows[0][2:] == ["infinite", "-", "11.00 (1.41)", "-"]
     assert table.rows[1][2:] == ["4", "3.90", "20.00 (0.00)", "30.0% (7.1%)"]
 

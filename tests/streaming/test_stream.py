@@ -5,20 +5,29 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 import fedprune
 from fedprune import federate
 from fedprune.client.host import build_host
 from fedprune.codec.masks import decode_mask, encode_mask, mask_digest
+from fedprune.commands.main import main
 from fedprune.config.streamed import is_to_stream
+from fedprune.engines.flower.server_app import run_on
 from fedprune.options.refusal import ConfigError
+from fedprune.report.screen import Screen
 from fedprune.runtime.sums import SUMMARY_NAME
 from fedprune.streaming.blocks import is_streamed, send_through, through
+from fedprune.streaming.files import tensors_in
 from fedprune.streaming.lockstep import Lockstep
 from fedprune.streaming.packed import PackedMasks
+from fedprune.tasks.catalog import tasks_of
+from fedprune.tasks.pretrained import weights_of
+from fedprune.tasks.shards import shards_of
 from fedprune.tensors.holding import packed_bits
 from fedprune.tensors.lazy import LazyTensors
 from fedprune.tensors.named import digest, full_masks
+from tests.server import grids
 from tests.streaming.saved import saved_model, untrained
 
 UNITS = {"scope": "global", "shrink": "never"}
@@ -101,6 +110,21 @@ def test_sparsegpt_asks_of_one_block_at_a_time_and_makes_the_same_weights(tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("secure", ["none", "secagg"])
+def test_sparsegpt_asks_a_large_model_in_parts_and_makes_the_same_weights(
+    tmp_path, monkeypatch, secure
+):
+    folder = saved_model(tmp_path / "base", "llama", torch.bfloat16)
+    changes = {"score": "sparsegpt", "scope": "layer", "secure": secure, "stream": "off"}
+    config = untrained(folder, **changes, schedule="cubic", rounds=2, end=1)
+    whole = federate(config)
+    monkeypatch.setattr("fedprune.protocol.parts_asked.IN_PARTS_FROM", 0)
+    parts = federate(config)
+    assert digest(parts.state.weights) == digest(whole.state.weights)
+    assert parts.summary["quality"] == whole.summary["quality"]
+
+
+@pytest.mark.slow
 def test_what_is_written_is_read_again_and_a_run_goes_on(tmp_path):
     folder = saved_model(tmp_path / "base", "llama", torch.bfloat16)
     config = untrained(folder, stream="on")
@@ -108,10 +132,35 @@ def test_what_is_written_is_read_again_and_a_run_goes_on(tmp_path):
     for of in ("", "model"):
         back = fedprune.load(tmp_path / "run" / of)
         assert all(torch.equal(back.get_parameter(n), w) for n, w in result.state.weights.items())
+    command = ["export", str(tmp_path / "run"), "--to", "safetensors"]
+    assert main([*command, "--out", str(tmp_path / "exported")]) == 0
     (tmp_path / "run" / SUMMARY_NAME).unlink()
     again = federate(config, folder=tmp_path / "run", resume=True)
     assert digest(again.state.weights) == digest(result.state.weights)
     assert again.rows == result.rows
+
+
+@pytest.mark.slow
+def test_who_serves_a_streamed_run_never_has_the_whole_model(tmp_path, monkeypatch):
+    """Of server and worker each a block at most, and the tensors that are written or sent."""
+    folder = saved_model(tmp_path / "base", "llama", torch.float32, blocks=8)
+    alive, most, make = dict[StorageWeakRef, int](), [0], LazyTensors.__getitem__
+
+    def made(self, name):
+        t = make(self, name)
+        if ".layers." in name and t.dtype != torch.bool and bool((t == 0).any()):  # not a file's
+            alive[StorageWeakRef(t.untyped_storage())] = t.nbytes
+            for gone in [s for s in alive if s.expired()]:
+                del alive[gone]
+            most[0] = max(most[0], sum(alive.values()))
+        return t
+
+    monkeypatch.setattr(LazyTensors, "__getitem__", made)
+    with grids.in_one_process():
+        run_on(grids.workers(1), untrained(folder, stream="on"), tmp_path / "run", Screen())
+    places = tensors_in(folder).items()
+    size = sum(4 * place.shape.numel() for name, place in places if ".layers." in name)
+    assert 0 < most[0] <= size / 3
 
 
 def test_one_block_is_there_at_a_time(tmp_path):
@@ -182,12 +231,46 @@ def test_what_cannot_be_streamed_is_one_line(tmp_path, given):
     assert not is_to_stream(untrained(folder, **given)) if given != {"model": "llama"} else True
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"base": "sent"}, "not with --base sent, only with --base auto, held"),
+        ({"secure": "secagg"}, "not with --secure secagg, only with --secure none"),
+        ({"reduce": ("dead",)}, "only without it"),
+    ],
+    ids=str,
+)
+def test_a_refused_stream_names_what_the_other_option_may_be(tmp_path, given, says):
+    folder = saved_model(tmp_path / "base", "llama", torch.bfloat16)
+    with pytest.raises(ConfigError, match=f"stream='on': .*{says}"):
+        untrained(folder, **given, stream="on")
+
+
 @pytest.mark.parametrize(("name", "value"), [("free_memory", lambda: 0), ("STREAMED_FROM", 1)])
 def test_auto_goes_by_size_and_by_the_memory_that_is_free(tmp_path, monkeypatch, name, value):
     config = untrained(saved_model(tmp_path / "base", "tied", torch.float32))
     assert not is_to_stream(config)
     monkeypatch.setattr(f"fedprune.config.streamed.{name}", value)
     assert is_to_stream(config)
+
+
+def test_auto_streams_sparsegpt_with_more_memory_free_than_wanda(tmp_path, monkeypatch):
+    folder, asked = saved_model(tmp_path / "base", "tied", torch.float32), {"scope": "layer"}
+    configs = [untrained(folder, score=score, **asked) for score in ("wanda", "sparsegpt")]
+    weights = weights_of(str(folder))
+    monkeypatch.setattr("fedprune.config.streamed.free_memory", lambda: 2 * 10 * weights)
+    assert [is_to_stream(c) for c in configs] == [False, True]
+
+
+def test_a_streamed_model_of_a_worker_is_not_held_against_the_memory_to_hold_it(
+    tmp_path, monkeypatch
+):
+    folder = saved_model(tmp_path / "base", "tied", torch.bfloat16)
+    monkeypatch.setattr("fedprune.tasks.claims.SCORING", 2**60)
+    monkeypatch.setattr("fedprune.tasks.claims.FREE_VALUES", 0)
+    config = untrained(folder, stream="on")
+    shards = shards_of(tasks_of(())[config.task], config)
+    assert is_streamed(build_host(config, shards).model)
 
 
 def test_a_folder_whose_tensors_have_other_names_is_refused(tmp_path):

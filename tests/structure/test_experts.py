@@ -5,7 +5,8 @@ import torch
 from cutting import masked_model
 from families import EXPERTS, _built, family, forward
 
-from fedprune.export.hf_config import Unplain, plain_model
+from fedprune.export.config_keys import Unplain
+from fedprune.export.hf_config import plain_model
 from fedprune.protocol.models import dense_model, layout_for
 from fedprune.scores.catalog import SCORES
 from fedprune.scores.inputs import inputs_of, rows_of

@@ -166,6 +166,16 @@ def test_a_server_has_no_device_build_more_than_fits_its_memory(monkeypatch):
     assert most < 30 * MB
 
 
+def test_a_model_that_nobody_trains_may_be_larger(monkeypatch):
+    monkeypatch.setattr(claims.os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**20}.get)
+    with claims.within_memory("it", trained=False):
+        torch.empty(2**32 // 10, device="meta")
+    with pytest.raises(ValueError, match="to train"), claims.within_memory("it", trained=True):
+        torch.empty(2**32 // 10, device="meta")
+    with pytest.raises(ValueError, match="to score"), claims.within_memory("it", trained=False):
+        torch.empty(2**32 // 5, device="meta")
+
+
 def tiny_shard() -> Shard:
     rows = {"input_ids": torch.zeros(4, 128, dtype=torch.long)}
     return Shard(rows, rows, rows)

@@ -62,6 +62,17 @@ def test_a_run_says_how_its_clients_do_by_their_own_figures(secure):
     assert low - 0.02 <= spread["final"]["p50"] <= high + 0.02
 
 
+def test_clients_own_models_have_a_spread_of_their_own():
+    keys = {"method": "fedpai", "score": "snip", "warmup": 0, "end": 1, "model": "mlp"}
+    result, asked, _ = overheard(tiny(client_percentiles=True, **keys))
+    own = [t.totals for q, ps, t in asked if (q.kind, q.part, len(ps)) == ("evaluate", "test", 1)]
+    shares = np.sort([t["correct"] / t["count"] for t in own])
+    found = result.summary["client_spread"]
+    assert found["own"]["clients"] == found["final"]["clients"] == len(shares) == 5
+    assert shares[1] - 0.02 <= found["own"]["p50"] <= shares[3] + 0.02
+    assert found["own"] != found["final"]
+
+
 def test_newcomers_never_train_and_are_measured_by_themselves():
     config = tiny(clients=8, cohort=4, newcomers=3, rounds=5, model="mlp")
     result, asked, _ = overheard(config)

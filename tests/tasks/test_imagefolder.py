@@ -27,6 +27,9 @@ def test_a_pixel_is_what_it_was_in_every_mode(tmp_path):
     assert torch.equal(grey[0], torch.from_numpy(ramp))
     deep = saved(tmp_path / "deep.png", ramp.astype(np.uint16) * 257)
     assert torch.equal(pixels(str(deep), 8, grey=True), grey)
+    for kind in (np.int32, np.float32):
+        with pytest.raises(ValueError, match="32 bits a pixel"):
+            pixels(str(saved(tmp_path / "deeper.tif", ramp.astype(kind))), 8, grey=True)
     colour = np.stack([ramp, ramp // 2, 255 - ramp], -1)
     found = pixels(str(saved(tmp_path / "colour.png", colour)), 8, grey=False)
     assert torch.equal(found, torch.from_numpy(colour).permute(2, 0, 1))
@@ -91,6 +94,10 @@ def test_what_is_no_folder_of_images_is_named(folder, asked):
     (folder / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no image in it"):
         image_places(str(folder / "empty"))
+    (folder / "flat/c").mkdir()
+    with pytest.raises(ValueError, match="no image in any folder 'c' of a class"):
+        imagefolder._names_of_classes(asked("image-classification", data=str(folder / "flat")))
+    (folder / "flat/c").rmdir()
     bad = folder / "flat/a/0.png"
     bad.write_bytes(b"no image")
     with pytest.raises(ValueError, match=re.escape(str(bad))):

@@ -126,7 +126,7 @@ def test_a_device_reads_every_npz_in_its_folder(tmp_path, asked):
     for name, n in (("b", 30), ("a", 20)):
         pictures = np.full((n, 8, 8), n / 100)
         np.savez(tmp_path / f"{name}.npz", images=pictures, labels=np.full(n, n % 7))
-    shard = local_images(tmp_path, asked("digits"))
+    shard = local_images(tmp_path, asked("digits"), side=8)
     parts = (shard.train, shard.validation, shard.test)
     assert [examples(p) for p in parts] == [40, 5, 5]
     assert all(p["images"].shape[1:] == (1, 8, 8) for p in parts)
@@ -139,20 +139,27 @@ def test_a_device_reads_every_npz_in_its_folder(tmp_path, asked):
 
 def test_a_device_without_files_is_refused(tmp_path, asked):
     with pytest.raises(FileNotFoundError, match=rf"data={tmp_path}: no \*\.npz there"):
-        local_images(tmp_path, asked("digits"))
+        local_images(tmp_path, asked("digits"), side=8)
 
 
 @pytest.mark.parametrize(
-    "arrays",
+    ("arrays", "what"),
     [
-        {"images": np.zeros((12, 8, 8))},
-        {"images": np.zeros((12, 8, 8)), "labels": np.zeros(11)},
-        {"images": np.zeros((12, 8)), "labels": np.zeros(12)},
-        {"images": np.zeros((2, 8, 8)), "labels": np.zeros(2)},
+        ({"labels": None}, "labels not there"),
+        ({"labels": np.zeros(11)}, r"images \(12, 8, 8\) and labels \(11,\)"),
+        ({"images": np.zeros((12, 8))}, r"images \(12, 8\)"),
+        ({"images": np.zeros((12, 9, 9))}, r"images \(12, 9, 9\)"),
+        ({"images": np.zeros((2, 8, 8)), "labels": np.zeros(2)}, "N at least 10"),
+        ({"images": np.full((12, 8, 8), 255, np.uint8)}, "images from 255 to 255"),
+        ({"images": np.full((12, 8, 8), np.nan)}, "images from nan to nan"),
+        ({"images": np.zeros((12, 8, 8), complex)}, "images of type complex128"),
+        ({"images": np.full((12, 8, 8), "0")}, "images of type <U1"),
+        ({"labels": np.arange(12)}, "labels from 0 to 11"),
+        ({"labels": np.full(12, 1.5)}, "labels that are no whole numbers"),
     ],
-    ids=["no labels", "fewer labels", "no pictures", "too few"],
 )
-def test_a_device_with_odd_arrays_is_refused(arrays, tmp_path, asked):
-    np.savez(tmp_path / "own.npz", **arrays)
-    with pytest.raises(FileNotFoundError, match=f"data={tmp_path}"):
-        local_images(tmp_path, asked("digits"))
+def test_a_device_with_odd_arrays_is_refused(arrays, what, tmp_path, asked):
+    arrays = {"images": np.zeros((12, 8, 8)), "labels": np.zeros(12), **arrays}
+    np.savez(tmp_path / "own.npz", **{n: a for n, a in arrays.items() if a is not None})
+    with pytest.raises(FileNotFoundError, match=f"data={tmp_path}: .*{what}"):
+        local_images(tmp_path, asked("digits"), side=8)

@@ -237,6 +237,48 @@ def test_a_head_of_other_classes_begins_afresh_and_that_is_said(tmp_path, asked)
     assert all(torch.equal(t, state_of(trained)[n]) for n, t in body.items())
 
 
+@pytest.fixture
+def bert() -> Any:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    sizes = {"vocab_size": 99, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    model = BertForSequenceClassification(BertConfig(num_hidden_layers=1, **sizes))
+    model.config.id2label = {0: "no", 1: "maybe"}
+    return model
+
+
+def test_what_the_files_of_a_folder_lack_and_have_too_much_is_said(bert, tmp_path, asked):
+    config, need = (
+        asked("text-classification", model=str(tmp_path)),
+        Need("classify", 99, 16, 0, None, 2, ("no", "maybe")),
+    )
+    whole = bert.state_dict()
+    for gone, added, says in (
+        ("classifier.bias", "", "have no classifier.bias: begun at random"),
+        ("bert.pooler.dense.bias", "", "have no bert.pooler.dense.bias: begun at random"),
+        ("", "bert.encoder.layer.1.output.dense.bias", "layer.1.output.dense.bias: left out"),
+        ("", "cls.predictions.bias", None),
+    ):
+        state = {**whole, **({added: torch.zeros(2)} if added else {})}
+        bert.save_pretrained(tmp_path, state_dict={k: v for k, v in state.items() if k != gone})
+        notes = layout_of(build(config, need)).notes
+        assert [says in note for note in notes] == [True] if says else notes == ()
+    lost = "bert.encoder.layer.0.output.dense.bias"
+    bert.save_pretrained(tmp_path, state_dict={k: v for k, v in whole.items() if k != lost})
+    with pytest.raises(ValueError, match=f"its files have no {lost}; allowed"):
+        build(config, need)
+
+
+def test_a_trained_head_keeps_the_order_of_its_classes_or_says_what_they_are(bert, tmp_path, asked):
+    """The sorted labels of the data are another order than that of most heads of three classes."""
+    bert.save_pretrained(tmp_path)
+    config = asked("text-classification", model=str(tmp_path))
+    with pytest.raises(ValueError, match=r"order no, maybe, .* --class-names no,maybe"):
+        build(config, Need("classify", 99, 16, 0, None, 2, ("maybe", "no")))
+    (note,) = layout_of(build(config, Need("classify", 99, 16, 0, None, 2, ("a", "b")))).notes
+    assert "saved for the classes no, maybe, which are a, b now" in note
+
+
 def test_a_folder_whose_weights_do_not_fit_its_config_is_one_line(tmp_path, asked):
     from transformers import GPT2Config, GPT2ForSequenceClassification
 

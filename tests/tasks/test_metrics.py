@@ -142,12 +142,10 @@ def test_the_majority_class_is_scored_as_scikit_learn_would(counts):
 
 def test_the_unigram_is_counted_by_hand():
     train, test = torch.tensor([3.0, 0.0, 5.0]), torch.tensor([1.0, 1.0, 2.0])
-    found = baseline_of("perplexity", train, test, test_bytes=8.0)
+    found = baseline_of("perplexity", train, test)
     product = (4 / 11) * (1 / 11) * (6 / 11) ** 2  # one added to each of three counts
     assert found["perplexity"] == pytest.approx(product ** (-1 / 4))
     assert found["accuracy"] == 0.5
-    assert found["bits_per_byte"] == pytest.approx(-math.log2(product) / 8)
-    assert "bits_per_byte" not in baseline_of("perplexity", train, test)
 
 
 def test_a_uniform_unigram_is_as_perplexed_as_there_are_labels():

@@ -18,7 +18,9 @@ gguf = pytest.importorskip("gguf")
 WIDTH, WORDS = 32, 257
 
 
-def written(path: Path, blocks: int = 1, kind: Any = None, claimed: int | None = None) -> Path:
+def written(
+    path: Path, blocks: int = 1, kind: Any = None, claimed: int | None = None, merge: str = "a b"
+) -> Path:
     """A LLaMA of so many blocks over bytes and "ab", its linear weights quantised as `kind`."""
     gen = np.random.default_rng(0)
     file = gguf.GGUFWriter(path, "llama")
@@ -32,7 +34,7 @@ def written(path: Path, blocks: int = 1, kind: Any = None, claimed: int | None =
     file.add_vocab_size(WORDS)
     file.add_tokenizer_model("gpt2")
     file.add_token_list([*byte_names(), "ab"])
-    file.add_token_merges(["a b"])
+    file.add_token_merges([merge])
     file.add_eos_token_id(0)
     file.add_bos_token_id(0)
     file.add_tensor("token_embd.weight", normal(gen, WORDS, WIDTH))
@@ -88,6 +90,7 @@ def test_a_gguf_file_is_the_model_that_its_tensors_are(tmp_path, kind):
     assert model.config.num_key_value_heads == 1
     assert not hasattr(model.config, "quantization_config")
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert len(tokenizer) == WORDS, "no token without an embedding"
     assert tokenizer.decode(tokenizer("Straße, 3 €").input_ids) == "Straße, 3 €"
     said = note_of(str(folder))
     assert bool(said) == (kind is not None)
@@ -107,12 +110,13 @@ def test_a_file_is_read_once_and_another_content_again(tmp_path, monkeypatch):
     assert place_of(str(file)) != folder
 
 
-@pytest.mark.parametrize("spoil", ["short", "words", "layers", "empty"])
+@pytest.mark.parametrize("spoil", ["short", "words", "layers", "empty", "merges"])
 def test_a_file_that_is_none_is_one_line(tmp_path, spoil):
-    file = written(tmp_path / "a.gguf", claimed=10**6 if spoil == "layers" else None)
+    claimed, merge = 10**6 if spoil == "layers" else None, "ab ab" if spoil == "merges" else "a b"
+    file = written(tmp_path / "a.gguf", claimed=claimed, merge=merge)
     whole = file.read_bytes()
-    if spoil != "layers":
-        file.write_bytes({"short": whole[: len(whole) // 2], "words": b"text", "empty": b""}[spoil])
+    spoilt = {"short": whole[: len(whole) // 2], "words": b"text", "empty": b""}
+    file.write_bytes(spoilt.get(spoil, whole))
     with pytest.raises(ValueError, match=r"a\.gguf.*allowed: ") as error:
         place_of(str(file))
     assert "\n" not in str(error.value)

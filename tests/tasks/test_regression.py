@@ -71,6 +71,19 @@ def test_labels_that_do_not_differ_are_refused(labels):
         scaling_of(labels)
 
 
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        ([1e9, 1e9 + 1], "less their mean"),
+        ([1.0, 1e300], "too large for float32"),
+        ([1e-40, 2e-40], "too little for float32"),
+    ],
+)
+def test_labels_that_a_model_cannot_say_in_float32_are_refused(labels, reason):
+    with pytest.raises(ValueError, match=reason):
+        scaling_of(labels)
+
+
 def test_any_size_of_label_is_standardised():
     for factor in (1e-6, 1.0, 1e12):
         known = scaling_of([factor * y for y in (1.0, 2.0, 3.0)])

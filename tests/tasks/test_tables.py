@@ -59,6 +59,10 @@ WRONG: dict[str, tuple[dict[str, str | bytes], str]] = {
     "empty json": ({"a.jsonl": ""}, r"no rows"),
     "only a heading": ({"a.csv": "text,label\n"}, r"no rows"),
     "no object": ({"a.json": "[]"}, r"no rows"),
+    "not json, further down": (
+        {"a.jsonl": '{"a": 1}\n{"a":\n{"a": 3}\n'},
+        r"a.jsonl, line 4: .* \(of what begins in line 2\)",
+    ),
     "not json": ({"a.jsonl": '{"a": 1}\n{"x'}, r"a.jsonl, line 2: not json: Unterminated string"),
     "texts only": ({"a.jsonl": '{"a": 1}\n"b"'}, r"a.jsonl, row 2 is a text or a number; allowed"),
     "a name twice": ({"a.json": '[{"a": 1, "a": 2}]'}, r"line 1: 'a' is twice in one object"),

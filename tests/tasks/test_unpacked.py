@@ -101,8 +101,16 @@ def rows_in(name: str) -> Callable[[Path], Any]:
 
 IMAGES = configure({"task": "digits", "model": "mlp", "clients": 2, "cohort": 2})
 CLAIMS: dict[str, tuple[Callable[[Path], None], Callable[[Path], Any], str]] = {
-    "npz": (zeros_in_npz, lambda f: local_images(f, IMAGES), "a.npz: .* bytes that claim"),
-    "shape in npz": (shape_in_npz, lambda f: local_images(f, IMAGES), "a.npz: images.npy of shape"),
+    "npz": (
+        zeros_in_npz,
+        lambda f: local_images(f, IMAGES, side=500),
+        "a.npz: .* bytes that claim",
+    ),
+    "shape in npz": (
+        shape_in_npz,
+        lambda f: local_images(f, IMAGES, side=500),
+        "a.npz: images.npy of shape",
+    ),
     "idx": (zeros_in_idx, read_idx_folder, "train-images-idx3-ubyte.gz: .* bytes that claim"),
     "shape in idx": (shape_in_idx, read_idx_folder, "train-images-idx3-ubyte: not an IDX"),
     "png": (picture, lambda f: pixels(str(f / "a.png"), 8, grey=True), "a.png: .* that claim"),

@@ -10,7 +10,9 @@ from flwr.serverapp import Grid
 from fedprune.codec.wire import Packet
 from fedprune.options.refusal import Refused
 from fedprune.protocol.failures import Failure, failure_said, plain
+from fedprune.protocol.versions import OWN_VERSION, check_same_protocol
 from fedprune.runtime.json_text import read_object
+from fedprune.runtime.version import RELEASE
 
 
 @dataclass(frozen=True)
@@ -21,11 +23,18 @@ class Announced:
         device: it has data of its own; if not, it is a worker of a simulation.
         labels: the partitions it can serve, and the labels each trains on.
         failure: why it cannot take part.
+        version: of fedprune there.
     """
 
     device: bool
     labels: Mapping[int, int]
     failure: Failure | None = None
+    version: str = RELEASE
+
+
+def greeting(config: str) -> Packet:
+    """What a node is asked when it has come: who it is, for a configuration's text."""
+    return Packet({"config": config, **OWN_VERSION})
 
 
 _LONGEST, _LONGEST_EACH = 2**16, 40
@@ -45,7 +54,10 @@ def node_of(reply: Packet, clients: int) -> Announced:
         labels = {int(p): int(n) for p, n in about["labels"].items()}
         failure = about.get("failure")
         told = failure_said(failure, "hello") if failure else None
-        node = Announced(bool(about["device"]), labels, told)
+        version = check_same_protocol(about, "device", "server")
+        node = Announced(bool(about["device"]), labels, told, version)
+    except Refused:
+        raise
     except Exception as error:  # whatever a malformed announcement raises must not stop the run
         raise Refused("hello", plain(f"malformed: {error!r}")) from None
     wrong = next((p for p in labels if not 0 <= p < clients), None)
@@ -54,6 +66,21 @@ def node_of(reply: Packet, clients: int) -> Announced:
         raise Refused("partition-id", f"{plain(wrong)}: no such client; allowed: {allowed}")
     if not all(0 <= n <= _MOST_LABELS for n in labels.values()):
         raise Refused("labels", f"a count that cannot be; allowed: 0 to {_MOST_LABELS}")
+    return node
+
+
+def announced_on(grid: Grid, reply: Packet | Refused, clients: int) -> Announced:
+    """The same of a grid, on which a node may have said nothing that can be read.
+
+    Raises:
+        Refused: that, or as `node_of`, or a node of a network that is no device.
+    """
+    if isinstance(reply, Refused):
+        raise reply
+    node = node_of(reply, clients)
+    if not node.device and networked(grid):
+        # Any node of a network could say that it is a worker and holds everybody's data.
+        raise Refused("data", "no device; allowed: --node-config 'partition-id=0 data=\"...\"'")
     return node
 
 

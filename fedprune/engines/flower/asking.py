@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 from fedprune.client.serving import Tick
 from fedprune.codec.wire import Packet
@@ -22,38 +22,17 @@ from fedprune.engines.flower.exchange import (
     clock_of,
     exchange,
 )
-from fedprune.engines.flower.fleet import Assignment, Fleet
+from fedprune.engines.flower.fleet import Fleet
+from fedprune.engines.flower.holders import Assignment
+from fedprune.engines.flower.requests import Request, Said
 from fedprune.engines.flower.waiting import Waiting
 from fedprune.options.refusal import Refused
 from fedprune.protocol.failures import Failure
 from fedprune.protocol.held_weights import BASE
-from fedprune.protocol.replies import identity
-
-_Said = TypeVar("_Said")
+from fedprune.protocol.replies import identity, question_name, unnamed
 
 ON_THE_WAY = 2**30
 """Bytes that packets on their way may hold, each for itself; what is more waits for the others."""
-
-
-@dataclass(frozen=True)
-class Request(Generic[_Said]):
-    """What every host is asked, and how its reply is read.
-
-    Attributes:
-        message_type: Flower's, which names the client's function.
-        phase: what a host that fails has failed at.
-        packet: what the host of some partitions is sent, with or without what a device has already.
-        read: what a reply of the host of some partitions says; raises Refused.
-        weight: bytes of a packet that was sent to the host of some partitions, maybe once more.
-        alone: bytes of a packet that no other holds.
-    """
-
-    message_type: str
-    phase: str
-    packet: Callable[[list[int], bool], Packet]
-    read: Callable[[Packet, list[int]], _Said]
-    weight: Callable[[Packet, list[int], bool], int]
-    alone: Callable[[Packet], int] = lambda _: 0
 
 
 def ask(askings: Sequence[Asking[Any]], *, again: bool, tick: Tick | None = None) -> None:
@@ -95,6 +74,7 @@ def _exchanged(
     for (i, k), reply in exchange(fleet.grid, mail, waiting, POLL[fleet.simulated()], wanted):
         fleet.heard(mail[i, k].node, reply, askings[i].request.phase)
         came = askings[i].hear(k, mail[i, k].packet, reply, again=again)
+        del reply  # it is not kept while the next one is taken
         if tick and came:
             tick(came)
     fleet.took(askings[0].request.phase, waiting.took)
@@ -115,7 +95,7 @@ def _wanted(askings: Sequence[Asking[Any]]) -> Callable[[OutgoingKey], bool]:
 
 
 @dataclass
-class Asking(Generic[_Said]):
+class Asking(Generic[Said]):
     """One request to every host, and what has come of it so far.
 
     What a host says is taken as soon as it is its turn, and not kept; who is ahead of it waits.
@@ -136,10 +116,10 @@ class Asking(Generic[_Said]):
     """
 
     fleet: Fleet
-    request: Request[_Said]
+    request: Request[Said]
     assignments: dict[int, Assignment]
-    take: Callable[[list[int], _Said | tuple[Failure, ...]], None]
-    outcomes: dict[int, _Said | Refused | Lost] = field(default_factory=dict)
+    take: Callable[[list[int], Said | tuple[Failure, ...]], None]
+    outcomes: dict[int, Said | Refused | Lost] = field(default_factory=dict)
     down: int = 0
     came: int = 0
     unused: int = 0
@@ -165,7 +145,8 @@ class Asking(Generic[_Said]):
         for k, (node, group) in self.assignments.items():
             if node is not None and self._worth_asking(k) and not self._risky(group):
                 packet = self._packet(group, lean, named)
-                yield k, Outgoing(node, self.request.message_type, packet)
+                request = self.request
+                yield k, Outgoing(node, request.message_type, packet, request.most(group))
 
     def hear(self, k: int, sent: Packet, reply: Incoming, *, again: bool) -> int:
         """Take in what came of a packet: how many partitions have replied with it."""
@@ -175,7 +156,7 @@ class Asking(Generic[_Said]):
         if isinstance(reply, Lost) and reply.spare:
             self._not_needed(k, reply)
             return 0
-        self.outcomes[k] = outcome = self._understood(reply, group)
+        self.outcomes[k] = outcome = self._understood(sent, reply, group)
         came = 0 if isinstance(outcome, Refused | Lost) else len(group)
         self.came += came
         del outcome
@@ -215,12 +196,15 @@ class Asking(Generic[_Said]):
         """Whether one of a host's partitions is known to break it."""
         return len(group) > 1 and not self.fleet.breaking.isdisjoint(group)
 
-    def _understood(self, reply: Incoming, group: list[int]) -> _Said | Refused | Lost:
+    def _understood(self, sent: Packet, reply: Incoming, group: list[int]) -> Said | Refused | Lost:
         if not isinstance(reply, Packet):
             return reply
+        reply, name = unnamed(reply)
         if missing := reply.fields.get("missing"):
             self.fleet.lacking.update(group if missing == BASE else ())
             return MISSING
+        if name != question_name(sent):
+            return Refused("reply", "it answers another question than this one")
         try:
             return self.request.read(reply, group)
         except Refused as refused:
@@ -246,7 +230,7 @@ class Asking(Generic[_Said]):
     def _absent(self, k: int) -> Lost:
         return self.fleet.absent(self.assignments[k][1])
 
-    def _said(self, k: int) -> _Said | tuple[Failure, ...]:
+    def _said(self, k: int) -> Said | tuple[Failure, ...]:
         outcome = self.outcomes[k] if k in self.outcomes else self._absent(k)
         if not isinstance(outcome, Refused | Lost):
             return outcome

@@ -44,16 +44,17 @@ from fedprune.engines.flower.client_records import (
     whole_question,
 )
 from fedprune.engines.flower.given import admit, charge
-from fedprune.engines.flower.messages import packet_in, records
+from fedprune.engines.flower.messages import Copies, packet_in, records
 from fedprune.engines.flower.node_config import device_of, first_partition, is_device
 from fedprune.learning.local_training import Train, tune
-from fedprune.options.refusal import Refusal, Refused
+from fedprune.options.refusal import ConfigError, Refused
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.client_privacy import hides, silenced
 from fedprune.protocol.failures import Failure, plain
 from fedprune.protocol.held_weights import BASE, Lacking
 from fedprune.protocol.parts import PartitionPart, failure_of
-from fedprune.protocol.replies import parts_packet, sum_packet
+from fedprune.protocol.replies import named_reply, parts_packet, question_name, sum_packet
+from fedprune.protocol.versions import OWN_VERSION, check_same_protocol
 from fedprune.secagg.client_stages import serve_call
 from fedprune.secagg.device_memory import served_once
 from fedprune.secagg.messages import StageReply
@@ -61,6 +62,7 @@ from fedprune.secagg.packets import call_of, reply_packet
 from fedprune.secagg.seeds import seeds_from
 from fedprune.tasks.catalog import known_if_own
 from fedprune.tasks.task import Task
+from fedprune.tensors.models import return_lent
 
 log = logging.getLogger("fedprune")
 
@@ -86,14 +88,14 @@ def client_app(
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:
         with own():
-            return _reply(message, _announced(packet_in(message), context, host_of))
+            return _reply(message, _announced(packet_in(message), context, host_of), context)
 
     @app.train("score")
     @app.train("tune")
     @app.evaluate()
     def answer_all(message: Message, context: Context) -> Message:
         with own():
-            return _reply(message, _said(packet_in(message), context, host_of))
+            return _answer_to(message, context, functools.partial(_said, host_of=host_of))
 
     @app.query("keys")
     @app.query("shares")
@@ -101,7 +103,7 @@ def client_app(
     @app.query("unmask")
     def secure_stage(message: Message, context: Context) -> Message:
         with own():
-            return _reply(message, _said_in_stage(packet_in(message), context, host_of))
+            return _answer_to(message, context, functools.partial(_said_in_stage, host_of=host_of))
 
     return app
 
@@ -109,8 +111,9 @@ def client_app(
 def _announced(came: Packet, context: Context, host_of: HostOf) -> Packet:
     """Who this node is: whether a device, and the labels each of its partitions trains on."""
     config = config_text(came, context)
-    about: dict[str, Any] = {"device": is_device(context.node_config), "labels": {}}
+    about: dict[str, Any] = {"device": is_device(context.node_config), "labels": {}, **OWN_VERSION}
     try:
+        check_same_protocol(came.fields, "server", "device")
         about["labels"] = labels_of(host_of(config, context))
     except Exception as error:  # such as a folder without data: the server is told which and why
         _log("this node cannot take part", error)
@@ -189,6 +192,7 @@ def _answered(packet: Packet, config: str, context: Context, host_of: HostOf) ->
         ledger = ledger_of_device(config, context)
         admit(ledger, host, packet, partitions)
         reply = _coded(host, packet, memory_of_device(config, context))
+        return_lent(host.model)
         charge(ledger, reply.size())
         return reply
     except Lacking:
@@ -215,7 +219,7 @@ def _coded(host: Host, packet: Packet, memory: ClientMemory) -> Packet:
 
 def _log(what: str, error: Exception) -> None:
     """Say it on the device: a refusal in one line, anything else with where it came from."""
-    refusal = isinstance(error, Refused | Refusal)
+    refusal = isinstance(error, Refused | ConfigError)
     log.error("%s: %s", what, error, exc_info=None if refusal else error)
 
 
@@ -228,8 +232,18 @@ def _failed(text: str, partition: int, phase: str, error: Exception) -> Failure:
         return failure
 
 
-def _reply(message: Message, packet: Packet) -> Message:
-    return Message(records(packet), reply_to=message)
+def _answer_to(
+    message: Message, context: Context, said: Callable[[Packet, Context], Packet]
+) -> Message:
+    """A reply that says which question it answers: one with what was said before is refused."""
+    came = packet_in(message)
+    name = question_name(came)
+    return _reply(message, named_reply(said(came, context), name), context)
+
+
+def _reply(message: Message, packet: Packet, context: Context) -> Message:
+    copies: Copies | None = None if is_device(context.node_config) else {}
+    return Message(records(packet, copies), reply_to=message)
 
 
 app = client_app()

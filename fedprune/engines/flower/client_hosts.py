@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from flwr.app import ConfigRecord, Context
@@ -19,6 +20,7 @@ from fedprune.options.plugins import check_of_this_app
 from fedprune.options.refusal import Refused
 from fedprune.privacy.accounting_terms import SIMULATED
 from fedprune.protocol.held_weights import read_by
+from fedprune.runtime.process import hand_back_at_once
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.shards import data_digest
 
@@ -32,6 +34,7 @@ def host_of_node(
     """This process's resident model and shards for a configuration."""
     if not is_device(context.node_config):
         return simulated(text, train)
+    hand_back_at_once()
     here = device_of(context.node_config)
     host, digest = _device_host(text, here.data, here.partitions, train)
     check_allowed(host.config, here)
@@ -65,6 +68,6 @@ def _device_host(
     folder = Path(data)
     alone = len(partitions) == 1
     own = {p: local(folder if alone else folder / str(p), config) for p in partitions}
-    host = build_host(config, own, tried=True, train=train)
+    host = replace(build_host(config, own, tried=True, train=train), lends=alone)
     whole = hashlib.sha256(text.encode()).hexdigest()
     return host, f"{whole} {data_digest(host.shards)}"

@@ -14,7 +14,7 @@ from fedprune.codec.wire import Packet, head_of
 from fedprune.config import all_keys
 from fedprune.engines.flower.given import DeviceLedger, ledger_beside
 from fedprune.engines.flower.node_config import device_of, is_device
-from fedprune.protocol.questions import HELD
+from fedprune.protocol.question_fields import HELD
 from fedprune.protocol.replies import identity
 from fedprune.records.bound import RESUMABLE
 from fedprune.runtime.json_text import text_of

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -12,6 +14,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedprune.codec.wire import Packet
+from fedprune.engines.flower.announced import networked
 from fedprune.engines.flower.messages import Copies, let_go, packet_in, records
 from fedprune.engines.flower.waiting import Waiting
 from fedprune.options.refusal import Refused
@@ -59,7 +62,6 @@ MISSING = Lost("lacks the mask or the configuration")
 Incoming = Packet | Refused | Lost
 """What came back: a packet, something that is none, or nothing."""
 
-
 OutgoingKey = tuple[int, int]
 """What a packet was sent under: which of the requests that are put together, and which host."""
 
@@ -72,12 +74,18 @@ class Outgoing:
         node: Flower's id of it.
         message_type: Flower's, which names the client's function.
         packet: what is sent.
+        most: bytes that the reply may have.
     """
 
     node: int
     message_type: str
     packet: Packet
+    most: int = 0
 
+
+TOGETHER = 2**25
+"""Bytes that replies which are taken from a SuperLink at once may have together: Flower gives all
+that have come, whole. A reply that may have more is taken by itself, and read before the next."""
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 60.0)
 """Seconds between tries of what a busy SuperLink could not do, such as "database is locked"."""
@@ -102,27 +110,46 @@ class Pending:
 
     grid: Grid
     awaited: dict[str, OutgoingKey] = field(default_factory=dict)
+    _most: dict[str, int] = field(default_factory=dict)
     _copies: Copies = field(default_factory=dict)
 
     def send(self, key: OutgoingKey, mail: Outgoing) -> bool:
         """Send a packet; False where Flower does not take it: no such node."""
-        message = Message(records(mail.packet, self._copies), mail.node, mail.message_type)
+        # Flower's grid in memory keeps the message itself, until a node takes it.
+        leaves = networked(self.grid)
+        copies = None if leaves else self._copies
+        message = Message(records(mail.packet, copies), mail.node, mail.message_type)
         sent = patiently(lambda: list(self.grid.push_messages([message])))
-        if hasattr(self.grid, "clock"):  # our own, which has taken it apart by now
+        if leaves or hasattr(self.grid, "clock"):  # our own, which has taken it apart by now
             let_go(message)
         if not sent or not sent[0]:
             return False
         self.awaited[sent[0]] = key
+        self._most[sent[0]] = mail.most
         return True
 
     def replies(self) -> Iterator[tuple[OutgoingKey, Incoming]]:
-        """What has come since the last look."""
-        if not self.awaited:
-            return
-        for message in patiently(lambda: list(self.grid.pull_messages(list(self.awaited)))):
-            key = self.awaited.pop(message.metadata.reply_to_message_id, None)
-            if key is not None:
-                yield key, reply_in(message)
+        """What has come since the last look, of large replies one after the other."""
+        for some in list(self._parts()):
+            came = deque(patiently(functools.partial(self.grid.pull_messages, some)))
+            while came:
+                message = came.popleft()
+                key = self.awaited.pop(message.metadata.reply_to_message_id, None)
+                if key is not None:
+                    yield key, reply_in(message)
+
+    def _parts(self) -> Iterator[list[str]]:
+        """What is awaited, in parts that are taken at once."""
+        part: list[str] = []
+        size, bounded = 0, networked(self.grid)
+        for name in self.awaited:
+            if part and bounded and size + self._most[name] > TOGETHER:
+                yield part
+                part, size = [], 0
+            part.append(name)
+            size += self._most[name]
+        if part:
+            yield part
 
     def forget(self, key: OutgoingKey) -> None:
         """Await no reply for this key any longer."""
@@ -192,6 +219,7 @@ def _come(
         if isinstance(reply, Packet):
             waiting.took.append(clock_of(pending.grid) - waiting.began)
         yield key, reply if wanted(key) else _spare(reply)
+        del reply  # it is not kept while the next one is taken
     for key in [k for k in pending.awaited.values() if not wanted(k)]:
         pending.forget(key)
         yield key, _spare()
@@ -217,8 +245,6 @@ def reply_in(message: Message) -> Incoming:
     if message.has_error():
         return Lost(plain(message.error.reason), alone=message.error.code == WORKER_KILLED)
     try:
-        packet = packet_in(message)
-        let_go(message)
-        return packet
+        return packet_in(message)
     except Exception as error:  # whatever a stranger's message raises is a refusal of it
         return Refused("reply", plain(f"malformed: {error!r}"))

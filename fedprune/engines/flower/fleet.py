@@ -17,8 +17,9 @@ from flwr.serverapp import Grid
 from fedprune.client.host import grouped
 from fedprune.codec.wire import Packet
 from fedprune.config import RunConfig, to_toml
-from fedprune.engines.flower.announced import Announced, networked, node_of, refusal_said
+from fedprune.engines.flower.announced import Announced, announced_on, greeting, refusal_said
 from fedprune.engines.flower.exchange import Incoming, Lost, Outgoing, Pending
+from fedprune.engines.flower.holders import Assignment, by_device, holders_of
 from fedprune.engines.flower.news import News
 from fedprune.engines.flower.waiting import Waiting
 from fedprune.options.refusal import ConfigError, Refused
@@ -37,9 +38,6 @@ PATIENCE_LOG = 30.0
 log = logging.getLogger("fedprune")
 
 GONE = Lost("left")
-
-Assignment = tuple[int | None, list[int]]
-"""A node, or None where nobody is there any more, and the partitions it is asked for."""
 
 
 @dataclass
@@ -146,17 +144,22 @@ class Fleet:
             self._hear(i, reply)
 
     def _greet(self, node: int) -> None:
-        hello = Outgoing(node, "query.hello", Packet({"config": self.text}))
+        hello = Outgoing(node, "query.hello", greeting(self.text))
         if self._pending.send((0, node), hello):
             self._greeted[node] = self._greeted.get(node, 0) + 1
 
     def _hear(self, i: int, reply: Incoming) -> None:
         try:
-            node = reply if isinstance(reply, Lost) else self._announced(reply)
+            node = (
+                reply
+                if isinstance(reply, Lost)
+                else announced_on(self.grid, reply, self.config.clients)
+            )
         except Refused as refused:
             node = Lost(f"{refused.field}: {refused}")
         if isinstance(node, Announced):
             self.nodes[i] = node
+            self.news.of_version(i, node.version)
             self.out -= node.labels.keys()
             self._judge(i, node)
         elif self._greeted[i] == 1:
@@ -196,20 +199,6 @@ class Fleet:
         late = not self.out.isdisjoint(group)
         return Lost("missed a deadline, and has not answered since", late=True) if late else GONE
 
-    def _announced(self, reply: Packet | Refused) -> Announced:
-        """The node that a reply to a greeting describes.
-
-        Raises:
-            Refused: it describes none, or one that cannot be.
-        """
-        if isinstance(reply, Refused):
-            raise reply
-        node = node_of(reply, self.config.clients)
-        if not node.device and networked(self.grid):
-            # Any node of a network could say that it is a worker and holds everybody's data.
-            raise Refused("data", "no device; allowed: --node-config 'partition-id=0 data=\"...\"'")
-        return node
-
     def _judge(self, i: int, node: Announced) -> None:
         """Make known why a node does not take part, once; a simulation's must."""
         if node.failure is None:
@@ -242,18 +231,7 @@ class Fleet:
         return next((dict(n.labels) for n in self.nodes.values()), {})
 
     def _holders(self) -> dict[int, int]:
-        """Partition to the device that holds it: the one that announced it first.
-
-        A device that was started again may be there under a new node id before Flower has noticed
-        that the old one is gone; until then the newcomer waits.
-        """
-        holders: dict[int, int] = {}
-        devices = {i: n for i, n in self.nodes.items() if n.device and n.failure is None}
-        for i, node in devices.items():
-            for p in node.labels:
-                if holders.setdefault(p, i) != i:
-                    self.news.notice(i, "partition-id", _TWICE.format(self.news.name(i), p))
-        return holders
+        return holders_of(self.nodes, self.news)
 
     def simulated(self) -> bool:
         """Whether the nodes are workers of a simulation, which keep nothing between messages."""
@@ -266,23 +244,7 @@ class Fleet:
         if not self.simulated():
             holders = self._holders()
             self._asked |= holders
-            return _by_device(sorted(partitions), holders)
+            return by_device(sorted(partitions), holders)
         workers: list[int | None] = [*sorted(self._greeted)] or [None]
         hosts = grouped(partitions, self.config)
         return [(workers[host % len(workers)], group) for host, group in hosts.items()]
-
-
-def _by_device(partitions: Sequence[int], holders: Mapping[int, int]) -> list[Assignment]:
-    """One for each device that holds any of the partitions, and one for each that nobody holds."""
-    assignments: dict[int, Assignment] = {}
-    for p in partitions:
-        node = holders.get(p)
-        # A partition that nobody holds has one by itself; keys below 0 are no node ids.
-        assignments.setdefault(-1 - p if node is None else node, (node, []))[1].append(p)
-    return list(assignments.values())
-
-
-_TWICE = (
-    "{} announces partition {} as the second one and is not asked; "
-    "allowed: a partition-id of its own for each node"
-)

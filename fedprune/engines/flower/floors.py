@@ -72,7 +72,7 @@ def floors_of(given: Mapping[str, Any]) -> Floors:
     """The floors in a node config.
 
     Raises:
-        Refusal: a value that none can have.
+        ConfigError: a value that none can have.
     """
     for key, (good, allowed) in _ALLOWED.items():
         if key in given and not good(given[key]):

@@ -9,6 +9,7 @@ from flwr.serverapp import Grid
 
 from fedprune.engines.flower.exchange import patiently
 from fedprune.protocol.failures import Failure, plain
+from fedprune.runtime.version import RELEASE
 
 MOST_NOTICES = 10
 """Nodes that could not join of which a round's row says why."""
@@ -60,6 +61,12 @@ class News:
         if self._first(i, field_):
             self._notices.append(text)
             log.warning("%s", text)
+
+    def of_version(self, i: int, version: str) -> None:
+        """Tell that a node has another version of fedprune, which speaks the same protocol."""
+        if version != RELEASE:
+            what = f"{self.name(i)} has fedprune {version}, the server {RELEASE}"
+            self.notice(i, "version", f"{what}: they go on together, results may differ")
 
     def failed(self, i: int, failure: Failure) -> None:
         """Tell that a node's partition cannot take part, unless that was told before."""

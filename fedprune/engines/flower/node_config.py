@@ -49,6 +49,9 @@ def device_of(given: Mapping[str, Any]) -> Device:
         what = f"{unknown[:50]}: no such key of --node-config; allowed: {', '.join(KEYS)}"
         raise Refused("node-config", what, told=what)
     partitions, register = partitions_of(given), None
+    if not str(given["data"]):
+        what = "data='': nothing; allowed: a file or folder"
+        raise Refused("data", what, told=what)
     if "signing-key" in given or "signers" in given:
         register = _register(given.get("signing-key"), given.get("signers"), partitions)
     return Device(partitions, str(given["data"]), register, floors_of(given))
@@ -66,11 +69,14 @@ def partitions_of(given: Mapping[str, Any]) -> tuple[int, ...]:
         ValueError: it names none.
     """
     named = given.get("partition-id")
+    allowed = 'a number, or several as "3,4", in --node-config'
     try:
-        return tuple(int(p) for p in str(named).split(","))
+        numbers = tuple(int(p) for p in str(named).split(","))
     except ValueError:
-        allowed = 'a number, or several as "3,4", in --node-config'
         raise ValueError(f"partition-id={named!r}: no partition; allowed: {allowed}") from None
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"partition-id={named!r}: one of them twice; allowed: {allowed}")
+    return numbers
 
 
 def first_partition(given: Mapping[str, Any]) -> int:

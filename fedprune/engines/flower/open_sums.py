@@ -13,9 +13,11 @@ from fedprune.client.memory import ClientMemory, memory_of
 from fedprune.client.serving import Tick
 from fedprune.codec.wire import Packet
 from fedprune.config.kinds import KINDS
-from fedprune.engines.flower.asking import ON_THE_WAY, Asking, Request, ask
+from fedprune.engines.flower.asking import ON_THE_WAY, Asking, ask
 from fedprune.engines.flower.exchange import Lost
-from fedprune.engines.flower.fleet import Assignment, Fleet
+from fedprune.engines.flower.fleet import Fleet
+from fedprune.engines.flower.holders import Assignment
+from fedprune.engines.flower.requests import Request
 from fedprune.protocol.aggregate import Aggregate, loud_from, loud_in
 from fedprune.protocol.broadcast import Broadcast, broadcast
 from fedprune.protocol.checks import check_sum
@@ -42,7 +44,8 @@ def open_sums(fleet: Fleet, tick: Tick | None, memory: ClientMemory) -> Put:
         question, partitions = each.question, each.partitions
         form = form_of(question, config, layout_at(config, question.edits))
         hosts = list(grouped(partitions, config).values())
-        asked = _Asked(fleet, question, broadcast(question, config.wire), form, hosts, memory)
+        sent = broadcast(question, config.wire, here=True)  # nothing changes while it is asked
+        asked = _Asked(fleet, question, sent, form, hosts, memory)
         assignments, total = dict(enumerate(fleet.assignments(partitions))), _Sum(asked, hosts)
         return total, Asking(fleet, asked.request, assignments, total.take)
 
@@ -112,7 +115,8 @@ class _Asked:
         """How it is put to every host."""
         kind = self.question.kind
         how = (self._packet, self._said, self._weight, self._alone)
-        return Request(KINDS[kind].flower, kind, *how)
+        most = self.form.largest  # of a partition; a sum is sent where it is smaller
+        return Request(KINDS[kind].flower, kind, *how, lambda group: most * len(group))
 
     def _packet(self, group: list[int], lean: bool) -> Packet:
         sent = self.sent.for_who(lacks=not self.fleet.lacking.isdisjoint(group))

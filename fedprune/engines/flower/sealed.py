@@ -8,8 +8,9 @@ from dataclasses import replace
 from fedprune.client.serving import Tick
 from fedprune.codec.wire import Packet
 from fedprune.config.kinds import KINDS
-from fedprune.engines.flower.asking import Asking, Request, ask
+from fedprune.engines.flower.asking import Asking, ask
 from fedprune.engines.flower.fleet import Fleet
+from fedprune.engines.flower.requests import Request
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.failures import Failure
 from fedprune.protocol.messages import Question
@@ -79,5 +80,8 @@ def _request(fleet: Fleet, call: Call, enclosed: Enclosure | None) -> Request[St
         lacks = not fleet.lacking.isdisjoint(group)
         return enclosed.sent.for_who(lacks=lacks).size(group) - enclosed.sent.size(group)
 
+    def most(group: list[int]) -> int:
+        return 8 * len(group) * enclosed.length if enclosed else 0
+
     kind = KINDS[enclosed.question.kind].flower if enclosed else f"query.{call.stage}"
-    return Request(kind, call.stage, packet, read, resent)
+    return Request(kind, call.stage, packet, read, resent, most=most)

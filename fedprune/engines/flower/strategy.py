@@ -13,14 +13,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 from torch import Tensor
 
 from fedprune.client.memory import in_run
-from fedprune.client.serving import Tick
 from fedprune.config import RunConfig, overridden
 from fedprune.engines.flower.grid import grid_port
 from fedprune.options.refusal import ConfigError
@@ -49,18 +47,14 @@ class FedPrune:
         folder: where results go; None keeps nothing on disk.
         resume: go on from the folder's checkpoints.
         watch: who looks on.
-        tick: told how many more partitions have answered.
         anyway: go on although the run began with something else.
-        data: gives the digest of a simulation's shards.
     """
 
     config: RunConfig
     folder: Path | None = None
     resume: bool = False
     watch: Watch = field(default_factory=Watch)
-    tick: Tick | None = None
     anyway: bool = False
-    data: Callable[[], str] = lambda: ""
 
     def start(
         self,
@@ -87,22 +81,23 @@ class FedPrune:
                 first round, then after every round.
 
         Returns:
-            Flower's result: the pruned weights (float32, 0.0 where removed), and by round the
-            clients' training loss, their validation sums, and what `evaluate_fn` returned.
+            Flower's result: the pruned weights (float32, 0.0 where removed: all in memory, however
+            large the model is), and by round the clients' training loss, their validation sums,
+            and what `evaluate_fn` returned.
 
         Raises:
             ConfigError: a change, or a tensor of `initial_arrays`, does not fit.
         """
         changes = {**(train_config or {}), **(evaluate_config or {})}
         config = _changed(self.config, num_rounds, timeout, changes)
-        model, given, result = dense_model(config), None, Result()
+        given, result = None, Result()
         if initial_arrays is not None:
-            given = _weights(initial_arrays, layout_for(config, model))
+            given = _weights(initial_arrays, layout_for(config, dense_model(config)))
         if evaluate_fn is not None and not self.resume:
-            _evaluate(result, 0, given or state_of(model), evaluate_fn)
+            _evaluate(result, 0, given or state_of(dense_model(config)), evaluate_fn)
         done = run_federated(
             config,
-            replace(grid_port(grid, config, self.tick, in_run(self.folder)), data=self.data),
+            grid_port(grid, config, memory=in_run(self.folder)),
             folder=self.folder,
             resume=self.resume,
             anyway=self.anyway,
@@ -151,7 +146,8 @@ def _weights(arrays: ArrayRecord, layout: Layout) -> dict[str, Tensor]:
 
 
 def _arrays(weights: Mapping[str, Tensor]) -> ArrayRecord:
-    return ArrayRecord({name: w.to(torch.float32) for name, w in weights.items()})
+    """Flower's arrays of a state, made one tensor after the other."""
+    return ArrayRecord({n: Array.from_torch_tensor(w.float()) for n, w in weights.items()})
 
 
 def _note(

@@ -65,8 +65,8 @@ class RayGrid(Grid):
         """
         while True:
             self.pool.look()
-            if self.pool.refused:
-                raise ConfigError("; ".join(self.pool.refused.values()), "engine")
+            if self.pool.health.refused:
+                raise ConfigError("; ".join(self.pool.health.refused.values()), "engine")
             ready = {member.node.id for member in self.pool.idle()}
             if ready and ready == self.pool.nodes.keys():
                 return
@@ -176,7 +176,7 @@ class RayGrid(Grid):
                 head, buffers, took = came
                 self.pace.took(job, took, sum(map(len, buffers)))
                 self._reply(job, joined(head, buffers))
-        for why in self.pool.refused.values():
+        for why in self.pool.health.refused.values():
             if why not in self._told:
                 self._told.add(why)
                 log.warning("%s", why)
@@ -238,7 +238,7 @@ class RayGrid(Grid):
             return
         if not self._since:
             self._since = self._said = now
-        nodes = [n for n in self.pool.nodes if n not in self.pool.refused]
+        nodes = [n for n in self.pool.nodes if n not in self.pool.health.refused]
         most = max(self.patience, JOIN) if nodes else self.patience
         waited = now - self._since
         if waited > most:

@@ -16,27 +16,17 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from fedprune.engines.ray import worker as worker_module
 from fedprune.engines.ray.jobs import Job, LostJob
 from fedprune.engines.ray.node_files import NodeFiles
+from fedprune.engines.ray.node_health import NodeHealth, of_memory
 from fedprune.engines.ray.nodes import Node, NodeWorkers, nodes_of
 from fedprune.options.refusal import counted
 
 LOOK = 1.0
 """Seconds between looks at which nodes are there."""
 
-STARTS = 3
-"""Workers in a row that may die before they are ready on a node that never had one; then it is
-left alone. One that had is given rests, as its memory may be slow to come back."""
-
-LONGEST_REST = 60.0
-"""Seconds that a node rests at most after workers died as they started."""
-
 VERDICT = 3.0
 """Seconds in which the next worker of another machine has to say what the last one died of."""
 
-LOW = ("low on memory", "due to OOM")
-"""What Ray says of a worker that it killed because its node ran out of memory."""
-
 MEMORY = "its worker was killed for want of memory"
-MEMORY_AT_START = "Ray kills them for want of memory; allowed: fewer --workers, or more memory"
 
 log = logging.getLogger("fedprune")
 
@@ -74,8 +64,7 @@ class WorkerPool:
         most: how many there may be in all: each phase has so many messages.
         members: who is there.
         nodes: the machines as of the last look.
-        refused: by node, why it cannot take part.
-        here: this machine's address.
+        health: what deaths of workers told of the nodes.
     """
 
     node_files: NodeFiles
@@ -83,13 +72,8 @@ class WorkerPool:
     most: int
     members: list[PoolMember] = field(default_factory=list)
     nodes: dict[str, Node] = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)
-    here: str = field(default_factory=ray.util.get_node_ip_address)
+    health: NodeHealth = field(default_factory=NodeHealth)
     _looked: float = -LOOK
-    _deaths: Counter[str] = field(default_factory=Counter)
-    _served: set[str] = field(default_factory=set)
-    _resting: dict[str, float] = field(default_factory=dict)
-    _kills: dict[str, int] = field(default_factory=dict)
     _unclear: list[tuple[float, PoolMember, str]] = field(default_factory=list)
 
     def look(self, *, now: bool = False) -> None:
@@ -101,12 +85,7 @@ class WorkerPool:
         # A worker whose node is gone says so itself, if it was busy; an idle one is forgotten.
         self.members = [s for s in self.members if s.node.id in self.nodes or s.pending]
         there = Counter(member.node.id for member in self.members)
-        awake = self._looked
-        places = [
-            n
-            for n in self.nodes.values()
-            if n.id not in self.refused and self._resting.get(n.id, 0.0) <= awake
-        ]
+        places = [n for n in self.nodes.values() if self.health.takes(n)]
         wanted = {n.id: self.workers_of(n).workers for n in places}
         for place in range(max(wanted.values(), default=0)):  # a first one everywhere, then more
             for node in places:
@@ -118,7 +97,11 @@ class WorkerPool:
         fitting = [self.workers_of(node) for node in self.nodes.values()]
         fit, members, nodes = sum(s.workers for s in fitting), len(self.members), len(fitting)
         why = "; ".join(dict.fromkeys(s.why for s in fitting))
-        where = "this machine" if [n.name for n in self.nodes.values()] == [self.here] else "a node"
+        where = (
+            "this machine"
+            if [n.name for n in self.nodes.values()] == [self.health.here]
+            else "a node"
+        )
         why = f"{why} on {where}" if fit <= self.most else f"{self.most} hosts"
         return f"{counted(members, 'worker')} on {counted(nodes, 'node')}: {why}"
 
@@ -174,18 +157,16 @@ class WorkerPool:
         elif step == "beginning" and value:
             self._refuse(member.node, value)
         elif step == "beginning":
-            self._deaths[member.node.id] = 0
-            self._served.add(member.node.id)
+            self.health.served(member.node)
         return [] if job is None else [(job, value)]
 
     def _looked_around(
         self, member: PoolMember, lacking: list[str], wrong: list[str], kills: int
     ) -> None:
-        before = self._kills.get(member.node.id, kills)
-        self._kills[member.node.id] = kills
+        killed = self.health.killed_since(member.node, kills)
         for i, (since, dead, reason) in enumerate(self._unclear):
             if dead.node.id == member.node.id and since:
-                said = MEMORY if kills > before else reason
+                said = MEMORY if killed else reason
                 self._unclear[i] = (0.0, dead, said)
         if wrong or (wrong := self.node_files.missing(lacking)):
             self._refuse(member.node, "; ".join(wrong))
@@ -195,7 +176,7 @@ class WorkerPool:
         member.pending = member.actor.begin.remote(names, self.node_files.shards, *contents)
 
     def _refuse(self, node: Node, why: str) -> None:
-        self.refused[node.id] = f"node {node.name}: {why}"
+        self.health.refused[node.id] = f"node {node.name}: {why}"
         for member in [s for s in self.members if s.node.id == node.id]:
             self.dismiss(member)
 
@@ -203,34 +184,20 @@ class WorkerPool:
         """A worker is gone: with its node, for want of memory, or by itself."""
         self.dismiss(member)
         if job is None:
-            self._deaths[member.node.id] += (
-                "no longer" not in error and "unschedulable" not in error
-            )
-            deaths = self._deaths[member.node.id]
-            self._resting[member.node.id] = time.monotonic() + min(LONGEST_REST, 2.0**deaths - 1)
-            never = member.node.id in self.nodes and member.node.id not in self._served
-            if never and deaths >= STARTS:
-                why = MEMORY_AT_START if _low(error) else " ".join(error.split())[-300:]
+            why = self.health.died_at_start(member.node, error)
+            if why and member.node.id in self.nodes:
                 self._refuse(member.node, f"workers die as they start: {why}")
             return []
         self.look(now=True)
         if member.node.id not in self.nodes or "node has died" in error:
             return [(job, LostJob("its node is gone", gone=True))]
-        if _low(error) or self._killed_here(member.node):
+        if of_memory(error) or self.health.killed_here(member.node):
             return [(job, LostJob(MEMORY, memory=True))]
-        if member.node.name == self.here:
+        if member.node.name == self.health.here:
             return [(job, LostJob("its worker died"))]
         member.job = job
         self._unclear.append((time.monotonic(), member, error))
         return []
-
-    def _killed_here(self, node: Node) -> bool:
-        """Whether this machine's kernel has killed for want of memory since it was last asked."""
-        if node.name != self.here:
-            return False
-        before, now = self._kills.get(node.id, 0), worker_module.kills_for_memory()
-        self._kills[node.id] = now
-        return now > before
 
     def _clear(self) -> list[tuple[Job, Any]]:
         """Jobs of dead workers of which it is known by now what they died of."""
@@ -263,7 +230,3 @@ class WorkerPool:
             ray.wait(leaving, num_returns=len(leaving), timeout=5)
         for member in list(self.members):
             self.dismiss(member)
-
-
-def _low(error: str) -> bool:
-    return any(text in error for text in LOW)

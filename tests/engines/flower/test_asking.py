@@ -10,11 +10,15 @@ from typing import Any
 import pytest
 
 from fedprune.codec.wire import Packet
-from fedprune.engines.flower.asking import Asking, Request
+from fedprune.engines.flower.asking import Asking
 from fedprune.engines.flower.exchange import Incoming, Lost
+from fedprune.engines.flower.requests import Request
 from fedprune.options.refusal import Refused
 from fedprune.protocol.failures import Failure
+from fedprune.protocol.replies import named_reply, question_name
 
+QUESTION = Packet({})
+REPLY = named_reply(Packet({}), question_name(QUESTION))
 HOSTS = [[0, 1], [2], [5, 7], [9]]
 
 
@@ -43,7 +47,7 @@ def test_who_is_ahead_of_its_turn_waits_and_whoever_was_taken_is_gone(order: tup
 
     asking = asked(lambda group, _: taken.append(group), read)
     for i, k in enumerate(order):
-        assert asking.hear(k, Packet({}), Packet({}), again=False) == len(HOSTS[k])
+        assert asking.hear(k, QUESTION, REPLY, again=False) == len(HOSTS[k])
         come = set(order[: i + 1])
         turns = list(itertools.takewhile(come.__contains__, range(4)))
         assert taken == [HOSTS[k] for k in turns]
@@ -55,13 +59,13 @@ def test_who_is_ahead_of_its_turn_waits_and_whoever_was_taken_is_gone(order: tup
 def test_who_may_be_asked_again_holds_up_those_behind_until_that_is_over(reply: Incoming):
     taken: list[Any] = []
     asking = asked(lambda group, said: taken.append((group, said)), lambda *_: "yes", absent=3)
-    for k, came in enumerate([Packet({}), reply, Packet({})]):
-        asking.hear(k, Packet({}), came, again=False)
+    for k, came in enumerate([REPLY, reply, REPLY]):
+        asking.hear(k, QUESTION, came, again=False)
     waits = asking.unanswered(1)
     assert waits == (isinstance(reply, Lost) and not reply.left)
     assert [group for group, _ in taken] == (HOSTS[:1] if waits else HOSTS)
     if waits:
-        asking.hear(1, Packet({}), Packet({}), again=True)
+        asking.hear(1, QUESTION, REPLY, again=True)
     assert [group for group, _ in taken] == HOSTS
     field, reason = ("x", "bad") if isinstance(reply, Refused) else ("", "left")
     assert taken[1][1] == ("yes" if waits else (Failure(2, "tune", field, reason),))
@@ -71,8 +75,8 @@ def test_who_may_be_asked_again_holds_up_those_behind_until_that_is_over(reply: 
 def test_in_the_end_all_are_taken_with_why_nothing_came():
     taken: list[Any] = []
     asking = asked(lambda group, said: taken.append((group, said)), lambda *_: "yes")
-    asking.hear(0, Packet({}), Lost("dead"), again=True)
-    asking.hear(1, Packet({}), Packet({}), again=True)
+    asking.hear(0, QUESTION, Lost("dead"), again=True)
+    asking.hear(1, QUESTION, REPLY, again=True)
     assert taken == []
     asking.go_on(over=True)
     assert [group for group, _ in taken] == HOSTS

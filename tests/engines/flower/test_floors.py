@@ -14,7 +14,7 @@ import pytest
 from fedprune import Result, federate
 from fedprune.engines.flower.floors import FLOORS, check_floors, floors_of
 from fedprune.engines.flower.grid import grid_port
-from fedprune.options.refusal import Refusal, Refused
+from fedprune.options.refusal import ConfigError, Refused
 from tests.runs import tiny
 from tests.server.grids import FakeGrid, context
 
@@ -168,7 +168,7 @@ def test_a_ledger_that_was_cut_ends_the_answers(devices: Any, folder: Path):
     ],
 )
 def test_a_value_that_is_no_floor_is_one_line(key: str, value: Any):
-    with pytest.raises(Refusal, match=rf"^{key}=.*: no floor of a device; allowed: [^\n]*$"):
+    with pytest.raises(ConfigError, match=rf"^{key}=.*: no floor of a device; allowed: [^\n]*$"):
         floors_of({key: value})
 
 

@@ -1,13 +1,20 @@
 """`flwr run .` in simulation, as a user types it, with a SuperLink of its own."""
 
 import json
+import re
+import tomllib
+from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from flower import ROOT, Flower
 
 from fedprune import federate
+from fedprune.commands.new import run as new
 from fedprune.config import configure
+from fedprune.starter import client_app, server_app
+from fedprune.starter.task import TASK
 
 pytestmark = pytest.mark.slow
 
@@ -29,10 +36,10 @@ def right() -> str:
     return str(federate(configure(CONFIG)).summary["weights_digest"])
 
 
-def run(flower: Flower, config: str, nodes: int) -> str:
+def run(flower: Flower, config: str, nodes: int, app: Path = ROOT) -> str:
     federation = f"num-supernodes={nodes} client-resources-num-cpus=1"
     done = flower.flwr(
-        *("run", str(ROOT), "--stream", "--federation-config", federation, "--run-config", config)
+        *("run", str(app), "--stream", "--federation-config", federation, "--run-config", config)
     )
     return done.stdout + done.stderr
 
@@ -67,3 +74,19 @@ def test_an_unknown_key_is_refused_by_flower(flower):
     before = statuses(flower)
     assert "Invalid run configuration" in run(flower, 'taks="digits"', nodes=1)
     assert statuses(flower) == before
+
+
+def test_the_app_that_is_written_for_users_gives_the_bits_of_one_process(flower, tmp_path):
+    small = {"clients": 4, "rounds": 3, "warmup": 1, "local-steps": 2}
+    options = server_app.OPTIONS | {key.replace("-", "_"): value for key, value in small.items()}
+    alone = federate(TASK, train=client_app.train, **options)
+    app = tmp_path / "my-app"
+    new(Namespace(folder=str(app)))
+    printed = run(flower, " ".join(f"{k}={v}" for k, v in small.items()), nodes=2, app=app)
+    folder = re.search(r"results +(\S+)", printed)
+    assert folder, printed
+    summary = json.loads(Path(folder[1], "summary.json").read_text())
+    assert summary["weights_digest"] == alone.summary["weights_digest"]
+    keys = tomllib.loads((app / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    said = re.findall(r"([a-z0-9-]+)=", summary["command"].partition("--run-config")[2])
+    assert {*said} <= keys.keys(), "Flower refuses others: it would not repeat"

@@ -308,6 +308,9 @@ def answer_with(content: RecordDict | Error) -> Callable[..., Message]:
     def meddle(node: int, question: Message, reply: Message) -> Message:
         if node != 78 or question.metadata.message_type == "query.hello":
             return reply
+        if isinstance(content, RecordDict) and "fields" in content.config_records:
+            to = reply.content.config_records["fields"]["to"]
+            content.config_records["fields"]["to"] = to
         return Message(content, reply_to=question)
 
     return meddle

@@ -1,5 +1,6 @@
 """A base model that clients hold: what is not sent, and that nothing else changes."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from fedprune.protocol.held_weights import BaseModel
 from fedprune.randomness import seeded
 from fedprune.tasks.tokenization import characters
 from fedprune.tensors.named import digest
-from tests.server.grids import FakeGrid, context
+from tests.server.grids import FakeGrid, context, honest
 
 CLIENTS = 3
 
@@ -55,13 +56,13 @@ def config_of(folder: Path, **changes):
     return configure({**few, **changes})
 
 
-def on_devices(config, texts):
+def on_devices(config, texts, meddle=honest):
     made = {
         79 - p: context(79 - p, **{"partition-id": p, "data": str(texts[p])})
         for p in range(CLIENTS)
     }
     client_hosts._device_host.cache_clear()
-    return federate(config, grid_port(FakeGrid(made), config))
+    return federate(config, grid_port(FakeGrid(made, meddle), config))
 
 
 def here(config, texts):
@@ -98,9 +99,27 @@ def test_held_weights_change_nothing_but_what_is_sent(folder, texts, changes):
         assert mine["bytes_down"] < theirs["bytes_down"]
 
 
-def test_a_pruning_without_training_sends_masks_alone(folder, texts):
-    result = here(config_of(folder), texts)
+def test_a_pruning_without_training_sends_a_digest_and_masks_from_the_first_question_on(
+    folder, texts
+):
+    sent: list[tuple[str, int]] = []
+
+    def weigh(node, question, reply):
+        del node
+        content = question.content
+        size = sum(len(a.data) for a in content.array_records["buffers"].values())
+        if "head" in content.config_records["fields"]:
+            head = json.loads(content.config_records["fields"]["head"])
+            sent.append((head.get("base", ""), size))
+        return reply
+
+    result = on_devices(config_of(folder), texts, weigh)
     weights = sum(w.numel() for w in result.state.weights.values())
+    named = [size for base, size in sent if base]
+    assert len({base for base, _ in sent if base}) == 1
+    assert named[:CLIENTS] == [named[0]] * CLIENTS, "the first question is the same to all"
+    assert named[0] < 4 * weights / 100, "of a mask that keeps everything and of no weights"
+    assert max(size for _, size in sent) < weights, "a bit a weight, and names"
     assert result.state.book.traffic.down < 4 * weights / 10  # not a tenth of the weights, once
     assert result.state.book.traffic.evaluation < CLIENTS * weights
 

@@ -60,6 +60,6 @@ def test_who_fails_has_failed_however_many_others_are_there(devices):
 
 def test_workers_of_a_simulation_are_refused_before_anything_is_asked(workers):
     grid = workers(2)
-    with pytest.raises(ConfigError, match=r"^over-select=1\.5: nodes are workers of a simulation"):
+    with pytest.raises(ConfigError, match=r"^over_select=1\.5: nodes are workers of a simulation"):
         run_on(grid)
     assert {kind for _, kind, *_ in grid.asked} == {"query.hello"}

@@ -1,5 +1,6 @@
 """The ServerApp that `flwr run` starts, on a grid without network."""
 
+import errno
 import json
 import logging
 import shlex
@@ -14,6 +15,7 @@ from flwr.common.config import parse_config_args
 import fedprune
 from fedprune import RunConfig
 from fedprune.config import from_flower, overridden, recorded, to_toml
+from fedprune.engines.flower import server_app
 from fedprune.engines.flower.server_app import RunFailed, app
 from tests.runs import played, tiny
 
@@ -135,6 +137,7 @@ def test_a_whole_configuration_comes_as_toml_and_flat_keys_win(workers, tmp_path
         ({"toml": "sparsity ="}, "config: not TOML"),
         ({"toml": "sparsities = 1"}, "sparsities=1: no such key"),
         ({"agreement": "perhaps"}, "agreement='perhaps': "),
+        ({"model": "cnn"}, "model='cnn': neither a family of task shakespeare"),
     ],
 )
 def test_bad_values_are_one_line(devices, tmp_path, monkeypatch, changes, words):
@@ -149,6 +152,21 @@ def test_bad_values_are_one_line(devices, tmp_path, monkeypatch, changes, words)
     record = logging.LogRecord("flwr", 40, "", 0, "%s raised", ("App",), (RunFailed, e.value, None))
     assert logging.getLogger("flwr").filter(record)  # what Flower's server process logs then
     assert logging.Formatter().format(record) == str(e.value)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_disk_that_is_full_is_one_line(devices, tmp_path, monkeypatch, begun):
+    def full(_grid, _config, folder, *_):
+        folder.mkdir()
+        if begun:
+            (folder / "config.toml").touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(server_app, "run_on", full)
+    with pytest.raises(RunFailed) as e:
+        start(devices(1), out=str(tmp_path / "run"))
+    assert str(e.value).startswith(f"fedprune: out='{tmp_path}/run': [Errno 28] No space left")
+    assert ("; to go on: resume=" in str(e.value)) == begun
 
 
 @pytest.mark.slow

@@ -1,11 +1,6 @@
-"""The app that `fedprune new` writes, in this process, on nodes of Flower and under `flwr run`."""
+"""The app that `fedprune new` writes, in this process and on nodes; `flwr run`: test_flwr_run."""
 
 import json
-import re
-import tomllib
-from argparse import Namespace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +9,6 @@ from flwr.app import Context, RecordDict
 
 from fedprune import ConfigError, federate
 from fedprune.client.host import build_host
-from fedprune.commands.new import run as new
 from fedprune.config import configure
 from fedprune.engines.inline import inline_port
 from fedprune.starter import client_app, server_app
@@ -72,22 +66,3 @@ def test_a_device_reads_its_own_folder(tmp_path):
     assert sizes == [6, 2, 2]
     assert shard.train["images"].shape == (6, 1, 8, 8)
     assert float(shard.train["images"].max()) == 1.0
-
-
-@pytest.mark.slow
-def test_flwr_run_in_the_folder_gives_the_same_bits(flower, right, tmp_path):
-    new(Namespace(folder=str(tmp_path / "my-app")))
-    flat: dict[str, Any] = {key.replace("_", "-"): value for key, value in SMALL.items()}
-    config = " ".join(f"{key}={value}" for key, value in flat.items())
-    federation = "num-supernodes=2 client-resources-num-cpus=1"
-    done = flower.flwr(
-        *("run", str(tmp_path / "my-app"), "--stream", "--federation-config", federation),
-        *("--run-config", config),
-    )
-    folder = re.search(r"results +(\S+)", done.stdout + done.stderr)
-    assert folder, done.stdout + done.stderr
-    summary = json.loads(Path(folder[1], "summary.json").read_text())
-    assert summary["weights_digest"] == right
-    keys = tomllib.loads((tmp_path / "my-app" / "pyproject.toml").read_text())["tool"]["flwr"]
-    said = re.findall(r"([a-z0-9-]+)=", summary["command"].partition("--run-config")[2])
-    assert {*said} <= keys["app"]["config"].keys(), "Flower refuses others: it would not repeat"

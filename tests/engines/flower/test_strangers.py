@@ -1,7 +1,8 @@
 """What a device says is data from a stranger: a reply is understood or refused, and ends no run."""
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -15,8 +16,10 @@ from fedprune.engines.flower.fleet import Fleet
 from fedprune.engines.flower.grid import grid_port
 from fedprune.options.refusal import Refused
 from fedprune.protocol.replies import Packet, folded_of, parts_in
+from fedprune.protocol.versions import OWN_VERSION
 from fedprune.secagg.packets import reply_of
 from tests.runs import tiny
+from tests.server.grids import FakeGrid, HttpGrid, delivered
 
 SCALARS = st.one_of(
     st.none(),
@@ -152,14 +155,66 @@ def test_records_of_any_kind_are_refused(devices, three, content, kind):
     assert result.summary["rounds_completed"] == 1
 
 
-class HttpGrid:
-    """Flower's name for a grid over a network, around a grid of the tests."""
+class Replaying:
+    """A grid on which every reply comes again at every later look."""
 
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
+    def __init__(self, inner: FakeGrid) -> None:
+        self.inner, self.before = inner, list[Message]()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        new = self.inner.pull_messages(message_ids)
+        old = list(map(delivered, self.before))
+        self.before += map(delivered, new)
+        return [*old, *new, *map(delivered, new)]
+
+
+def test_a_reply_that_comes_again_counts_once(devices, three):
+    config = three()
+    grid = Replaying(devices(3))
+    often, once = (federate(config, grid_port(g, config)) for g in (grid, devices(3)))
+    assert len(grid.before) > 20
+    assert often.rows == once.rows
+    assert often.state.book.traffic == once.state.book.traffic
+
+
+@pytest.mark.parametrize("secure", ["none", "secagg"])
+def test_what_a_device_has_answered_before_is_no_answer_to_another_question(devices, three, secure):
+    before: dict[str, Message] = {}
+
+    def meddle(node: int, question: Message, reply: Message) -> Message:
+        if node != 78 or not question.metadata.message_type.startswith("train"):
+            return reply
+        old = before.setdefault(question.metadata.message_type, delivered(reply))
+        return Message(delivered(old).content, reply_to=question)
+
+    config = three(secure=secure, min_clients=2)
+    result = federate(config, grid_port(devices(3, meddle=meddle), config))
+    first, *later = result.rows
+    assert not first["failures"]
+    assert later
+    for row in later:
+        why = [f["reason"] for f in row["failures"] if f["partition"] == 1]
+        assert why, row["failures"]
+        assert "another question" in why[0]
+
+
+@pytest.mark.parametrize("name", ["head", "values"])
+def test_a_reply_that_is_too_large_is_refused_by_a_line_that_names_the_limit(devices, three, name):
+    def meddle(node: int, question: Message, reply: Message) -> Message:
+        if node == 78 and question.metadata.message_type == "train.tune":
+            arrays = reply.content.array_records["buffers"]
+            arrays[f"1.{name}"].data += bytes(10**6)
+        return reply
+
+    config = three(rounds=1)
+    (row,) = federate(config, grid_port(devices(3, meddle=meddle), config)).rows
+    (failure,) = row["failures"]
+    assert (failure["partition"], failure["field"]) == (1, "reply")
+    assert re.fullmatch(r"(a head of )?\d+ bytes; allowed: \d+", failure["reason"])
+    assert row["answered"] == 2
 
 
 HELLOS = [
@@ -178,7 +233,7 @@ HELLOS = [
 def test_a_node_that_announces_what_cannot_be_takes_no_part(devices, three, hello, caplog):
     def meddle(node: int, question: Message, reply: Message) -> Message:
         if node == 77 and question.metadata.message_type == "query.hello":
-            reply.content.config_records["fields"]["about"] = json.dumps(hello)
+            reply.content.config_records["fields"]["about"] = json.dumps(OWN_VERSION | hello)
         return reply
 
     config = three(min_clients=3, timeout=9.0)

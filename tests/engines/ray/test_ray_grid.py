@@ -17,6 +17,7 @@ from fedprune.engines.ray.grid import RayGrid
 from fedprune.engines.ray.identity import OURSELVES, as_a_task
 from fedprune.engines.ray.jobs import Job, LostJob
 from fedprune.engines.ray.message_parts import joined, parted
+from fedprune.engines.ray.node_health import NodeHealth
 from fedprune.engines.ray.nodes import Node, Unserved
 from fedprune.engines.ray.worker_pool import PoolMember
 from fedprune.options.refusal import ConfigError
@@ -33,7 +34,7 @@ class WorkerPool:
         self.fates = {int(name[1:]): fate for name, fate in fates.items()}
         self.given: list[tuple[int, ...]] = []
         self.beside: list[list[tuple[int, ...]]] = []
-        self.refused: dict[str, str] = {}
+        self.health = NodeHealth(here="a")
 
     def look(self, *, now: bool = False) -> None: ...
 
@@ -268,7 +269,7 @@ def test_a_node_that_lacks_something_before_round_one_is_an_error_and_later_a_li
     pool = WorkerPool("ab")
     grid = made(pool)
     grid.gather()
-    pool.refused["c"] = "node 10.0.0.9: flwr is 2, 1 is wanted"
+    pool.health.refused["c"] = "node 10.0.0.9: flwr is 2, 1 is wanted"
     with caplog.at_level(logging.WARNING, "fedprune"):
         ask(grid, [0], [1])
     assert [r.getMessage() for r in caplog.records] == ["node 10.0.0.9: flwr is 2, 1 is wanted"]

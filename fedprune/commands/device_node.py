@@ -1,0 +1,67 @@
+"""``fedprune devices node``: a SuperNode, checked before Flower starts it."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from argparse import Namespace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from fedprune.commands.certificates import AUTHORITY, check_there
+from fedprune.commands.orphans import end_orphans
+from fedprune.commands.programs import become, check_address
+from fedprune.engines.flower.node_config import device_of
+from fedprune.options.refusal import ConfigError, Refused
+
+_PAIR = re.compile(r"""\s*([^\s=]+)\s*=\s*("[^"]*"|'[^']*'|[^\s"']+)(?=\s|$)""")
+
+
+def become_node(given: Namespace) -> NoReturn:
+    """Become the SuperNode of a device, once its keys and its data are there.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    check_address(given)
+    folder, config = Path(given.folder), node_config_in(given.config)
+    try:
+        here = device_of(config)
+    except Refused as refused:
+        raise ConfigError(f"config: {refused}") from None
+    if not Path(here.data).exists():
+        allowed = "a file or folder that is there"
+        raise ConfigError(f"config: data={here.data!r}: nothing there; allowed: {allowed}")
+    how = ["--insecure"]
+    if not given.insecure:
+        (ca,) = check_there(folder, [f"{AUTHORITY}.crt"], "--names SERVER, on the server: copy it")
+        name = str(here.partitions[0])
+        (key,) = check_there(folder, [name], f"--keys {name}")
+        how = ["--root-certificates", ca, "--auth-supernode-private-key", key]
+    for pid in end_orphans(given.port):
+        print(f"ended process {pid}: a flower-superexec whose SuperNode is gone", flush=True)
+    become(
+        "flower-supernode",
+        *how,
+        *("--superlink", given.superlink, "--port", str(given.port)),
+        *("--node-config", given.config),
+    )
+
+
+def node_config_in(text: str) -> dict[str, Any]:
+    """A node config as Flower reads it: ``key=value``, one after the other, values in TOML.
+
+    Raises:
+        ConfigError: it is none, or no device's.
+    """
+    pairs, left = _PAIR.findall(text), _PAIR.sub("", text)
+    try:
+        found = tomllib.loads("\n".join(f"{key}={value}" for key, value in pairs))
+    except tomllib.TOMLDecodeError as error:
+        left = str(error)
+    if left.strip():
+        allowed = 'key=value, texts in double quotes: partition-id=0 data="/data"'
+        raise ConfigError(f"config={text!r}: {left.strip()}: not understood; allowed: {allowed}")
+    if "data" not in found:
+        raise ConfigError(f'config={text!r}: no data; allowed: partition-id=0 data="/data"')
+    return found

@@ -1,0 +1,496 @@
+"""What methods' files say they do otherwise than their papers, where no oracle of theirs tells."""
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from fedprune import methods as departing
+from fedprune.config import configure
+from fedprune.engines.inline import inline_port
+from fedprune.methods.catalog import METHODS
+from fedprune.options.refusal import ConfigError
+from fedprune.protocol.messages import Question
+from fedprune.tensors.models import load_into
+from fedprune.tensors.named import scattered
+from tests.perceptron import LAYERS, SMALL, count, flat, gradients, kept_by, outputs
+from tests.runs import Asked, house_of, overheard, same, tiny
+
+OF_TRAINING = ("local_epochs", "batch_size", "optimizer", "momentum", "clip", "lr", "lr_schedule")
+FOLDER = Path(departing.__file__).parent
+FILES = sorted(FOLDER.glob("*.py"))
+TESTS = "".join(f.read_text() for f in Path(__file__).parents[1].rglob("test_*.py"))
+BIASES = ("features.1.bias", "features.3.bias", "head.bias")
+
+
+def run(method: str, **keys: Any) -> tuple[Any, Asked, list[Any]]:
+    """A run of the perceptron in which every step is on all that a client has."""
+    given = {**SMALL, "sparsity": 0.5, "lr_schedule": "constant", **keys, "method": method}
+    left_out = {*METHODS[method].sets, *(OF_TRAINING if keys.get("local_steps") == 0 else ())}
+    config = configure({n: x for n, x in given.items() if n not in left_out and x is not None})
+    return config, *overheard(config)[1:]
+
+
+def of_kind(asked: Asked, kind: str) -> list[tuple[Question, list[int], Any]]:
+    return [each for each in asked if each[0].kind == kind]
+
+
+def data(config: Any, client: int) -> tuple[Tensor, Tensor]:
+    part = house_of(config).shards[client].train
+    return part["images"].flatten(1).double(), part["labels"]
+
+
+def mean_step(config: Any, weights: dict[str, Tensor]) -> dict:
+    """What a step of descent at these weights changes on average, clients weighted by labels."""
+    total, labels = dict.fromkeys(weights, 0.0), 0.0
+    for client in range(3):
+        x, y = data(config, client)
+        slopes = gradients(weights, x, y)
+        n = float(len(y))
+        total = {k: t - n * 0.1 * slopes[k] for k, t in total.items()}
+        labels += n
+    return {k: t / labels for k, t in total.items()}
+
+
+@pytest.mark.slow
+def test_complement_sparsification_takes_the_servers_rate_for_biases_too_and_all_weights_compete():
+    config, asked, states = run("complement-sparsification", rounds=2, server_lr=1.5)
+    (question, *_), *_ = of_kind(asked, "tune")
+    moved = mean_step(config, question.weights)
+    for n in BIASES:
+        wanted = question.weights[n].double() + 1.5 * moved[n]
+        assert torch.allclose(states[0].weights[n].double(), wanted, atol=1e-6)
+    counts = [int(m.sum()) for m in states[0].masks.values()]
+    assert sum(counts) == count(flat(states[0].masks), 0.5)
+    assert counts != [count(m, 0.5) for m in states[0].masks.values()]
+
+
+@pytest.mark.parametrize("method", ["depthfl", "fedpruner"])
+def test_a_model_without_blocks_has_no_depths(method):
+    with pytest.raises(ConfigError, match="block"):
+        run(method, sparsity=0.0)
+
+
+@pytest.mark.parametrize("method", ["depthfl", "fedpruner"])
+@pytest.mark.slow
+def test_biases_of_a_block_that_is_not_there_stay(method):
+    keys = {"task": "shakespeare", "clients": 2, "cohort": 2, "rounds": 1, "local_steps": 1}
+    shape = {
+        "warmup": 0,
+        "end": 1,
+        "sparsity": 0.0,
+        "depth": 2,
+        "width": 16,
+        "length": 16,
+        "model": "gpt2",
+    }
+    options = {"depths": (1.0, 0.5)}
+    config = tiny(**{**keys, **shape}, method=method, method_options=options)
+    _, asked, _ = overheard(config)
+    question, _, answer = next(e for e in of_kind(asked, "tune") if e[1] == [1])
+    moved = scattered(answer.total, house_of(config).layout.shapes, question.masks)
+    gone = {n.rsplit(".", 1)[0] for n, m in question.masks.items() if not m.any()}
+    assert gone
+    assert any(moved[f"{n}.bias"].any() for n in gone if f"{n}.bias" in moved)
+
+
+@pytest.mark.slow
+def test_neighbours_of_dispfl_are_of_the_round_and_the_mean_of_those_who_trained_is_measured():
+    keys = {"clients": 5, "cohort": 2, "rounds": 1, "sparsity": 0.5}
+    config = configure({**SMALL, **keys, "method": "dispfl", "method_options": {"network": "full"}})
+    result, _, (state,) = overheard(config)
+    assert result.rows[0]["method"]["peer_models"] == 2
+    memory, sums, held = state.memories["dispfl"], 0.0, 0.0
+    for p in result.rows[0]["cohort"]:
+        sums += memory.weights[p][LAYERS[0]].double()
+        held += memory.masks[p][LAYERS[0]].double()
+    assert torch.allclose(state.weights[LAYERS[0]].double(), sums / held.clamp(min=1), atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["feddst", "flash", "dispfl"])
+@pytest.mark.slow
+def test_momentum_is_forgotten_when_weights_are_exchanged(method: str) -> None:
+    """A step before and one after: momentum that began anew changes neither."""
+    keys = {"rounds": 2, "local_epochs": 1 if method == "dispfl" else 2}
+    keys |= {} if method == "dispfl" else {"end": 2}
+    config, asked, _ = run(method, **keys)
+    question = next(q for q, *_ in of_kind(asked, "tune") if q.exchange)
+    heavy = configure({**config.model_dump(exclude_unset=True), "momentum": 0.9})
+    ports = [inline_port(house_of(c)) for c in (config, heavy)]
+    plain, other = (port.ask(question, [0]) for port in ports)
+    assert torch.equal(plain.total, other.total)
+
+
+@pytest.mark.slow
+def test_votes_of_feddst_are_numbers_of_clients():
+    _, asked, _ = run("feddst", rounds=2, end=2, local_epochs=2)
+    votes = next(a.votes for *_, a in of_kind(asked, "tune") if a.votes is not None)
+    assert set(votes.unique().tolist()) <= {0, 1, 2, 3}
+    assert votes.max() == 3
+
+
+@pytest.mark.slow
+def test_fedmef_keeps_the_rate_and_grows_by_all_gradients_of_whole_shards():
+    config, asked, states = run("fedmef", rounds=3, end=3, regrow=0.4)
+    assert len({q.lr for q, *_ in of_kind(asked, "tune")}) == 1
+    before, after = states[0], states[1]
+    slopes = dict.fromkeys(LAYERS, 0.0)
+    for client in range(3):
+        x, y = data(config, client)
+        found = gradients(before.weights, x, y)
+        slopes = {n: slopes[n] + len(y) * found[n] for n in LAYERS}
+    for n in LAYERS:
+        old, new = before.masks[n], after.masks[n]
+        fresh = int((new & ~old).sum())
+        assert fresh
+        kept_by((new & ~old)[~old], slopes[n].abs()[~old], fresh)
+
+
+@pytest.mark.slow
+def test_of_fedpai_who_does_not_answer_holds_the_whole_model_and_the_mean_has_no_mask():
+    keys = {"method": "fedpai", "score": "snip", "sparsity": 0.7}
+    config = configure({**SMALL, **keys})
+    result, asked, states = overheard(config, lambda q, p: q.kind == "own" and p == 1)
+    quality = result.summary["quality"]
+    assert quality["own"]["loss"] != quality["final"]["loss"]
+    assert len(of_kind(asked, "own")) == 3, "once"
+    assert states[-1].memories["fedpai"].masks.keys() == {0, 2}
+    whole = [bool(flat(q.masks).all()) for q, *_ in of_kind(asked, "tune")]
+    assert whole == [False, True, False] * 2
+    assert flat(states[-1].masks).all()
+
+
+@pytest.mark.parametrize(("method", "asks"), [("fedprllm", "score"), ("fedspallm", "own")])
+@pytest.mark.slow
+def test_pruning_alone_moves_nothing_and_sends_masks(method, asks):
+    config, asked, (state, *_) = run(method, rounds=1, local_steps=0, score_examples=None)
+    start = of_kind(asked, asks)[0][0].weights
+    assert not of_kind(asked, "tune")
+    assert all(a.total is None or not a.total.numel() for _, _, a in of_kind(asked, asks))
+    for n, w in state.weights.items():
+        assert torch.equal(w, start[n] * state.masks.get(n, 1))
+    if method == "fedprllm":
+        (_, _, answer), *_ = of_kind(asked, asks)
+        wanted = sum(rows_kept(start[LAYERS[0]], data(config, client)[0]) for client in range(3))
+        found = answer.votes[: len(wanted)]
+        assert int((wanted != found).sum()) <= 4, "by all examples, but for rounding"
+
+
+def rows_kept(weight: Tensor, inputs: Tensor) -> Tensor:
+    """Flags of the better half of every row by |w|·‖x‖."""
+    worth = weight.double().abs() * inputs.square().sum(0).sqrt()
+    best = worth.argsort(1, descending=True)[:, : count(worth[0], 0.5)]
+    return torch.zeros(worth.shape).scatter_(1, best, 1.0).flatten()
+
+
+@pytest.mark.slow
+def test_fedrts_prunes_further_on_the_way():
+    _, _, states = run("fedrts", rounds=3, end=3, schedule="linear")
+    kept = [int(flat(s.masks).sum()) for s in states]
+    assert kept[0] > kept[1] > kept[2] == count(flat(states[-1].masks), 0.5)
+
+
+@pytest.mark.slow
+def test_of_fedselect_all_weights_are_sent_and_biases_are_everybodys():
+    options = {"grows": 0.5, "every": 1}
+    keys = {"rounds": 2, "warmup": None, "local_epochs": 2, "method_options": options}
+    config, asked, states = run("fedselect", **keys)
+    assert len({a.bytes_down for *_, a in of_kind(asked, "tune")}) == 1
+    assert all(flat(q.masks).all() for q, *_ in of_kind(asked, "tune"))
+    _, (question, _, answer) = of_kind(asked, "tune")
+    moved = scattered(answer.total, house_of(config).layout.shapes, {})
+    for n in BIASES:
+        wanted = question.weights[n].double() + moved[n] / 3  # clients count alike
+        assert moved[n].any()
+        assert torch.allclose(states[1].weights[n].double(), wanted, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_width_of_fjord_trains_the_biases_outside_of_it():
+    options = {"widths": (1.0, 0.5)}
+    config, asked, _ = run("fjord", rounds=1, unit="row", method_options=options)
+    question, _, answer = next(e for e in of_kind(asked, "tune") if e[1] == [1])
+    moved = scattered(answer.total, house_of(config).layout.shapes, question.masks)
+    outside = ~question.masks[LAYERS[0]].any(1)
+    assert outside.any()
+    assert moved["features.1.bias"][outside].any()
+
+
+@pytest.mark.parametrize(
+    ("method", "options"), [("heterofl", {"tiers": (1.0, 0.5)}), ("fjord", {"widths": (1.0, 0.5)})]
+)
+@pytest.mark.slow
+def test_parts_share_running_statistics_which_are_averaged(method, options):
+    keys = {"clients": 3, "cohort": 3, "rounds": 1, "warmup": 0, "end": 1, "unit": "channel"}
+    config = tiny(**keys, model="cnn", sparsity=0.5, method=method, method_options=options)
+    host = house_of(config)
+    _, asked, (state, *_) = overheard(config)
+    port, total, labels = inline_port(host), {}, 0.0
+    tuned = [(q, p) for q, who, _ in of_kind(asked, "tune") for p in who]
+    means = [n for n in host.layout.statistics if n not in host.layout.variances]
+    assert means
+    for question, p in tuned:
+        answer = port.ask(question, [p])
+        moved = scattered(answer.total, host.layout.shapes, question.masks)
+        total = {n: total.get(n, 0.0) + moved[n] for n in means}
+        labels += answer.weight
+    for n in means:
+        wanted = tuned[0][0].weights[n].double() + total[n] / labels
+        assert torch.allclose(state.weights[n].double(), wanted, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_tier_of_heterofl_trains_under_a_mask_without_a_scaler_on_all_classes():
+    options = {"tiers": (1.0, 0.5)}
+    config, asked, _ = run("heterofl", rounds=2, end=2, method_options=options)
+    narrow = [e for e in of_kind(asked, "tune") if e[1] == [1]]
+    for question, _, answer in narrow:
+        moved = scattered(answer.total / answer.weight, house_of(config).layout.shapes,
+                          question.masks)  # fmt: skip
+        x, y = data(config, 1)
+        slopes = gradients(question.weights, x, y)
+        for n, w in moved.items():
+            wanted = -0.1 * slopes[n] * question.masks.get(n, 1)
+            assert torch.allclose(w.double(), wanted, atol=1e-6), n
+    assert len(narrow) == 2
+    assert (narrow[1][0].masks[LAYERS[0]] != narrow[0][0].masks[LAYERS[0]]).any(), "chosen again"
+
+
+@pytest.mark.slow
+def test_of_spafl_thresholds_are_not_clipped_and_biases_are_trained():
+    moved = {}
+    for clip in (0.0, 1e-9):
+        config, asked, (state,) = run("spafl", rounds=1, warmup=None, clip=clip)
+        moved[clip] = state.memories["spafl"].thresholds
+        lr = 0.1 if clip == 0.0 else 0.0
+        loss = labels = 0.0
+        for client in range(3):
+            slopes = gradients(state.weights, *data(config, client))
+            own = {n: w.double() - lr * slopes[n] for n, w in state.weights.items()}
+            part = house_of(config).shards[client].test
+            logits = outputs(own, part["images"].flatten(1).double())
+            loss += float(cross_entropy(logits, part["labels"], reduction="sum"))
+            labels += len(part["labels"])
+        (measured,) = [a for q, _, a in of_kind(asked, "evaluate") if q.part == "test"][-1:]
+        assert measured.totals["loss"] / measured.totals["count"] == pytest.approx(
+            loss / labels, rel=2e-5
+        )
+    assert same(moved[0.0], moved[1e-9])
+    assert moved[0.0].keys() == {*LAYERS}, "the head has none"
+
+
+@pytest.mark.slow
+def test_the_mask_of_sparsyfed_stays():
+    _, _, states = run("sparsyfed", rounds=3, end=1)
+    assert states[0].masks.keys() == {*LAYERS}
+    assert same(states[0].masks, states[2].masks)
+
+
+@pytest.mark.slow
+def test_ssfl_scores_in_eval_mode():
+    keys = {"method": "ssfl", "model": "cnn", "clients": 3, "cohort": 3, "rounds": 1, "warmup": 0}
+    config = tiny(**{**keys, "end": 1, "score_examples": 10_000, "alpha": 3.0})
+    host = house_of(config)
+    _, asked, _ = overheard(config)
+    question, who, answer = of_kind(asked, "score")[0]
+    total = torch.zeros(len(answer.total)).double()
+    load_into(host.model, question.weights)
+    host.model.eval()
+    for client in who:
+        host.model.zero_grad()
+        part = host.shards[client].train
+        loss = host.task.loss(host.model, part)
+        (loss.total / loss.count).backward()
+        named = dict(host.model.named_parameters())
+        total += torch.cat([
+            (named[n] * named[n].grad).abs().flatten() for n in sorted(host.layout.prunable)
+        ]).detach().double()  # fmt: skip
+    found = answer.total.double() / answer.total.sum()
+    assert torch.allclose(found, total / total.sum(), atol=1e-7)
+
+
+@pytest.mark.slow
+def test_zerofl_chooses_within_tensors_and_sends_all_that_is_not_prunable():
+    config, asked, states = run("zerofl", rounds=1, sparsity=0.9, method_options={"ratio": 0.0})
+    (question, _, answer), *_ = of_kind(asked, "tune")
+    shapes = house_of(config).layout.shapes
+    moved = scattered(answer.total, shapes, {})
+    for m in states[0].masks.values():
+        assert int(m.sum()) == count(m, 0.9)
+    for n in ("head.weight", *BIASES):
+        after = question.weights[n].double() + moved[n] / answer.weight
+        assert torch.allclose(states[0].weights[n].double(), after, atol=1e-6)
+    part = {n: float((m != 0).double().mean()) for n, m in moved.items()}
+    assert part[LAYERS[0]] < 0.4 < 0.5 < part["head.weight"]
+
+
+NOTHING = "changes nothing of what is computed"
+HELD: dict[str, dict[str, str]] = {
+    "complement": {
+        "η multiplies": "test_complement_sparsification_takes",
+        "that of ``--schedule``": "test_it_is_the_papers_loop",
+        "which weights compete": "test_complement_sparsification_takes",
+        "masks are exact": "test_it_is_the_papers_loop",
+    },
+    "depthfl": {
+        "without exits": "test_a_client_trains_its_first_blocks",
+        "share the model's one head": "test_a_client_trains_its_first_blocks",
+        "the biases of a block": "test_biases_of_a_block_that_is_not_there_stay",
+    },
+    "dispfl": {
+        "drawn among the round's cohort": "test_neighbours_of_dispfl_are_of_the_round",
+        "under its new mask": "test_dispfl_is_its_algorithm",
+        "of the whole shard": "test_dispfl_is_its_algorithm",
+    },
+    "feddst": {
+        "does not come back": "test_feddst_is_its_algorithm",
+        "whole shard": "test_feddst_is_its_algorithm",
+        "optimizer begins anew": "test_momentum_is_forgotten",
+        "a vote is a client's": "test_votes_of_feddst_are_numbers_of_clients",
+        "weighted by labels": "test_feddst_is_its_algorithm",
+    },
+    "fedmef": {
+        "not scaled": "test_fedmef_presses",
+        "formula could not be read": NOTHING,
+        "its penalty is the L2 norm": "test_fedmef_keeps_the_rate",
+    },
+    "fedpai": {
+        "could not be read": NOTHING,
+        "asked for once": "test_of_fedpai_who_does_not_answer",
+        "whole model": "test_of_fedpai_who_does_not_answer",
+        "each client's own is measured": "test_of_fedpai_who_does_not_answer",
+    },
+    "fedprllm": {
+        "ties among votes go by magnitude": "test_votes_decide_and_magnitude_breaks_their_ties",
+        "calibrates on all its examples": "test_pruning_alone_moves_nothing",
+        "may fine-tune afterwards": "test_pruning_alone_moves_nothing",
+    },
+    "fedpruner": {
+        "into groups": "test_a_client_trains_one_of_each_group",
+        "measured once": "test_a_client_trains_one_of_each_group",
+        "weights are trained": "test_a_client_trains_one_of_each_group",
+        "the finer variant": NOTHING,
+        "biases of a block": "test_biases_of_a_block_that_is_not_there_stay",
+    },
+    "fedrts": {
+        "at the global weights": "test_the_mask_is_drawn_from_posteriors",
+        "Sparsity may rise": "test_fedrts_prunes_further_on_the_way",
+        "it is constant": "test_the_mask_is_drawn_from_posteriors",
+    },
+    "fedselect": {
+        "turns change with every step": "test_what_moves_most_becomes_a_clients_own",
+        "all steps are of all": "test_what_moves_most_becomes_a_clients_own",
+        "sent all global weights": "test_of_fedselect_all_weights_are_sent",
+        "limit is met exactly": "test_what_moves_most_becomes_a_clients_own",
+        "the change is that since": "test_what_moves_most_becomes_a_clients_own",
+        "Biases, norms": "test_of_fedselect_all_weights_are_sent",
+    },
+    "fedspallm": {
+        "by itself moves no weight": "test_pruning_alone_moves_nothing",
+        "only masks travel up": "test_pruning_alone_moves_nothing",
+        "Every block is given": "test_fedspallm_is_its_three_equations",
+    },
+    "fedspine": {
+        "formulas of its bandit": "test_a_reward_is_the_fall_of_the_loss",
+        "importance is that of all": "test_clients_train_their_ranks_under_their_masks",
+        "averaged as in FlexLoRA": "test_clients_train_their_ranks_under_their_masks",
+        "T_k counts": "test_a_reward_is_the_fall_of_the_loss",
+    },
+    "fedtiny": {
+        "candidates' densities": "test_fedtiny_takes_the_candidate_of_the_lowest_loss",
+        "learning rate of 0": "test_fedtiny_selects_by_statistics_of_the_clients",
+        "all gradients of the block's": "test_fedtiny_takes_the_candidate_of_the_lowest_loss",
+        "whole shard": "test_fedtiny_takes_the_candidate_of_the_lowest_loss",
+    },
+    "fjord": {
+        "widths are densities": "test_a_width_is_drawn_for_every_step",
+        "no distillation": "test_a_width_is_drawn_for_every_step",
+        "a part is a mask": "test_a_width_is_drawn_for_every_step",
+        "running statistics": "test_parts_share_running_statistics",
+        "biases of units outside": "test_a_width_of_fjord_trains_the_biases_outside_of_it",
+    },
+    "flash": {
+        "numbers of weights are exact": "test_flash_is_its_two_stages",
+        "exchange once": "test_flash_is_its_two_stages",
+        "which are not used": "test_flash_is_its_two_stages",
+        "optimizer begins anew": "test_momentum_is_forgotten",
+        "changes no mask after": "test_flash_is_its_two_stages",
+    },
+    "heterofl": {
+        "again at every pruning": "test_a_tier_of_heterofl_trains",
+        "under a mask": "test_a_tier_of_heterofl_trains",
+        "batch statistics are averaged": "test_parts_share_running_statistics",
+        "is not masked": "test_a_tier_of_heterofl_trains",
+    },
+    "lotteryfl": {
+        "kept and decided by the server": "test_a_run_is_the_loop_of_the_paper",
+        "for its accuracy": "test_a_run_is_the_loop_of_the_paper",
+    },
+    "movement_pruning": {
+        "stays removed": "test_movement_pruning_remembers_all_rounds",
+        "scores begin at 0": "test_movement_pruning_remembers_all_rounds",
+        "no threshold with a penalty": "test_movement_pruning_remembers_all_rounds",
+    },
+    "prunefl": {
+        "send their squares in every round": "test_prunefl_is_its_algorithm",
+        "divided by its steps": "test_prunefl_is_its_algorithm",
+        "labels trained on": "test_prunefl_is_its_algorithm",
+        "left out of Gamma": "test_prunefl_is_its_algorithm",
+        "no weight is added beyond": "test_what_pays_for_its_time_is_kept",
+        "if it fails, the lowest": "test_the_first_pruning_of_prunefl",
+    },
+    "rigl": {
+        "it does not grow again": "test_an_exchange_drops_by_score_and_grows_by_gradient",
+        "whole shards": "test_an_exchange_drops_by_score_and_grows_by_gradient",
+        "output layer is not": "test_rigl_begins_by_chance_at_erk",
+    },
+    "spafl": {
+        "begins anew in every round": "test_thresholds_alone_travel",
+        "of the weights alone": "test_of_spafl_thresholds_are_not_clipped",
+        "head of output has no thresholds": "test_of_spafl_thresholds_are_not_clipped",
+        "biases are trained": "test_of_spafl_thresholds_are_not_clipped",
+        "density is by weights": "test_thresholds_alone_travel",
+    },
+    "sparsyfed": {
+        "a copy of its code": NOTHING,
+        "weights w travel": "test_it_is_the_papers_loop",
+        "cut to the sparsity again": "test_it_is_the_papers_loop",
+        "that of ``--schedule``": "test_it_is_the_papers_loop",
+        "which weights compete": "test_it_is_the_papers_loop",
+        "the mask stays": "test_the_mask_of_sparsyfed_stays",
+        "says that masks adapt": NOTHING,
+    },
+    "ssfl": {
+        "in eval mode": "test_ssfl_scores_in_eval_mode",
+        "exactly so many weights": "test_ssfl_keeps_what_the_plain_mean",
+        "output layer is not pruned": "test_ssfl_keeps_what_the_plain_mean",
+        "takes the plain mean": "test_ssfl_keeps_what_the_plain_mean",
+    },
+    "zerofl": {
+        "decided within tensors": "test_zerofl_chooses_within_tensors",
+        "dense and always sent": "test_zerofl_chooses_within_tensors",
+    },
+}
+"""By file and words of its docstring: the test that fails where that is no longer so."""
+
+BEGINS = r"Where it departs|Departures:|\*\*The paper's text"
+
+
+@pytest.mark.parametrize(
+    "file", sorted({f.stem for f in FILES if re.search(BEGINS, f.read_text())})
+)
+def test_a_departure_names_the_test_that_holds_it(file):
+    text = ast.get_docstring(ast.parse((FOLDER / f"{file}.py").read_text())) or ""
+    begin = re.search(BEGINS, text)
+    told = " ".join(text[begin.start() :].split())
+    for clause in told.split("; "):
+        names = [test for words, test in HELD[file].items() if words in clause]
+        assert names, f"no test is named for: {clause}"
+    for words, test in HELD[file].items():
+        assert words in told
+        assert test == NOTHING or f"def {test}" in TESTS, test
