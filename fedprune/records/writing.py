@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,6 +35,29 @@ def only_writer(folder: Path | None) -> Iterator[None]:
         yield
     finally:
         os.close(held)
+
+
+def wait_for_writer(folder: Path, seconds: float, waiting: Callable[[], None]) -> None:
+    """Wait until nobody writes into a run's folder, for so many seconds at most.
+
+    For a run whose server was killed while its process, of another group, had yet to notice.
+
+    Args:
+        folder: of a run.
+        seconds: how long. After them nothing is raised: `only_writer` says what there is to say.
+        waiting: called once, before the first wait.
+    """
+    until = time.monotonic() + seconds
+    told = False
+    while time.monotonic() < until:
+        try:
+            with only_writer(folder):
+                return
+        except ConfigError:
+            if not told:
+                waiting()
+            told = True
+            time.sleep(0.2)
 
 
 def _locked(held: int, folder: Path) -> None:

@@ -5,28 +5,39 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedprune.client.memory import in_run
 from fedprune.config import RunConfig, from_flower, overridden
 from fedprune.engines.flower.announced import networked
-from fedprune.engines.flower.strategy import FedPrune
+from fedprune.engines.flower.grid import grid_port
 from fedprune.options.refusal import ConfigError
 from fedprune.protocol.models import dense_model, layout_for
 from fedprune.records.bound import Going
-from fedprune.records.folder import check_resumable, fresh_folder
+from fedprune.records.folder import CONFIG_NAME, check_resumable, fresh_folder
 from fedprune.records.resumed import resumed_config
+from fedprune.records.writing import wait_for_writer
 from fedprune.report.screen import Screen
-from fedprune.run import NoRoundCompleted
+from fedprune.run import NoRoundCompleted, run_federated
+from fedprune.runtime.process import hand_back_at_once
 from fedprune.tasks.catalog import OWN, known_if_own
 from fedprune.tasks.task import Task
+
+LEFT_OVER = 60.0
+"""Seconds that a resumed run waits for a server app whose SuperLink was killed: it ends by itself
+once it asks in vain, and holds the folder until then."""
 
 
 class RunFailed(Exception):
     """The run came to nothing; Flower shows the one line and marks the run as failed."""
+
+
+_WAITING = f"another run still writes there: waiting, for {LEFT_OVER:g} s at most, until it ends"
 
 
 def _one_line(record: logging.LogRecord) -> bool:
@@ -67,6 +78,7 @@ def run_app(
         RunFailed: the configuration is refused, or no round was completed.
     """
     logging.getLogger("flwr").addFilter(_one_line)
+    hand_back_at_once()
     with known_if_own(task)():
         _run_app(grid, context, keys if task is None else {**keys, "task": OWN})
 
@@ -74,22 +86,40 @@ def run_app(
 def _run_app(grid: Grid, context: Context, keys: Mapping[str, Any]) -> None:
     try:
         config, folder, going, left_out = _asked_for(context.run_config, keys)
-    except (ConfigError, FileNotFoundError, ImportError, ValueError) as error:
+    except (OSError, ImportError, ValueError) as error:
         raise RunFailed(f"fedprune: {error}") from None
     screen = Screen()
     for line in left_out:
         screen.line(f"toml: {line}")
     screen.opening(config, folder, own_data=networked(grid))
-    model = dense_model(config)
-    layout = layout_for(config, model)
-    screen.model(type(model).__name__, layout, config)
-    screen.response(config, layout)
+    _show_model(screen, config)
     try:
         run_on(grid, config, folder, screen, going)
     except ConfigError as error:
         raise RunFailed(f"fedprune: {error}") from None
+    except ConnectionError:  # of Flower's own
+        raise
+    except OSError as error:
+        text = f"out={str(folder)!r}: {error}; allowed: a folder on a disk with room to write"
+        go_on = f"; to go on: resume={str(folder)!r}" if (folder / CONFIG_NAME).is_file() else ""
+        raise RunFailed(f"fedprune: {text}{go_on}") from None
     except SystemExit as end:  # Flower would take the end of its thread for success
         raise RunFailed(str(end)) from None
+
+
+def _show_model(screen: Screen, config: RunConfig) -> None:
+    """Say what is pruned; the model is not kept: a large one more is one too many.
+
+    Raises:
+        RunFailed: the configuration does not go with it.
+    """
+    try:
+        model = dense_model(config)
+        layout = layout_for(config, model)
+    except (FileNotFoundError, ImportError, ValueError) as error:
+        raise RunFailed(f"fedprune: {error}") from None
+    screen.model(type(model).__name__, layout, config)
+    screen.response(config, layout)
 
 
 def _asked_for(
@@ -105,6 +135,8 @@ def _asked_for(
     resume, anyway = (run_config.get(key) or "" for key in ("resume", "resume-anyway"))
     if resume:
         folder = Path(str(resume)).resolve()
+        if folder.is_dir():
+            wait_for_writer(folder, LEFT_OVER, lambda: print(_WAITING, flush=True))
         beside = {key.replace("-", "_"): value for key, value in {**base, **beside}.items()}
         given = {key: own[key] for key in ("plugin",) if key in own} | beside
         config = resumed_config(folder, {**given, "engine": "flower"}, anyway=bool(anyway))
@@ -131,10 +163,11 @@ def run_on(
     Raises:
         SystemExit: no round was completed.
     """
+    g = going or Going()
+    port = replace(grid_port(grid, config, screen.tick, in_run(folder)), data=g.data)
+    watch = screen.watch()
     with suppress(NoRoundCompleted):  # the screen says so, after what there is to say
-        g = going or Going()
-        watch = screen.watch()
-        FedPrune(config, folder, g.resume, watch, screen.tick, g.anyway, g.data).start(grid)
+        run_federated(config, port, folder=folder, resume=g.resume, anyway=g.anyway, watch=watch)
     screen.closing(folder)
 
 

@@ -6,12 +6,15 @@ import signal
 import socket
 import ssl
 import subprocess
+import sys
 import sysconfig
 import time
 import urllib.request
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
+
+import forking
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -24,14 +27,17 @@ class Flower:
         self.home = folder / "home"
         self.home.mkdir(parents=True)
         self.started: list[subprocess.Popen[bytes]] = []
+        self.forking = folder / "forking"
         scripts = sysconfig.get_path("scripts")
         self.environment = {
             **os.environ,
+            **forking.environment(self.forking),
             "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
             "FLWR_HOME": str(self.home),
             "FLWR_TELEMETRY_ENABLED": "0",
             "RAY_ADDRESS": "local",  # never the cluster that a note on this machine names
             "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",  # a second otherwise; less costs more
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
             "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port()),
             "FLWR_LOCAL_CONTROL_API_PORT": str(free_port()),
@@ -51,13 +57,15 @@ class Flower:
         self.started.append(process)
         return process
 
-    def superlink(self, trust: Path) -> str:
+    def superlink(self, trust: Path, address: str = "") -> tuple[str, subprocess.Popen[bytes]]:
         """Start a SuperLink with the certificate of a folder; its address, once it answers."""
-        port = str(free_port())
-        self.start("superlink.log", "fedprune", "devices", "superlink", str(trust), "--port", port)
-        health = f"https://127.0.0.1:{port}/health"
-        wait_until(lambda: answers(health, trust), 60, "the SuperLink")
-        return f"127.0.0.1:{port}"
+        at = address or f"127.0.0.1:{free_port()}"
+        if not self.forking.exists():
+            self.start("forking.log", sys.executable, "-P", forking.__file__, str(self.forking))
+        given = ("devices", "superlink", str(trust), "--port", at.rpartition(":")[2])
+        process = self.start("superlink.log", "fedprune", *given)
+        wait_until(lambda: answers(f"https://{at}/health", trust), 60, "the SuperLink")
+        return at, process
 
     def supernode(
         self, address: str, partition: int | str, data: Path, trust: Path
@@ -95,6 +103,8 @@ class Flower:
     def kill(self, process: subprocess.Popen[bytes]) -> None:
         """End a program and what it started, without a chance to say goodbye."""
         os.killpg(process.pid, signal.SIGKILL)
+        for pid in forking.forks_of(self.forking, process.pid):
+            send(pid, signal.SIGKILL)
         process.wait(10)
         self.started.remove(process)
 

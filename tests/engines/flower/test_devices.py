@@ -1,8 +1,8 @@
 """The tutorial of docs/devices.md: a SuperLink and SuperNodes over TLS, with registered keys.
 
-Every message is answered by a new process, so a run takes minutes: one network, three runs. The
-first starts with one device that has no data, the second loses one on the way, whose place another
-takes with a key of its own.
+Every message is answered by a new process (a fork, see `forking`): one network, three runs. The
+first has one device, without data; the second loses the SuperLink, is resumed, and loses a device,
+whose place another takes with a key of its own.
 """
 
 import json
@@ -15,6 +15,11 @@ import pytest
 from flower import ROOT, Flower, answers, wait_until
 
 import fedprune
+from fedprune import federate
+from fedprune.client.host import build_host
+from fedprune.config import configure
+from fedprune.engines.inline import inline_port
+from fedprune.tasks.images import DIGITS
 
 pytestmark = pytest.mark.slow
 
@@ -39,11 +44,16 @@ def trust(flower: Flower) -> Path:
 
 
 @pytest.fixture(scope="module")
-def address(flower: Flower, trust: Path) -> str:
-    at = flower.superlink(trust)
+def link(flower: Flower, trust: Path) -> tuple[str, Popen[bytes]]:
+    at, process = flower.superlink(trust)
     for key in "012":
         register(flower, trust / f"{key}.pub", trust, at)
-    return at
+    return at, process
+
+
+@pytest.fixture(scope="module")
+def address(link: tuple[str, Popen[bytes]]) -> str:
+    return link[0]
 
 
 def register(flower: Flower, key: Path, trust: Path, address: str) -> None:
@@ -90,35 +100,56 @@ def test_nobody_connects_without_the_authority_and_no_device_without_a_registere
 
 def test_fewer_devices_than_the_minimum_is_a_failed_run(flower, address, empty, trust):
     del empty
-    config = keys(rounds=2, timeout=10, out="runs/void")
+    config = keys(rounds=2, timeout=5, out="runs/void")
     words = ("run", str(trust), config, "--superlink", address, "--app", str(ROOT))
     done = flower.devices(*words)
     assert "fedprune: no round was completed: too few clients answered" in done.stdout
     assert (done.returncode, done.stdout.splitlines()[-1].split(": ")[1]) == (1, "finished:failed")
 
 
-def test_devices_prune_a_model_together_although_one_is_killed_and_one_has_no_data(
-    flower, empty, two, folders
+def simulated(folders: list[Path], rounds: int) -> str:
+    """What a run of one process has made of the first two devices' data, after so many rounds."""
+    assert DIGITS.local is not None
+    config = configure({**RUN, **PRUNED, "engine": "inline"})
+    own = {p: DIGITS.local(folders[p], config) for p in (0, 1)}
+    rows = federate(config, inline_port(build_host(config, own))).rows
+    return str(rows[rounds - 1]["weights_digest"])
+
+
+PRUNED = {"rounds": 3, "warmup": 0, "end": 1, "measure_every": 3, "min_clients": 1}
+PRUNED |= {"robust": "geometric-median"}
+
+
+def test_devices_prune_a_model_although_one_has_no_data_the_superlink_and_another_are_killed(
+    flower, link, empty, two, folders, trust
 ):
     del empty
-    pruned = {"rounds": 2, "warmup": 0, "end": 1, "measure_every": 2}
-    config = keys(**pruned, min_clients=1, out="runs/churn", robust="geometric-median")
-    out, given = flower.folder / "runs" / "churn", ("--run-config", config)
-    run = flower.start("run.log", "flwr", "run", str(ROOT), "devices", "--stream", *given)
+    address, superlink = link
+    out, start = flower.folder / "runs" / "churn", ("flwr", "run", str(ROOT), "devices")
+    config = ("--stream", "--run-config", keys(**PRUNED, out="runs/churn"))
+    flower.start("before.log", *start, *config)
     wait_until(lambda: len(rows_of(out)) == 1, 900, "the first round, which prunes")
+    flower.kill(superlink)
+    assert flower.devices("status", str(out)).returncode == 1
+    flower.superlink(shutil.copytree(trust, flower.folder / "backup"), address)
+    given = ("--stream", "--run-config", f'resume="{out}"')
+    run = flower.start("run.log", *start, *given)
+    wait_until(lambda: run.poll() is not None or len(rows_of(out)) == 2, 900, "the second round")
+    assert run.poll() is None, flower.log("run.log")
     flower.kill(two[1])
     run.wait(900)
     rows = rows_of(out)
-    assert [row["answered"] for row in rows] == [2, 1]
+    assert [row["answered"] for row in rows] == [2, 2, 1]
+    assert rows[1]["weights_digest"] == simulated(folders, 2), "as if nothing had been stopped"
     (first,) = rows[0]["failures"]
     assert (first["partition"], first["phase"]) == (2, "hello")
     assert f"data={folders[EMPTY]}: no *.npz there" in first["reason"]
-    assert {(f["partition"], f["phase"]) for f in rows[1]["failures"]} >= {(1, "tune")}
+    assert {(f["partition"], f["phase"]) for f in rows[2]["failures"]} >= {(1, "tune")}
     told = flower.log("run.log")
     assert f"results     {out}" in told
     assert "client 1 failed while tuning" in told
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["rounds_completed"] == 2
+    assert summary["rounds_completed"] == 3
     assert summary["sparsity"] == int(0.8 * 12944 + 0.5) / 12944
     assert set(summary["shard_sizes"]) <= {32, 48}, "what the devices say they train on"
     model = fedprune.load(out)
@@ -147,14 +178,14 @@ def test_a_device_and_a_site_of_two_add_up_what_nobody_sees(
     site = with_keys_of_its_own(flower, trust, "site", "1")
     register(flower, site / "1.pub", trust, address)
     flower.supernode(address, "1,2", tmp_path, site)
-    secret = {"secure": "secagg", "noise_source": "secret"}
-    config = keys(min_clients=3, rounds=1, sparsity=0.0, out="runs/sum", **secret)
-    done = flower.flwr("run", str(ROOT), "devices", "--stream", "--run-config", config)
+    hidden = {"secure": "secagg", "noise_source": "secret", "dp": "client", "dp_noise": 0.1}
+    hidden |= {"model": "mlp", "measure_every": 2}
+    config = keys(min_clients=3, rounds=2, sparsity=0.0, out="runs/sum", **hidden)
+    given = ("run", str(ROOT), "devices", "--stream", "--run-config", config)
+    flower.start("sum.log", "flwr", *given)
     out = flower.folder / "runs" / "sum"
-    assert f"results     {out}" in done.stdout
-    summary = json.loads((out / "summary.json").read_text())
-    assert (summary["rounds_completed"], summary["failures"]) == (1, 0)
-    assert summary["shard_sizes"] == []
-    assert [row["answered"] for row in rows_of(out)] == [3]
+    wait_until(lambda: rows_of(out), 900, "the first round, in which nothing is measured")
+    (row,) = rows_of(out)
+    assert (row["answered"], row["failures"]) == (3, [])
     for device in ("0", "1,2"):
         assert "query.unmask" in flower.log(f"device-{device}.log")
