@@ -31,7 +31,7 @@ from fedprune.scores.score import (
 )
 from fedprune.scores.together import collect_together
 from fedprune.tensors.lazy import shapes_of
-from fedprune.tensors.named import Tensors, copied, gathered, scattered
+from fedprune.tensors.named import Tensors, copied, drained, gathered, scattered
 
 
 def answer_score(question: Question, client: ClientContext, sums: Tensors | None = None) -> Answer:
@@ -94,8 +94,10 @@ def _statistic(
     score = scores_of(c.plugin)[question.score]
     if c.dp == "client":
         sums = {n: finite(t) for n, t in sums.items()}
-    fits = {} if question.dense else fitting(shapes_of(sums), question.masks)
-    values, totals = gathered(sums, fits), {"count": float(labels)}
+    shapes = shapes_of(sums)
+    fits = {} if question.dense else fitting(shapes, question.masks)
+    kept = drained(sums, fits)
+    values, totals = kept, {"count": float(labels)}
     if c.normalise == "l1" and combines_of(c.plugin)[c.combine].pooled:
         values = (l1_normalised(values) * labels).float()
     if question.dense or question.ask < len(score.asks) - 1:
@@ -106,12 +108,13 @@ def _statistic(
     combine = combines_of(c.plugin)[c.combine]
     if combine.pooled and question.sparsity is None:
         return Answer(values.float(), 1.0, totals)
+    sums = scattered(kept, shapes, fits, shared=True)
     evidence = own_evidence(question, client, names, sums)
     cast = question.sparsity is not None and c.score_wire != "fp32"
     # Of a large model all scores at once, float64, take twice the memory of its weights.
-    own = score.finalise(evidence) if cast or (combine.valued and not combine.pooled) else {}
-    votes = _told(own_flags(question, client, evidence, own), question, client, names)
-    totals |= _overlap(question, client, evidence, own, votes)
+    scores = score.finalise(evidence) if cast or (combine.valued and not combine.pooled) else {}
+    votes = _told(own_flags(question, client, evidence, scores), question, client, names)
+    totals |= _overlap(question, client, evidence, scores, votes)
     if combine.pooled:
         return Answer(values.float(), 1.0, totals, votes)
     if not combine.valued:
@@ -119,7 +122,7 @@ def _statistic(
             raise Refused("votes", "votes need a sparsity")
         return Answer(torch.empty(0), 1.0, totals, votes)
     alive = {n: question.masks[n] for n in names}
-    flat = combine.transform(NORMALISE[c.normalise](gathered(own, alive)))
+    flat = combine.transform(NORMALISE[c.normalise](gathered(scores, alive)))
     return Answer(flat.float(), float(client.task.labels(client.shard.train)), totals, votes)
 
 

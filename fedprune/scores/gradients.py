@@ -66,14 +66,15 @@ class SumOverBatches:
     def __call__(self, probe: Probe) -> Tensors:
         """The sum, as `fedprune.scores.score.Statistic.collect`."""
         parameters = parameters_of(probe.model, probe.prunable)
-        sums = wide_zeros(parameters)
+        sums: Tensors = {}
 
         def took(name: str, g: Tensor, count: int) -> None:
-            sums[name] += self.each(wide(parameters[name].detach()), wide(g), count)
+            p = parameters[name]
+            _sum_of(sums, name, p).add_(self.each(wide(p.detach()), wide(g), count))
 
         for batch in probe.batches:
             take_gradients(probe, parameters, batch, took)
-        return _plain(sums)
+        return {name: _sum_of(sums, name, p) for name, p in parameters.items()}
 
 
 def by_batch(each: Each) -> SumOverBatches:
@@ -86,19 +87,24 @@ def by_client(each: Each) -> Callable[[Probe], Tensors]:
 
     def collect(probe: Probe) -> Tensors:
         parameters = parameters_of(probe.model, probe.prunable)
-        sums = wide_zeros(parameters)
+        sums: Tensors = {}
 
         def took(name: str, g: Tensor, _count: int) -> None:
-            sums[name] += g
+            _sum_of(sums, name, parameters[name]).add_(g)
 
         labels = sum(take_gradients(probe, parameters, batch, took) for batch in probe.batches)
-        return _plain({n: each(wide(parameters[n].detach()), g, labels) for n, g in sums.items()})
+        return {
+            n: each(wide(p.detach()), _sum_of(sums, n, p), labels) for n, p in parameters.items()
+        }
 
     return collect
 
 
-def _plain(sums: Tensors) -> Tensors:
-    return {name: s.detach() for name, s in sums.items()}
+def _sum_of(sums: Tensors, name: str, parameter: Tensor) -> Tensor:
+    """The sum of a name; zeros, made when it is first asked for: the gradients go meanwhile."""
+    if name not in sums:
+        sums |= wide_zeros({name: parameter})
+    return sums[name]
 
 
 def take_gradients(
@@ -112,7 +118,10 @@ def take_gradients(
         return hand_gradients(probe.model, parameters, lambda: probe.loss(probe.model, batch), took)
     loss = probe.loss(probe.model, batch)
     found = torch.autograd.grad(loss.total, list(parameters.values()), allow_unused=True)
-    for name, g in zip(parameters, found, strict=True):
+    left = dict(zip(parameters, found, strict=True))
+    del found
+    while left:  # each is let go of when it is taken: of a large model they are as much as it is
+        name, g = left.popitem()
         if g is not None:
             took(name, g, loss.count)
     return loss.count

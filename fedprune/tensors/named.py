@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -52,19 +52,26 @@ def gathered(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tens
     Order: names sorted, each tensor in C order. The tensors must share one dtype.
     """
     if tensors and not holding_of(tensors).in_memory:
-        return _one_by_one(tensors, masks)
+        return _one_by_one(tensors, masks, tensors.__getitem__)
     parts = [_kept(tensors[name], masks.get(name)) for name in sorted(tensors)]
     return torch.cat(parts) if parts else torch.empty(0)
 
 
-def _one_by_one(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
-    """The same of tensors that are made when asked for: only one of them is there at a time."""
+def drained(tensors: Tensors, masks: Mapping[str, Tensor]) -> Tensor:
+    """As `gathered`, without as much memory again: each tensor leaves the dictionary for it."""
+    return _one_by_one(tensors, masks, tensors.pop) if tensors else torch.empty(0)
+
+
+def _one_by_one(
+    tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor], take: Callable[[str], Tensor]
+) -> Tensor:
+    """The same of tensors that are made, or let go of, when taken: one is there at a time."""
     over = some_of(masks, [n for n in tensors if n in masks])
     size = count(tensors) - count(over) + count_kept(over)
     dtype = functools.reduce(torch.promote_types, {t.dtype for t in bare_of(tensors).values()})
     out, start = torch.empty(size, dtype=dtype), 0
     for name in sorted(tensors):
-        part = _kept(tensors[name], masks.get(name))
+        part = _kept(take(name), masks.get(name))
         out[start : start + len(part)] = part
         start += len(part)
     return out

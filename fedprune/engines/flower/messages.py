@@ -13,6 +13,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fedprune.codec.bounded import Buffer
 from fedprune.codec.wire import Packet
+from fedprune.runtime.process import trim_memory
 
 PIECE = 2**22
 """Bytes of an Array at most, and of a piece of a larger buffer."""
@@ -124,6 +125,8 @@ def _joined(content: RecordDict, name: str, count: int) -> Buffer:
         piece.clear()
         whole[at : at + len(data)] = data
         at += len(data)
+        del data
+    trim_memory(at // 4)  # the pieces came in memory of Flower's threads, which keep it
     return whole.toreadonly()
 
 
