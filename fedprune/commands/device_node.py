@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import tomllib
 from argparse import Namespace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
 from fedprune.commands.certificates import AUTHORITY, check_there
-from fedprune.commands.orphans import end_orphans
+from fedprune.commands.orphans import commands_of, end_orphans
 from fedprune.commands.programs import become, check_address
 from fedprune.engines.flower.node_config import device_of
 from fedprune.options.refusal import ConfigError, Refused
@@ -40,12 +41,27 @@ def become_node(given: Namespace) -> NoReturn:
         how = ["--root-certificates", ca, "--auth-supernode-private-key", key]
     for pid in end_orphans(given.port):
         print(f"ended process {pid}: a flower-superexec whose SuperNode is gone", flush=True)
+    for pid in nodes_with(here.data):
+        what = f"process {pid}, a SuperNode, has the same data: in one run only one of them is asked"
+        print(f"data={here.data!r}: {what}", flush=True)
     become(
         "flower-supernode",
         *how,
         *("--superlink", given.superlink, "--port", str(given.port)),
         *("--node-config", given.config),
     )
+
+
+def nodes_with(data: str) -> list[int]:
+    """SuperNodes of this user and machine that have this data; one may be of another server."""
+    found = []
+    for pid, words in commands_of("flower-supernode"):
+        try:
+            other = node_config_in(dict(pairwise(words)).get("--node-config", ""))["data"]
+            found += [pid] if Path(str(other)).samefile(data) else []
+        except (ConfigError, OSError):  # it has no data, or has them no longer
+            continue
+    return found
 
 
 def node_config_in(text: str) -> dict[str, Any]:

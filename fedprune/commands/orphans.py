@@ -17,9 +17,7 @@ def end_orphans(port: int) -> list[int]:
         The processes that were told to end.
     """
     ended = []
-    for pid, words in _commands():
-        if not any(Path(word).name == "flower-superexec" for word in words[:2]):
-            continue
+    for pid, words in commands_of("flower-superexec"):
         said = dict(pairwise(words))
         at, parent = said.get("--runtime-api-address", ""), said.get("--parent-pid", "")
         if at.rpartition(":")[2] == str(port) and parent.isdigit() and not _there(int(parent)):
@@ -28,14 +26,15 @@ def end_orphans(port: int) -> list[int]:
     return ended
 
 
-def _commands() -> list[tuple[int, list[str]]]:
-    """Processes of this user and their command lines, where the system lists them."""
+def commands_of(program: str) -> list[tuple[int, list[str]]]:
+    """Processes of this user that run a program, and their words, where the system lists them."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
             if path.stat().st_uid == os.getuid():
                 words = (path / "cmdline").read_bytes().decode(errors="replace").split("\0")
-                found.append((int(path.name), words))
+                if any(Path(word).name == program for word in words[:2]):
+                    found.append((int(path.name), words))
         except OSError:  # it has ended meanwhile
             continue
     return found

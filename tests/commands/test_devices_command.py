@@ -238,3 +238,25 @@ def test_only_an_orphan_of_the_port_is_ended(tmp_path: Path):
         for process in (own, other, orphan):
             process.kill()
             process.wait()
+
+
+def test_a_node_that_has_the_same_data_is_found(tmp_path: Path):
+    program, own = tmp_path / "flower-supernode", tmp_path / "own"
+    program.write_text("import time\ntime.sleep(60)\n")
+    own.mkdir()
+    (tmp_path / "link").symlink_to(own)
+
+    def started(data: Path) -> subprocess.Popen[bytes]:
+        config = f'partition-id=0 data="{data}"'
+        return subprocess.Popen([sys.executable, str(program), "--node-config", config])
+
+    same, other = started(tmp_path / "link"), started(tmp_path)
+    try:
+        deadline = time.monotonic() + 10
+        while not (found := device_node.nodes_with(str(own))) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert found == [same.pid]
+    finally:
+        for process in (same, other):
+            process.kill()
+            process.wait()

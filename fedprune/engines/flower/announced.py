@@ -24,12 +24,14 @@ class Announced:
         labels: the partitions it can serve, and the labels each trains on.
         failure: why it cannot take part.
         version: of fedprune there.
+        place: of its data, as `place_of_data` says; "" where it does not say.
     """
 
     device: bool
     labels: Mapping[int, int]
     failure: Failure | None = None
     version: str = RELEASE
+    place: str = ""
 
 
 def greeting(config: str) -> Packet:
@@ -55,7 +57,8 @@ def node_of(reply: Packet, clients: int) -> Announced:
         failure = about.get("failure")
         told = failure_said(failure, "hello") if failure else None
         version = check_same_protocol(about, "device", "server")
-        node = Announced(bool(about["device"]), labels, told, version)
+        place = str(about.get("place", ""))[:_LONGEST_EACH]
+        node = Announced(bool(about["device"]), labels, told, version, place)
     except Refused:
         raise
     except Exception as error:  # whatever a malformed announcement raises must not stop the run

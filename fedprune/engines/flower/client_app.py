@@ -34,7 +34,7 @@ from fedprune.client.serving import parts_of, serve, sum_of
 from fedprune.codec.wire import Packet, head_of
 from fedprune.config import recorded
 from fedprune.config.terms import noised
-from fedprune.engines.flower.client_hosts import HostOf, host_of_node, simulated_host
+from fedprune.engines.flower.client_hosts import HostOf, data_place, host_of_node, simulated_host
 from fedprune.engines.flower.client_records import (
     SECURE_RECORD,
     config_text,
@@ -114,7 +114,7 @@ def _announced(came: Packet, context: Context, host_of: HostOf) -> Packet:
     about: dict[str, Any] = {"device": is_device(context.node_config), "labels": {}, **OWN_VERSION}
     try:
         check_same_protocol(came.fields, "server", "device")
-        about["labels"] = labels_of(host_of(config, context))
+        about["labels"], about["place"] = labels_of(host_of(config, context)), data_place(context)
     except Exception as error:  # such as a folder without data: the server is told which and why
         _log("this node cannot take part", error)
         first = first_partition(context.node_config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from fedprune.options.plugins import check_of_this_app
 from fedprune.options.refusal import Refused
 from fedprune.privacy.accounting_terms import SIMULATED
 from fedprune.protocol.held_weights import read_by
+from fedprune.protocol.replies import identity
 from fedprune.runtime.process import hand_back_at_once
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.shards import data_digest
@@ -44,6 +46,22 @@ def host_of_node(
         try_out(host.task, host.config, host.model, host.layout, host.shards, train, held)
         context.state["rehearsed"] = ConfigRecord({"digest": digest})
     return host
+
+
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+"""What Linux draws when it starts, and tells who is on this machine alone."""
+
+
+def data_place(context: Context) -> str:
+    """A name of where a device's data is, alike for two devices of a run with the same data.
+
+    It tells nothing else to who does not know what is drawn here. "" where nothing is.
+    """
+    try:
+        secret, at = _BOOT.read_text(), os.stat(str(context.node_config["data"]))
+    except (KeyError, OSError):
+        return ""
+    return identity(f"{secret} {context.run_id} {at.st_dev} {at.st_ino}")
 
 
 @functools.lru_cache(maxsize=1)

@@ -15,11 +15,16 @@ def holders_of(nodes: Mapping[int, Announced], news: News) -> dict[int, int]:
     """Partition to the device that holds it: the one that announced it first.
 
     A device that was started again may be there under a new node id before Flower has noticed
-    that the old one is gone; until then the newcomer waits, and the news say so.
+    that the old one is gone; until then the newcomer waits, and the news say so. Two devices with
+    the same data would count it twice: the second is not asked.
     """
-    holders: dict[int, int] = {}
+    holders, places = dict[int, int](), dict[str, int]()
     for i, node in nodes.items():
         if not node.device or node.failure is not None:
+            continue
+        first = places.setdefault(node.place, i) if node.place else i
+        if first != i and node.labels.keys().isdisjoint(nodes[first].labels):
+            news.notice(i, "data", _SAME.format(news.name(i), news.name(first)))
             continue
         for p in node.labels:
             if holders.setdefault(p, i) != i:
@@ -30,6 +35,10 @@ def holders_of(nodes: Mapping[int, Announced], news: News) -> dict[int, int]:
 _TWICE = (
     "{} announces partition {} as the second one and is not asked; "
     "allowed: a partition-id of its own for each node"
+)
+
+_SAME = (
+    "{} has the same data as {} and is not asked; allowed: a folder of its own for each device"
 )
 
 

@@ -136,6 +136,22 @@ def test_of_two_with_one_partition_the_first_holds_it(devices, config, joined, f
     )
 
 
+def test_of_two_with_the_same_data_the_first_is_asked(devices, config, joined, folders, tmp_path):
+    """By another name, too; the other takes its place once it is gone."""
+    (tmp_path / "link").symlink_to(folders[0])
+    grid = devices(1)
+    grid.contexts[3] = joined(3, 1, tmp_path / "link")
+    fleet = Fleet(grid, config(min_clients=1, cohort=1))
+    assert list(fleet.present()) == list(fleet.present()) == [0]
+    failed, (said,) = fleet.news.take()
+    assert failed == ()
+    own = "node 3 has the same data as node 79 and is not asked; allowed: a folder of its own"
+    assert said.startswith(own)
+    assert "link" not in said
+    del grid.contexts[79]
+    assert list(fleet.present()) == [1]
+
+
 def test_two_with_one_partition_are_not_waited_for(devices, config, joined):
     grid = devices(1)
     grid.contexts[3] = joined(3, 0, Path(grid.contexts[79].node_config["data"]))
