@@ -42,7 +42,9 @@ def become_node(given: Namespace) -> NoReturn:
     for pid in end_orphans(given.port):
         print(f"ended process {pid}: a flower-superexec whose SuperNode is gone", flush=True)
     for pid in nodes_with(here.data):
-        what = f"process {pid}, a SuperNode, has the same data: in one run only one of them is asked"
+        what = (
+            f"process {pid}, a SuperNode, has the same data: in one run only one of them is asked"
+        )
         print(f"data={here.data!r}: {what}", flush=True)
     become(
         "flower-supernode",

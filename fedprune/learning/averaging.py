@@ -23,6 +23,7 @@ from fedprune.tensors.named import (
     Tensors,
     gathered,
     kept_in,
+    kept_values,
     laid_out,
     masked,
     scattered,
@@ -82,17 +83,21 @@ def flat_change(
     if types != {torch.float32}:
         return gathered(change(tuned, sent, layout), masks)
     moved = gathered(tuned, masks if whole is None else {})
-    moved.sub_(gathered(sent, masks) if whole is None else whole)
-    if layout.variances:
-        few = {n for pair in layout.variances.items() for n in pair}
-        pairs = [{n: t[n] for n in few} for t in (tuned, sent)]
-        moments = change(pairs[0], pairs[1], layout)
-        start = 0
-        for name in sorted(tuned):
-            size = kept_in(tuned[name], masks.get(name))
-            if name in layout.variances:
-                moved[start : start + size] = gathered({name: moments[name]}, masks)
-            start += size
+    if whole is not None:
+        moved.sub_(whole)
+    if whole is not None and not layout.variances:
+        return moved
+    start = 0
+    for name in sorted(tuned):
+        before = kept_values(sent[name], masks.get(name))
+        part = moved[start : start + before.numel()]
+        start += before.numel()
+        if name in layout.variances:
+            few = [{n: t[n] for n in (name, layout.variances[name])} for t in (tuned, sent)]
+            moments = change(few[0], few[1], _those((name,), layout))
+            part.copy_(kept_values(moments[name], masks.get(name)))
+        elif whole is None:
+            part.sub_(before)
     return moved
 
 

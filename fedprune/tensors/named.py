@@ -53,7 +53,7 @@ def gathered(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tens
     """
     if tensors and not holding_of(tensors).in_memory:
         return _one_by_one(tensors, masks, tensors.__getitem__)
-    parts = [_kept(tensors[name], masks.get(name)) for name in sorted(tensors)]
+    parts = [kept_values(tensors[name], masks.get(name)) for name in sorted(tensors)]
     return torch.cat(parts) if parts else torch.empty(0)
 
 
@@ -71,7 +71,7 @@ def _one_by_one(
     dtype = functools.reduce(torch.promote_types, {t.dtype for t in bare_of(tensors).values()})
     out, start = torch.empty(size, dtype=dtype), 0
     for name in sorted(tensors):
-        part = _kept(take(name), masks.get(name))
+        part = kept_values(take(name), masks.get(name))
         out[start : start + len(part)] = part
         start += len(part)
     return out
@@ -114,7 +114,8 @@ def whole_of(tensors: Mapping[str, Tensor]) -> Tensor | None:
     return first.detach().as_strided((end - start,), (1,), start)
 
 
-def _kept(tensor: Tensor, mask: Tensor | None) -> Tensor:
+def kept_values(tensor: Tensor, mask: Tensor | None) -> Tensor:
+    """The values that a mask keeps, flat in C order; without one all, in the tensor's memory."""
     # Most phases of a run are dense, and indexing with a full mask takes twenty times a copy.
     if mask is None or all_true(mask):
         return tensor.reshape(-1)

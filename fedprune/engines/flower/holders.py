@@ -37,9 +37,7 @@ _TWICE = (
     "allowed: a partition-id of its own for each node"
 )
 
-_SAME = (
-    "{} has the same data as {} and is not asked; allowed: a folder of its own for each device"
-)
+_SAME = "{} has the same data as {} and is not asked; allowed: a folder of its own for each device"
 
 
 def by_device(partitions: Sequence[int], holders: Mapping[int, int]) -> list[Assignment]:
