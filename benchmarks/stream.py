@@ -1,6 +1,6 @@
 """Peak memory and seconds of pruning a language model that is not in memory, and of one that is.
 
-    python benchmarks/stream.py [--size 60m] [--scores wanda votes sparsegpt] [--clients 2]
+    python benchmarks/stream.py [--size 60m] [--scores wanda votes sparsegpt ...] [--clients 2]
     python benchmarks/stream.py --size 8b --scores wanda --clients 1 --length 16 --texts 12 --most 5
 
 A LLaMA of the shape is made with random bf16 weights, a file for every block, under ``--folder``
@@ -8,8 +8,8 @@ A LLaMA of the shape is made with random bf16 weights, a file for every block, u
 one-shot at 50 %, nobody trains, all clients in this process, nothing is written. `GB` is the most
 that the process had resident, pages of files included; `bytes a parameter` is how far that lies
 above what is resident once the imports are done and a run of a tiny model is over. It fails where
-a streamed run takes more than ``--most`` GB, or one in memory more than ``--most-bytes`` bytes a
-parameter.
+a streamed run takes more than ``--most`` GB, or one in memory more than 6 bytes a parameter, 8 with
+gradients. ``taylor-cut`` is not to be streamed.
 """
 
 from __future__ import annotations
@@ -53,7 +53,14 @@ CHOICES: dict[str, dict[str, Any]] = {
     "ria": {"score": "ria", "scope": "row"},
     "votes": {"score": "wanda", "scope": "row", "combine": "votes"},
     "sparsegpt": {"score": "sparsegpt", "scope": "layer"},
-}
+    "taylor": {"score": "taylor", "scope": "row", "gradient_blocks": True},
+    "fisher": {"score": "fisher", "scope": "layer", "gradient_blocks": True},
+    "taylor-cut": {"score": "taylor", "unit": "head-neuron", "scope": "global",
+                   "gradient_blocks": True, "shrink": "end"},
+}  # fmt: skip
+
+BYTES = {"taylor": 8.0, "fisher": 8.0, "taylor-cut": 8.0}
+"""Bytes a parameter that a run in memory may take, where these are not 6."""
 
 
 def written(folder: Path, size: str) -> int:
@@ -146,8 +153,9 @@ def main() -> None:
         for stream in told.streams:
             seconds, peak, before = measured(told, folder, score, stream)
             each = (peak - before) / (size / 2)
-            within = f"{told.most:g} GB" if stream == "on" else f"{told.most_bytes:g} bytes"
-            over = peak / 1e9 > told.most if stream == "on" else each > told.most_bytes
+            most = BYTES.get(score, 6.0)
+            within = f"{told.most:g} GB" if stream == "on" else f"{most:g} bytes"
+            over = peak / 1e9 > told.most if stream == "on" else each > most
             failed += [f"{score}, {stream}"] * over
             how = {"on": "a block", "off": "all of it"}[stream]
             row = f"{seconds} | {peak / 1e9:.2f} | {each:.1f} | {within}"
@@ -166,7 +174,6 @@ def _told() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=32)
     parser.add_argument("--texts", type=int, default=24, help="lines of some 40 characters")
     parser.add_argument("--most", type=float, default=1.5, help="GB of a streamed run")
-    parser.add_argument("--most-bytes", type=float, default=6.0, help="bytes a parameter")
     parser.add_argument("--folder", default="", help="where models are kept (default: nowhere)")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--score", help=argparse.SUPPRESS)

@@ -78,14 +78,16 @@ def client_evidence(
 
 
 def cleared(sums: Mapping[str, Tensor], masks: Masks) -> Tensors:
-    """Detached copies on the CPU, with 0.0 where something was removed, whatever stands there.
+    """The sums on the CPU, with 0.0 where something was removed, whatever stands there.
 
-    Each of the sums is let go of when it is copied, unless somebody else holds it.
+    Where nothing was they are not copied; of the others each is let go of when it is copied, unless
+    somebody else holds it.
     """
     left, fits = dict(sums.items()), fitting(shapes_of(sums), masks)
     del sums
     out: Tensors = {}
     for name in list(left):
         here = {name: fits[name]} if name in fits else {}
-        out |= masked(on_cpu({name: left.pop(name)}), here)
+        own = on_cpu({name: left.pop(name)})
+        out |= masked(own, here) if here else own
     return out

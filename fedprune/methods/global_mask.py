@@ -30,12 +30,13 @@ from fedprune.server.diagnostics import Notes, noted
 from fedprune.server.plan import Plan
 from fedprune.server.round import Round, Step, Talk
 from fedprune.server.state import Model
+from fedprune.streaming.packed import under_masks
 from fedprune.structure.flops import flops
 from fedprune.structure.groups import stages_of
 from fedprune.structure.layout import Layout
 from fedprune.tensors.lazy import joined_to
 from fedprune.tensors.models import frozen_of
-from fedprune.tensors.named import Masks, Tensors, count_kept, masked
+from fedprune.tensors.named import Masks, Tensors, count_kept
 
 
 def thin(
@@ -103,8 +104,9 @@ def decide(
         assert sparsity is not None  # such a score has no threshold
         shares = dict.fromkeys(evidence.weights, sparsity)
         masks, weights = score.step(evidence, shares, c.unit_shape if c.unit == "n:m" else None)
-        own = joined_to(model.weights, masked(weights, masks))
-        return replace(model, masks=joined_to(model.masks, masks), weights=own)
+        masks = joined_to(model.masks, masks)
+        own = joined_to(model.weights, under_masks(weights, masks))
+        return replace(model, masks=masks, weights=own)
     found = _masks_apart(score, r, aggregate, evidence, sparsity)
     if found is None:
         scores = scored(aggregate, evidence, r.plan)

@@ -11,7 +11,8 @@ from torch import Tensor
 from fedprune.adapters.factors import check_adapters
 from fedprune.codec.bounded import Buffer, shapes_in
 from fedprune.codec.flags import counted_of, pack_rungs, pair, rungs_of
-from fedprune.codec.model_digest import bits_of, model_digest
+from fedprune.codec.masks import decode_mask
+from fedprune.codec.model_digest import bits_of, mask_bits, model_digest
 from fedprune.codec.wire import digest_of, values_of
 from fedprune.learning.candidates import Candidate, as_table, from_table
 from fedprune.learning.regime import as_said, regime_in
@@ -29,10 +30,12 @@ from fedprune.protocol.question_head import (
 )
 from fedprune.protocol.question_weights import Received, kept_weights, told_weights
 from fedprune.runtime.json_text import text_of, texts_of
+from fedprune.streaming.packed import PackedMasks
 from fedprune.tensors.lazy import shapes_of
 from fedprune.tensors.named import (
     Masks,
     Tensors,
+    count,
     count_kept,
     gathered,
     scattered,
@@ -89,6 +92,18 @@ _DEFAULTS = {f.name: f.default for f in fields(Question)}
 def _masks_named(question: Question, name: str) -> str:
     del name
     return model_digest(question.masks, question.edits)
+
+
+def _bits_of_masks(question: Question) -> bytes:
+    """The encoded mask and edits. A mask of which eight flags are a byte lies there from now on.
+
+    Of a large model it would be twice in memory until all have answered.
+    """
+    bits = bits_of(question.masks, question.edits)
+    if isinstance(question.masks, PackedMasks):
+        coded = decode_mask(mask_bits(bits), count(question.masks), packed=True)
+        question.masks.lie_where(coded)
+    return bits
 
 
 def _shapes_given(question: Question, name: str) -> dict[str, list[int]]:
@@ -156,7 +171,7 @@ FIELDS: dict[str, Field] = {
         _masks_named,
         key="mask",
         buffer="bits",
-        data=lambda q: bits_of(q.masks, q.edits),
+        data=_bits_of_masks,
         held="known",
     ),
     "edits": Field(lambda came, _: came.edits, None),  # its bits are with those of the masks

@@ -146,8 +146,12 @@ def prune_rows(
     Returns:
         The mask, and the weights, both (out, columns).
     """
-    upper, dead = _of_inverse(hessian, alive)
+    system, dead = _damped(hessian, alive)
     del hessian  # of a wide layer it takes as much as the layer, or more
+    system = factored(system)
+    system = torch.cholesky_inverse(system)
+    upper = factored(system, upper=True)
+    del system
     w, mask = w.clone(), alive.clone()
     ends = _ends(groups or [])
     seen, there = 0, int(alive.sum())
@@ -159,17 +163,6 @@ def prune_rows(
             mask[:, block] = _without_lowest(saliency, alive[:, block], share)
         _sweep(w, mask, upper, dead, block, ends)
     return mask, w
-
-
-def _of_inverse(hessian: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
-    """The upper Cholesky factor of the damped inverse, and what `_damped` says of the inputs.
-
-    Each matrix is let go of when the next one is made.
-    """
-    system, dead = _damped(hessian, alive)
-    system = factored(system)
-    system = torch.cholesky_inverse(system)
-    return factored(system, upper=True), dead
 
 
 def _ends(groups: Groups) -> dict[int, tuple[int, int]]:

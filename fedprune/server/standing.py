@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 
-import torch
 from torch import Tensor
 
 from fedprune.config import RunConfig
@@ -16,7 +15,7 @@ from fedprune.config.options import Federation
 from fedprune.learning.options import Averaging
 from fedprune.options.refusal import counted
 from fedprune.protocol.aggregate import Aggregate
-from fedprune.protocol.checks import NOT_FINITE, NOT_NUMBERS
+from fedprune.protocol.checks import NOT_FINITE, NOT_NUMBERS, only_numbers
 from fedprune.protocol.failures import Failure
 from fedprune.protocol.port import Port
 from fedprune.server.state import Book, State
@@ -71,7 +70,7 @@ def why_void(changes: Aggregate, cohort: Sequence[int], config: Federation) -> s
 
 def all_finite(weights: Mapping[str, Tensor]) -> bool:
     """Whether a model can take the place of the one before."""
-    return all(bool(torch.isfinite(t).all()) for t in weights.values())
+    return all(map(only_numbers, weights.values()))
 
 
 ALIKE = 1e-3

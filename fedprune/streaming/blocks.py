@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from fedprune.streaming.by_rows import read_by_rows
 from fedprune.streaming.files import MappedFolder
 from fedprune.streaming.lockstep import Lockstep
 from fedprune.tensors.lazy import LazyTensors, joined_to, some_of
@@ -103,6 +104,10 @@ class BlockStream:
         self._sort()
         for path in self.parts:
             model.get_submodule(path).register_forward_pre_hook(self._hook(path))
+        outside = set(map(id, self.rest.values()))
+        for layer in (m for m in model.modules() if type(m) is nn.Linear):
+            if id(layer.weight) in outside:
+                read_by_rows(layer, files.forget)
         setattr(model, STREAM, self)
         self.read(self.tensors)
 

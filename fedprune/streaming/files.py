@@ -126,7 +126,7 @@ def tensors_in(folder: Path) -> dict[str, FilePlace]:
     return {name: found[file][name] for name, file in names.items()}
 
 
-READ_AHEAD = 2**26
+READ_AHEAD = 2**24
 """Bytes of files that stay resident for having been read, before all are let go of."""
 
 

@@ -1,4 +1,7 @@
-"""Masks of models so large that a byte for every weight is too much: a bit for each."""
+"""Masks of models so large that a byte for every weight is too much: a bit for each.
+
+And changed weights of such models: those that are kept alone.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedprune.tensors.holding import Bits, packed_bits
-from fedprune.tensors.lazy import LazyTensors, in_memory, shapes_of, some_of
-from fedprune.tensors.named import Masks, full_masks
+from fedprune.tensors.holding import Bits
+from fedprune.tensors.lazy import LazyTensors, holding_of, in_memory, shapes_of, some_of
+from fedprune.tensors.named import Masks, Tensors, full_masks, gathered, masked, scattered
 
 
 class PackedMasks(LazyTensors):
@@ -46,6 +49,10 @@ class PackedMasks(LazyTensors):
         """The flags of one; None: all are True."""
         return self.flags[name]
 
+    def lie_where(self, same: Mapping[str, Tensor]) -> None:
+        """Read the flags from where equal masks lie, and let go of the memory they were in."""
+        self.flags = {n: holding_of(same).bits(n) for n in self.flags}
+
     def some(self, names: Iterable[str]) -> PackedMasks:
         """Those of these names."""
         those, shapes = list(names), self.shapes
@@ -53,8 +60,8 @@ class PackedMasks(LazyTensors):
 
     def joined(self, others: Mapping[str, Tensor]) -> PackedMasks:
         """The same with others in place of those of their names."""
-        bits = {n: packed_bits(t) for n, t in others.items()}
-        shapes = self.shapes | {n: t.shape for n, t in others.items()}
+        bits = {n: holding_of(others).bits(n) for n in others}
+        shapes = self.shapes | shapes_of(others)
         return PackedMasks(shapes, {**self.flags, **bits})
 
 
@@ -64,3 +71,20 @@ def masks_for(weights: Mapping[str, Tensor], names: Iterable[str]) -> Masks:
         return full_masks(weights, names)
     shapes = shapes_of(some_of(weights, names))
     return PackedMasks(shapes, dict.fromkeys(shapes))
+
+
+def under_masks(weights: Tensors, masks: Masks) -> Tensors:
+    """The weights, 0.0 where a mask is False.
+
+    Where masks are not kept in memory, the weights that they remove are not either.
+    """
+    over = some_of(masks, weights)
+    if in_memory(over):
+        return masked(weights, over)
+    values = {n: gathered({n: w}, {n: over[n]}) for n, w in weights.items()}
+
+    def made(name: str) -> Tensor:
+        mask = over[name]
+        return scattered(values[name], {name: mask.shape}, {name: mask})[name]
+
+    return LazyTensors(weights, made)

@@ -28,17 +28,17 @@ class LazyTensors(dict[str, Tensor]):
         make: Callable[[str], Tensor],
         origin: object = None,
         changed: frozenset[str] = frozenset(),
-        instead: Mapping[str, Tensor] | None = None,
+        instead: Mapping[str, Mapping[str, Tensor]] | None = None,
     ) -> None:
         metas = {n: shape_only(t) for n, t in bare_of(like).items()}
         super().__init__(metas)
         self._make, self.origin, self.changed = make, origin, changed
-        self._instead = instead or {}  # which are in memory, and not made
+        self._instead = instead or {}  # by name, in what it is found; others are made
 
     def __getitem__(self, name: str) -> Tensor:
         """The tensor, made."""
         super().__getitem__(name)  # KeyError, as of any dictionary
-        return self._instead[name] if name in self._instead else self._make(name)
+        return self._instead[name][name] if name in self._instead else self._make(name)
 
     def __iter__(self) -> Iterator[str]:
         """The names; without a method of its own for this, a copy would be of what is held."""
@@ -92,13 +92,9 @@ class LazyTensors(dict[str, Tensor]):
         """The same with others in place of those of their names, or beside them."""
         changed = self.changed | frozenset(others)
         like = {**self.bare, **bare_of(others)}
-        if in_memory(others):  # not one around the other, as often as some are joined
-            return LazyTensors(like, self._make, self.origin, changed, {**self._instead, **others})
-
-        def made(name: str) -> Tensor:
-            return others[name] if name in others else self[name]
-
-        return LazyTensors(like, made, self.origin, changed)
+        # Not one around the other, as often as some are joined, and no more of them than stays.
+        own = {n: some_of(others, [n]) for n in others}
+        return LazyTensors(like, self._make, self.origin, changed, {**self._instead, **own})
 
     def under(self, masks: Mapping[str, Tensor]) -> LazyTensors:
         """The same, 0.0 where a mask is False."""
