@@ -70,17 +70,18 @@ class Machines:
 
     def unplug(self, node: str = "", *, oldest: bool = False) -> None:
         """Take a node away: what Ray calls so, or else what joined last, or first."""
-        number = _number_of(node) if node else min(self.nodes) if oldest else max(self.nodes)
+        number = number_of(node) if node else min(self.nodes) if oldest else max(self.nodes)
         gone = self.nodes.pop(number)
         gone.kill()
         gone.wait()
 
 
-def _number_of(node: str) -> int:
+def number_of(node: str) -> int:
+    """The number of what Ray calls so; -1 for one that Ray knows to be gone."""
     import ray
 
     has = next(n["Resources"] for n in ray.nodes() if n["NodeID"] == node)
-    return next(int(name.removeprefix(PLUG)) for name in has if name.startswith(PLUG))
+    return next((int(name.removeprefix(PLUG)) for name in has if name.startswith(PLUG)), -1)
 
 
 def _ray(*arguments: str) -> list[str]:
@@ -141,14 +142,16 @@ def _wait_for(head: subprocess.Popen[bytes], port: int) -> None:
 def unplugging(grid: Any, made: Machines, phases: Sequence[str]) -> Iterator[None]:
     """Within the block, for each phase in turn, the node that is given such work first goes then.
 
-    Another one joins each time.
+    Another one joins each time. Work may be given to a node that went, before Ray knows it: then
+    the one goes that gets such work next.
     """
     pool, give, left = grid.pool, grid.pool.give, list(phases)
 
     def given(member: Any, job: Any) -> None:
         give(member, job)
         kind = job.message.metadata.message_type
-        if left and kind.rpartition(".")[2] == left[0]:
+        wanted = left and kind.rpartition(".")[2] == left[0]
+        if wanted and number_of(member.node.id) in made.nodes:
             left.pop(0)
             made.join()
             made.unplug(member.node.id)

@@ -11,13 +11,15 @@ from fedprune.report.gap import gap_words
 from fedprune.report.privacy_lines import after
 from fedprune.report.reading import SPACE, size, worded
 from fedprune.report.round_table import reduced_cell
+from fedprune.report.unpruned import model_word
 from fedprune.tasks.measures import beside, metric_of
 
 
 def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
     """The last lines of a run, from its summary."""
     metric, quality = summary["metric"], summary["quality"]
-    names = {"dense_at_pruning": "dense, when pruning began", "final": "pruned, at the end"}
+    word = model_word(summary)
+    names = {"dense_at_pruning": "dense, when pruning began", "final": f"{word}, at the end"}
     names |= {"own": "each client's own model"} if "own" in quality else {}
     names |= {"newcomers": "clients that never trained"} if "newcomers" in quality else {}
     others = {a: f"{a} baseline, at the end" for a in quality if a not in names}
@@ -152,7 +154,7 @@ def _beside(summary: Mapping[str, Any]) -> list[str]:
     """What else the task measures, and what would be reached without a model."""
     final, metric = summary["quality"]["final"] or {}, summary["metric"]
     more = {name: final[name] for name in beside(final, metric)}
-    lines = [f"  pruned: {_measured(more)}"] if more else []
+    lines = [f"  {model_word(summary)}: {_measured(more)}"] if more else []
     naive = summary["naive"]
     return lines + ([f"  {metric_of(metric).without} alone: {_measured(naive)}"] if naive else [])
 

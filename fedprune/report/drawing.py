@@ -37,8 +37,9 @@ GROUNDS = ("#ffffff", "#0d1117")
 TRACK = 0.25
 """Alpha of `FAINT` behind a bar: faint enough for what is written on it."""
 # Okabe and Ito's palette, told apart by colour-blind readers; each arm has its own dashes too.
+_MAIN = ("#0072b2", "-", "o")
 ARMS = {
-    "pruned": ("#0072b2", "-", "o"),
+    **dict.fromkeys(("pruned", "averaged", "trained"), _MAIN),
     "dense": ("#d55e00", "--", "s"),
     "random": ("#009e73", ":", "^"),
     "magnitude": ("#cc79a7", "-.", "D"),

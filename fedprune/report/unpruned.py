@@ -1,25 +1,37 @@
-"""What a page calls the model of a run in which nothing was pruned."""
+"""What the model of a run is called in which the server pruned nothing."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
+from fedprune.records.arms import PRUNED
 from fedprune.report.reading import Run, number
+
+UNPRUNED = "trained"
+"""What the main arm of a run is called in which nothing was pruned."""
+
+AVERAGED = "averaged"
+"""What it is called where clients' own models are pruned, and the server's, their mean, is not."""
+
+
+def model_word(summary: Mapping[str, Any]) -> str:
+    """What a run's model is: pruned, averaged or trained; pruned, too, before there is a summary."""
+    if summary.get("sparsity") != 0:
+        return PRUNED
+    return AVERAGED if number(summary.get("own_sparsity")) > 0 else UNPRUNED
 
 
 def nothing_pruned(run: Run) -> bool:
     """Whether a run has ended with neither its model nor those of its clients pruned."""
-    sparsities = (number(run.summary.get(key)) for key in ("sparsity", "own_sparsity"))
-    return run.summary.get("sparsity") == 0 and not any(s > 0 for s in sparsities)
-
-
-UNPRUNED = "trained"
-"""What a page calls the main arm of a run in which nothing was pruned."""
+    return model_word(run.summary) == UNPRUNED
 
 
 def shown_names(run: Run) -> Run:
     """The run with its arms named as a page names them: nothing is "pruned" that was not."""
-    if not nothing_pruned(run):
+    word = model_word(run.summary)
+    if word == PRUNED:
         return run
-    names = {run.main: UNPRUNED}
+    names = {run.main: word}
     return replace(
         run,
         rows=[{**row, "arm": names.get(row["arm"], row["arm"])} for row in run.rows],

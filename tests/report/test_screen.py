@@ -101,6 +101,7 @@ def test_the_end_compares_dense_and_pruned():
         "parameters_left": 50,
         "prunable_parameters": 100,
         "sparsity": 0.8,
+        "sparsity_asked": 0.0,
         "reached": True,
         "sparsity_of_all": 0.7,
         "bytes_on_disk": {"dense": 4000, "pruned": 1000},
@@ -121,6 +122,11 @@ def test_the_end_compares_dense_and_pruned():
     short = closing_lines({**summary, "reached": False}, Path("runs/x"))
     reason = "too few clients answered before all was done that was asked"
     assert f"NOT REACHED: {reason}" in short
+    for own, word in ((None, "trained"), (0.5, "averaged")):
+        told = {**summary, "sparsity": 0.0} | ({"own_sparsity": own} if own else {})
+        text = "\n".join(closing_lines(told, Path("runs/x")))
+        assert f"  {word}, at the end" in text
+        assert "pruned" not in text
 
 
 @pytest.mark.parametrize(
