@@ -34,7 +34,7 @@ def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
     disk = summary["bytes_on_disk"]
     sent = summary["bytes_up"] + summary["bytes_down"]
     dense = summary["bytes_dense"]
-    share = f" ({sent / dense:.0%})" if dense else ""
+    against = f" and tune, dense FedAvg {in_bytes(dense)} ({sent / dense:.0%})" if dense else ""
     return [
         *lines,
         *_beside(summary),
@@ -51,7 +51,7 @@ def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
         *_smaller(summary),
         *best_lines(summary),
         f"on disk   {in_bytes(disk['pruned'])}, dense {in_bytes(disk['dense'])}",
-        f"sent      {in_bytes(sent)} to score and tune, dense FedAvg {in_bytes(dense)}{share}; "
+        f"sent      {in_bytes(sent)} to score{against}; "
         f"{in_bytes(summary['bytes_evaluation'])} more to measure",
         *_devices(summary),
         f"failures  {summary['failures']}",

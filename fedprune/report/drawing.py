@@ -126,7 +126,7 @@ def legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> 
 def finish(figure: Figure, axes: Axes, rows: Sequence[Row]) -> Figure:
     """Label the rounds, shade the main arm's pruning phase and put the legend above."""
     axes.set_xlabel("round")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     pruning = pruning_rounds(rows, arms(rows)[0]) if rows else []
     if pruning:
         span = (min(pruning) - 0.5, max(pruning) + 0.5)

@@ -1,5 +1,8 @@
 """Every figure of a run with the sentence that says what it shows, as PNG and as inline SVG."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from fedprune.records.choices import sensitivity_in, tried_in
 from fedprune.report import plots
 from fedprune.report.architecture import architecture_figure, architecture_finding
@@ -49,7 +52,21 @@ def pictures(run: Run) -> dict[str, Picture]:
         *choices(run),
         *privacy(run),
     )
+    made = tuple(_words_alone(picture) for picture in made) if _one_round(run) else made
     return {picture.name: picture for picture in made}
+
+
+OVER_ROUNDS = {"quality", "sparsity", "bytes", "agreement", "epsilon"}
+"""Pictures whose axis is the rounds."""
+
+
+def _one_round(run: Run) -> bool:
+    return len({row["round"] for row in run.rows}) == 1
+
+
+def _words_alone(picture: Picture) -> Picture:
+    """Of one round the words of a picture over rounds: a single point is no curve."""
+    return replace(picture, figure=None) if picture.name in OVER_ROUNDS else picture
 
 
 def choices(run: Run) -> list[Picture]:
@@ -120,7 +137,7 @@ def sparsity(run: Run) -> Picture:
     if removing:
         prunable, kept = (run.summary.get(f"{part}_parameters") for part in ("prunable", "kept"))
         finding = (
-            f"Weights were removed between rounds {removing[0]} and {removing[-1]}: "
+            f"Weights were removed {_between(removing)}: "
             f"{whole(number(prunable) - number(kept))} in all, {percent(values[-1])} of prunable."
         )
     hidden = set(arms(run.rows)) - set(distinct_arms(run.rows, "sparsity"))
@@ -132,6 +149,11 @@ def sparsity(run: Run) -> Picture:
     return Picture("sparsity", title, finding, figure)
 
 
+def _between(rounds: Sequence[int]) -> str:
+    first, last = rounds[0], rounds[-1]
+    return f"in round {first}" if first == last else f"between rounds {first} and {last}"
+
+
 def traffic(run: Run) -> Picture:
     """Bytes up and down against dense averaging."""
     title = "Bytes sent"
@@ -141,10 +163,11 @@ def traffic(run: Run) -> Picture:
     last: Row = known[-1]
     sent = last["bytes_up"] + last["bytes_down"]
     dense = last["bytes_dense"]
+    part = f", or {percent(ratio(sent, dense))} of the {size(dense)} that dense FedAvg takes"
     finding = (
         f"By round {last['round']}, clients had sent {size(last['bytes_up'])} up and received "
-        f"{size(last['bytes_down'])} down: {size(sent)}, or {percent(ratio(sent, dense))} of the "
-        f"{size(dense)} that dense FedAvg takes for the same tuning. Evaluation, counted apart: "
+        f"{size(last['bytes_down'])} down: {size(sent)}"
+        f"{f'{part} for the same tuning' if dense else ''}. Evaluation, counted apart: "
         f"{size(run.summary.get('bytes_evaluation', last.get('bytes_evaluation')))}."
     )
     return Picture("bytes", title, finding, plots.bytes_figure(run.rows))

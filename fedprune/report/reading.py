@@ -81,6 +81,12 @@ def read_run(folder: Path) -> Run:
     )
 
 
+def clients_train(run: Run) -> bool:
+    """Whether clients were to train; where the configuration is not known, too."""
+    told = [run.config.get(key) for key in ("local-steps", "local-epochs")]
+    return told[0] is None or any(told)
+
+
 def _every_key(text: str) -> dict[str, Any]:
     """What was given, then what followed from it."""
     given = tomllib.loads(text)

@@ -9,6 +9,7 @@ from fedprune.report.reading import (
     NO_VALUE,
     Run,
     baselines_in,
+    clients_train,
     duration,
     metric_text,
     number,
@@ -32,13 +33,14 @@ from fedprune.tasks.owners import sentences
 
 SENTENCES = (
     "{clients_told} trained {model} of {parameters} parameters on the task {task}.",
+    "{clients_calibrating} scored {model} of {parameters} parameters on the task {task}.",
     "Their data is split as {split}, {shortest} to {longest} training {unit} each.",
     "Each is a device with data of its own, {own_shortest} to {own_longest} training {unit} each.",
     "Clients are owners of rows: {owners_told}.",
     "Of the texts not all was read: {reading_told}.",
     "The server asked {cohort} of them in each round.",
     "It scored weights by {score}, removed {removed} of the prunable ones on a {schedule} schedule "
-    "with {scope} scope, {whose}, and averaged what the clients then tuned.",
+    "with {scope} scope, {whose}, and {tuned}.",
     "Its outputs stand for the classes {classes}, in this order.",
     "Redundancy taken out: {reduced}.",
     "{rounds_completed} of {rounds_told} {was} completed.",
@@ -76,6 +78,10 @@ def what_was_run(run: Run) -> str:
     for noun in ("client", "round", "host"):
         if isinstance(many := known.get(f"{noun}s"), int):
             known[f"{noun}s_told"] = counted(many, noun)
+    known["tuned"] = "averaged what the clients then tuned"
+    if not clients_train(run):
+        known["tuned"] = "no client trained"
+        known["clients_calibrating"] = known.pop("clients_told", "")
     known["was"] = "was" if known.get("rounds") == 1 else "were"
     known["baselines"] = ", ".join(baselines_in(run))
     known["shortest"], known["longest"] = (
@@ -189,7 +195,7 @@ def facts(run: Run) -> list[tuple[str, str, str]]:
     left = 1 - number(told.get("sparsity_of_all"))
     disk = told.get("bytes_on_disk") or {}
     sent = number(told.get("bytes_up")) + number(told.get("bytes_down"))
-    dense_sent = told.get("bytes_dense")
+    dense_sent = number(told.get("bytes_dense"))
     figures = [
         (
             "prunable weights kept",
@@ -210,7 +216,9 @@ def facts(run: Run) -> list[tuple[str, str, str]]:
         (
             "sent up and down",
             size(sent),
-            f"{percent(ratio(sent, dense_sent))} of {size(dense_sent)} for dense FedAvg",
+            f"{percent(ratio(sent, dense_sent))} of {size(dense_sent)} for dense FedAvg"
+            if dense_sent > 0
+            else "nobody trained",
         ),
     ]
     if devices := told.get("devices"):

@@ -15,7 +15,7 @@ AVERAGED = "averaged"
 
 
 def model_word(summary: Mapping[str, Any]) -> str:
-    """What a run's model is: pruned, averaged or trained; pruned, too, before there is a summary."""
+    """What a run's model is: pruned, averaged or trained; without a summary, pruned."""
     if summary.get("sparsity") != 0:
         return PRUNED
     return AVERAGED if number(summary.get("own_sparsity")) > 0 else UNPRUNED

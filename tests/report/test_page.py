@@ -11,11 +11,11 @@ import pytest
 
 from fedprune.report.intervals import wilson_words
 from fedprune.report.page import write_report
-from fedprune.report.pictures import pictures
+from fedprune.report.pictures import OVER_ROUNDS, pictures
 from fedprune.report.plots import shown_range
 from fedprune.report.reading import Run, read_run, significant
 from fedprune.report.script import SCRIPT
-from fedprune.report.sentences import result_sentence, title, what_was_run
+from fedprune.report.sentences import facts, result_sentence, title, what_was_run
 from fedprune.report.tables import (
     FAILURES_SHOWN,
     change_cell,
@@ -153,6 +153,32 @@ def test_a_run_that_prunes_nothing_calls_nothing_pruned(make_run):
     rows = shown_names(replace(by_clients, rows=read_run(folder).rows)).rows
     assert {row["arm"] for row in rows} == {"averaged"}, "the mean of models that clients pruned"
     assert "50.0" in title(by_clients)
+
+
+def test_a_run_of_one_round_in_which_nobody_trains_says_so_and_draws_no_curve(make_run):
+    folder = make_run(arms=("pruned",))
+    run = read_run(folder)
+    summary = {**run.summary, "bytes_dense": 0, "rounds_completed": 1}
+    row = {**run.rows[-1], "round": 1, "bytes_dense": 0, "removed": 8}
+    config = {
+        **run.config,
+        "local-steps": 0,
+        "local-epochs": 0,
+        "schedule": "one-shot",
+        "scope": "row",
+    }
+    once = replace(run, summary=summary, rows=[row], config=config)
+    made = pictures(once)
+    assert not [name for name in OVER_ROUNDS & made.keys() if made[name].figure]
+    assert made["layers"].figure is not None
+    said = " ".join(
+        [what_was_run(once), *(p.finding for p in made.values()), *sum(facts(once), ())]
+    )
+    assert "no client trained" in said
+    assert "Weights were removed in round 1" in said
+    assert "nobody trained" in said
+    for wrong in ("then tuned", "clients trained", "of 0 B", "of the 0 B"):
+        assert wrong not in said
 
 
 def test_intervals_are_those_of_statsmodels_definition():
