@@ -79,6 +79,7 @@ SWITCHES: dict[str, tuple[Any, ...]] = {
     "distil_attention": (0.5,),
     "server_lr": (0.5,),
     "reduce_within": (0.1,),
+    "slice_part": (0.1,),
     "rank_energy": (0.8,),
     "rank_budget": (0.5,),
     "rank_tolerance": (0.5,),

@@ -152,6 +152,7 @@ GALLERY: dict[str, Run] = {
     ),
     "wanda-by-row": shakespeare(score="wanda_by_row", scope="layer", quantise_by="awq"),
     "flap": shakespeare(score="flap", model="llama-gqa", sparsity=0.3, shrink="every", depth=2),
+    "slice": shakespeare(reduce=("slice",), model="llama-tied", score_examples=None, **UNPRUNED),
     "masked-language": Run(
         {**SHAKESPEARE, "task": "shakespeare-masked", "model": "bert", "precision": "bf16"}
     ),

@@ -11,7 +11,13 @@ from fedprune.client.context import ClientContext
 from fedprune.client.measurement import answer_compare, answer_evaluate
 from fedprune.client.own_masks import own_pruning
 from fedprune.client.personal import with_own
-from fedprune.client.scoring import answer_inputs, answer_magnitudes, answer_outputs, answer_score
+from fedprune.client.scoring import (
+    answer_inputs,
+    answer_magnitudes,
+    answer_outputs,
+    answer_score,
+    answer_signals,
+)
 from fedprune.client.thresholds import as_kept
 from fedprune.client.tokens import token_counts
 from fedprune.client.tuning import answer_tune
@@ -76,5 +82,6 @@ ANSWERS: dict[str, Callable[[Question, ClientContext], Answer]] = {
     "inputs": answer_inputs,
     "outputs": answer_outputs,
     "magnitudes": answer_magnitudes,
+    "signals": answer_signals,
     "tokens": _answer_tokens,
 }

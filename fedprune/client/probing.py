@@ -64,7 +64,7 @@ def scored_examples(question: Question, client: ClientContext) -> Part:
     return next(batches(part, c.score_examples, drawn.sort().values))
 
 
-_FITS = ("inputs", "outputs", "magnitudes")
+_FITS = ("inputs", "outputs", "magnitudes", "signals")
 """Questions about inputs, for redundancy, least squares and quantising: no scores."""
 
 

@@ -22,6 +22,7 @@ from fedprune.protocol.noise import source_for
 from fedprune.protocol.votes import vote_units_of
 from fedprune.redundancy.calibration import MAGNITUDES
 from fedprune.redundancy.moments import MOMENTS
+from fedprune.redundancy.principal import SIGNALS
 from fedprune.redundancy.reconstruction import OUTPUTS
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.combine import NORMALISE, combines_of, l1_normalised
@@ -76,6 +77,11 @@ def answer_outputs(question: Question, client: ClientContext) -> Answer:
 def answer_magnitudes(question: Question, client: ClientContext) -> Answer:
     """Sizes of what goes into the layers asked about (`fedprune.redundancy.calibration`)."""
     return _sums_of(MAGNITUDES, question, client)
+
+
+def answer_signals(question: Question, client: ClientContext) -> Answer:
+    """The client's Σ x xᵀ of what runs between layers (`fedprune.redundancy.principal`)."""
+    return _sums_of(SIGNALS, question, client)
 
 
 def _sums_of(ask: Statistic, question: Question, client: ClientContext) -> Answer:

@@ -56,6 +56,7 @@ KINDS = {
     "inputs": Kind("summing inputs", "moments"),
     "outputs": Kind("summing outputs", "moments"),
     "magnitudes": Kind("summing sizes of inputs", "moments"),
+    "signals": Kind("summing what runs between layers", "moments"),
     "evaluate": Kind(
         "measuring",
         "metrics",

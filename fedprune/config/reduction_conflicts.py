@@ -7,6 +7,7 @@ from fedprune.options.conditions import only
 from fedprune.options.refusal import Conflict
 
 _CUT = ("head", "neuron", "channel", "expert", "sublayer", "layer")
+_WHOLE = ("head", "neuron", "head-neuron", "sublayer", "layer")
 _RANKS = ("rank_energy", "rank_budget", "rank_tolerance")
 
 
@@ -18,8 +19,21 @@ def reduction_conflicts(c: AllOptions) -> list[Conflict]:
     first = given[0] if len(given) > 1 else "rank-energy"
     return [
         *only(c, c.error_feedback, kept, reduce=()),
+        *_slicing(c),
         *_rounds(c),
         (first, len(given) > 1, both, "one of them"),
+    ]
+
+
+def _slicing(c: AllOptions) -> list[Conflict]:
+    slices, whole = "slice" in c.reduce, ", ".join(_WHOLE)
+    masked = "zeros of single weights do not stay where channels are rotated"
+    shared = "norms of several widths' weights go into what reads them, which is then not shared"
+    states = "a teacher's hidden states are not rotated"
+    return [
+        ("unit", slices and c.sparsity != 0.0 and c.unit not in _WHOLE, masked, whole),
+        ("reduce", slices and "share" in c.reduce, shared, "slice without share"),
+        *only(c, slices, states, distil_hidden=0.0),
     ]
 
 

@@ -19,6 +19,7 @@ from fedprune.structure.edits import Edits
 from fedprune.structure.experts import stacked_experts
 from fedprune.structure.families.catalog import FAMILIES
 from fedprune.structure.families.family import Family
+from fedprune.structure.slicing import sliced_keys
 
 
 def plain_model(model: nn.Module, dense: nn.Module, edits: Edits) -> nn.Module:
@@ -37,10 +38,13 @@ def plain_model(model: nn.Module, dense: nn.Module, edits: Edits) -> nn.Module:
     if not hasattr(dense, "save_pretrained") or (edits and family is None):
         raise Unplain(f"{type(dense).__name__} is no model whose config fedprune knows")
     biases = bias_keys(family, edits)
-    said = {"expert", "head", "neuron"} | ({"bias"} if biases else set())
+    said = {"expert", "head", "neuron", "slice"} | ({"bias"} if biases else set())
     for kind in sorted({edit.kind for edit in edits} - said):
         raise Unplain(f"edits of kind {kind}: {UNSAID[kind]}")
     changes, blocks = ({}, {}) if family is None else config_changes(dense, family, edits)
+    for edit in edits:
+        if edit.kind == "slice":
+            changes |= sliced_keys(settings, edit.kept[0])
     config = _config_with(settings, changes | biases)
     made: nn.Module = type(dense)(config).to(next(model.parameters()).dtype)
     values = _values(model, blocks, family)

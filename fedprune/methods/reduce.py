@@ -1,8 +1,9 @@
 """Taking redundancy out of the model in the middle of a run: the server's half.
 
 In its round the cohort sums the second moments of what goes into the layers; then dead units and
-duplicates are masked and cut out, equal matrices shared, and matrices replaced by factors, whatever
-``--reduce`` names, in that order. The rounds that follow tune, prune and send what is left.
+duplicates are masked and cut out, equal matrices shared, channels between layers left out, and
+matrices replaced by factors, whatever ``--reduce`` names, in that order. The rounds that follow
+tune, prune and send what is left.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 
 from fedprune.methods.factors import Told, edited, in_factors, replaceable
 from fedprune.methods.method import Rider
+from fedprune.methods.slicing import rotatable, sliced
 from fedprune.protocol.forms import form_of
 from fedprune.protocol.port import Ask
 from fedprune.redundancy.dead import UnitsOfLayers, never_active, never_read
@@ -36,6 +38,17 @@ class Memory:
     """Whether what is redundant was taken out."""
 
     done: bool = False
+
+
+def begun(model: Model, r: Round) -> Memory:
+    """Nothing was taken out yet.
+
+    Raises:
+        ConfigError: the model that a run begins with cannot be sliced, and is to be.
+    """
+    if "slice" in r.config.reduce:
+        rotatable(model, r.plan)
+    return Memory()
 
 
 NOTHING = "not reduced: too few answered"
@@ -62,6 +75,12 @@ def reduced(model: Model, memory: Memory, r: Round) -> Talk[Step]:
     if "share" in c.reduce:
         model, r, shared = _shared(model, r)
         told |= {"shared": shared}
+    if "slice" in c.reduce:
+        narrower = yield from sliced(model, r)
+        if narrower is None:
+            return Step(model, memory, undone=NOTHING)
+        model, r, channels = narrower
+        told |= channels
     if "low-rank" in c.reduce:
         # Units that pruning had emptied leave as well, and are not told.
         changed = model.edits != edits or any(told.get(key) for key in ("merged", "shared"))
@@ -154,10 +173,10 @@ def _shared(model: Model, r: Round) -> tuple[Model, Round, list[list[Any]]]:
 
 
 RIDER = Rider(
-    "dead units, duplicates, shared and low-rank matrices taken out in a round (--reduce)",
+    "dead units, duplicates, channels between layers, low-rank matrices: taken out (--reduce)",
     wanted=lambda c: bool(c.reduce),
     memory=Memory,
-    init=lambda *_: Memory(),
+    init=begun,
     due=due,
     thinning=reduced,
     lacks=lambda _, memory: memory != Memory(done=True),

@@ -27,6 +27,7 @@ from fedprune.protocol.form import LARGEST_NUMBER, MANY, Form
 from fedprune.protocol.messages import Question
 from fedprune.redundancy.calibration import MAGNITUDES
 from fedprune.redundancy.moments import MOMENTS
+from fedprune.redundancy.principal import SIGNALS
 from fedprune.redundancy.reconstruction import OUTPUTS
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.combine import COMBINES, combines_of
@@ -180,8 +181,8 @@ def _describe(question: Question, config: RunConfig, layout: Layout) -> Form:
 
 def _inputs(question: Question, config: RunConfig, layout: Layout) -> Form:
     del config
-    ask = {"inputs": MOMENTS, "outputs": OUTPUTS, "magnitudes": MAGNITUDES}[question.kind]
-    shapes = ask.shapes(layout, question.names or layout.prunable, "weight", 0)
+    asks = {"inputs": MOMENTS, "outputs": OUTPUTS, "magnitudes": MAGNITUDES, "signals": SIGNALS}
+    shapes = asks[question.kind].shapes(layout, question.names or layout.prunable, "weight", 0)
     return Form(shapes, {}, frozenset({"count"}))
 
 
@@ -210,5 +211,6 @@ FORMS: dict[str, Callable[[Question, RunConfig, Layout], Form]] = {
     "inputs": _inputs,
     "outputs": _inputs,
     "magnitudes": _inputs,
+    "signals": _inputs,
     "tokens": _tokens,
 }

@@ -21,8 +21,9 @@ class Question:
     Attributes:
         kind: "score", "tune", "evaluate", "compare" (evaluate candidates), "describe" (count
             labels), "tokens" (count them), "inputs" (second moments), "outputs" (those, and with
-            what a layer made before it was pruned), "magnitudes" (sizes of inputs), or "own" (what
-            a client that prunes by itself before it tunes would keep: votes alone).
+            what a layer made before it was pruned), "magnitudes" (sizes of inputs), "signals"
+            (second moments of what runs between layers), or "own" (what a client that prunes by
+            itself before it tunes would keep: votes alone).
         round: from 1.
         weights: the global model's state, zero where a mask is False.
         masks: True = kept, for every prunable tensor.

@@ -21,6 +21,7 @@ from fedprune.streaming.blocks import follow_parameters
 from fedprune.structure.cuts import places
 from fedprune.structure.edits import CUTS, Edits
 from fedprune.structure.layout import Layout, Origin, layout_of
+from fedprune.structure.slicing import residual_path
 from fedprune.structure.surgery import reshaped
 from fedprune.structure.tables import embedding_path
 from fedprune.tasks.building import built
@@ -156,6 +157,8 @@ def _checked_layout(config: RunConfig, model: nn.Module) -> Layout:
     output = output_of(tasks_of(config.plugin)[config.task], model)
     layout = layout_of(model, output=output, exclude=config.exclude, include=config.include)
     check_model(config, model, layout)
+    if "slice" in config.reduce:
+        residual_path(model)  # as is this
     if config.vocabulary == "used":
         embedding_path(model)  # refused here, before anything starts
     if config.adapters != "none":

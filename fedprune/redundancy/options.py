@@ -13,6 +13,7 @@ REDUCTIONS = {
     "dead": "take out units that no layer reads or that are never active on the cohort's clients",
     "merge": "add up what reads neurons made by the same weights, and heads that fit into one",
     "share": "one weight for layers whose matrices are equal",
+    "slice": "channels between a decoder's layers, in the basis of their principal directions",
     "low-rank": "two factors for a matrix where they hold fewer numbers",
 }
 
@@ -43,7 +44,7 @@ class Reduction(Section):
         "sums of the final model's inputs, for fedprune export --quantise-by",
         names=NameTable("fedprune.redundancy.calibration", "CALIBRATIONS"),
     )
-    reduce: tuple[Literal["dead", "merge", "share", "low-rank"], ...] = option(
+    reduce: tuple[Literal["dead", "merge", "share", "slice", "low-rank"], ...] = option(
         "redundancy", "what to take out once", (), names=REDUCTIONS, strict=False
     )
     reduce_round: int | None = option(
@@ -57,6 +58,14 @@ class Reduction(Section):
         "redundancy",
         "relative distance within which neurons merge and matrices are shared (default 0: equal)",
         when={"reduce": ("merge", "share")},
+        ge=0,
+        lt=1,
+    )
+    slice_part: float | None = option(
+        "redundancy",
+        "part of the channels between layers that goes, at most (default 0.2)",
+        when={"reduce": "slice"},
+        derived=lambda _: 0.2,
         ge=0,
         lt=1,
     )

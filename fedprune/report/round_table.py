@@ -78,11 +78,13 @@ def blend_cell(blend: Mapping[str, Any]) -> str:
 def reduced_cell(reduced: Mapping[str, Any]) -> str:
     """What ``--reduce`` took out in a round, and the largest error that it made."""
     ranks, errors = reduced.get("ranks", {}), [*reduced.get("rank_errors", {}).values()]
+    channels = reduced.get("channels", [])
     errors += [error for error in reduced.get("merge_errors", {}).values() if error is not None]
     parts = [
         f"{sum(reduced.get('dead', {}).values())} dead units" if reduced.get("dead") else "",
         f"{sum(reduced.get('merged', {}).values())} merged" if reduced.get("merged") else "",
         f"{len(reduced.get('shared', []))} matrices shared" if reduced.get("shared") else "",
+        "{} to {} channels between layers".format(*channels) if channels else "",
         f"{len(ranks)} factored, rank {min(ranks.values())} to {max(ranks.values())}"
         if ranks
         else "",

@@ -107,7 +107,7 @@ class Plan:
         one and prunes no further.
         """
         c, round_ = self.config, state.round
-        if c.sparsity == 0.0:
+        if c.sparsity == 0.0 and not reduces:
             return "update" if self.start else "dense"
         if self.due(state):
             return "prune"

@@ -66,7 +66,8 @@ def carried(memory: Any, old: Plan, new: Plan) -> Any:
     """
     if old.edits == new.edits:
         return memory
-    replaced = any(e.kind in {"rank", "bias", "share"} for e in new.edits if e not in old.edits)
+    fresh = {e.kind for e in new.edits if e not in old.edits}
+    replaced = bool(fresh & {"rank", "slice", "bias", "share"})
 
     def change(tensors: Tensors) -> Tensors:
         shapes = old.layout.shapes

@@ -60,7 +60,7 @@ def _passed(question: Question, examples: float, plan: Plan, part: float) -> flo
     return examples * _PASSES_OF.get(kind, 0.0)
 
 
-_PASSES_OF = {"inputs": 1.0, "magnitudes": 1.0, "outputs": 2.0}
+_PASSES_OF = {"inputs": 1.0, "magnitudes": 1.0, "signals": 1.0, "outputs": 2.0}
 """Of questions about inputs of layers; who counts labels or tokens computes nothing."""
 
 

@@ -19,7 +19,8 @@ class Edit:
         kind: what is cut or replaced, a name in `fedprune.structure.surgery.EDITS`.
         path: the module's path in the dense model.
         kept: original indices of the units that stay, ascending; () = the whole part is gone. Of
-            "rank" the one number is the rank; of "bias", which a layer gets, there are none.
+            "rank" the one number is the rank, of "slice" how many channels between layers are left;
+            of "bias", which a layer gets, there are none.
         like: the path of the module whose weight it shares, for "share"; the id as which those
             are read that are gone, for "vocab".
     """

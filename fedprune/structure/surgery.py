@@ -26,6 +26,7 @@ from fedprune.structure.matrices import dimension_of, own_sizes
 from fedprune.structure.projections import Projection, projections
 from fedprune.structure.removal import remove
 from fedprune.structure.sharing import share_weight
+from fedprune.structure.slicing import slice_channels
 from fedprune.structure.vocabulary import cut_vocabulary
 
 
@@ -193,6 +194,7 @@ CUT = "was_cut"
 
 EDITS: dict[str, Callable[[nn.Module, Edit], None]] = {
     "rank": factor_layer,
+    "slice": slice_channels,
     "expert": cut_experts,
     "bias": add_bias,
     "head": cut_units,

@@ -348,6 +348,9 @@ reduce=dead schedule=regrow warmup=1 rounds=9 end=5 reduce-round=3 | reduce-roun
 reduce=dead scope=layer warmup=1 rounds=9 end=5 reduce-round=3 | reduce-round | 6 to 9, or --scop...
 reduce=low-rank rank-energy=0.9 rank-budget=0.5 | rank-energy | one of them
 reduce=low-rank rank-budget=0.5 rank-tolerance=0.1 | rank-budget | one of them
+reduce=slice sparsity=0.5 | unit | head, neuron, head-neuron, sublayer, layer
+reduce=slice,share sparsity=0 | reduce | slice without share
+reduce=slice sparsity=0 distil=0 distil-hidden=0.5 | distil-hidden | 0
 sampling=poisson | sampling | fixed, round-robin
 PANEL metrics=noised | panel | 0, or exact metrics
 EXAMPLE sampling=poisson | sampling | fixed, round-robin

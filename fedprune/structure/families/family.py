@@ -203,6 +203,9 @@ class Family:
         tidy: called with a model after all edits.
         kept_tables: tables that a cut model keeps whole, as a plain model has them: by their name
             in the cut model the name in the plain one and the values.
+        norms: the class of its norms, where rotating what runs between the layers changes nothing
+            (`fedprune.structure.slicing`): each divides by the root mean square, then multiplies by
+            a weight, and sub-layers add their answers up as they are. "": elsewhere.
     """
 
     model_type: str
@@ -214,3 +217,4 @@ class Family:
     passes: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     tidy: Callable[[nn.Module], None] = lambda _: None
     kept_tables: Callable[[nn.Module], Mapping[str, tuple[str, Tensor]]] = lambda _: {}
+    norms: str = ""

@@ -96,6 +96,7 @@ def built_like_llama(
         small=small,
         sizes={f"{prefix}MLP": {"intermediate_size": lambda m: inputs(m.down_proj)}},
         passes={f"{prefix}DecoderLayer": states},
+        norms=f"{prefix}RMSNorm",
     )
 
 
