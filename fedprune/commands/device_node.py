@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import re
+import ssl
+import time
 import tomllib
+import urllib.request
 from argparse import Namespace
+from email.utils import parsedate_to_datetime
+from http.client import HTTPException
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
@@ -39,6 +44,8 @@ def become_node(given: Namespace) -> NoReturn:
         name = str(here.partitions[0])
         (key,) = check_there(folder, [name], f"--keys {name}")
         how = ["--root-certificates", ca, "--auth-supernode-private-key", key]
+        if clock := clock_line(given.superlink, ca):
+            print(clock, flush=True)
     for pid in end_orphans(given.port):
         print(f"ended process {pid}: a flower-superexec whose SuperNode is gone", flush=True)
     for pid in nodes_with(here.data):
@@ -52,6 +59,29 @@ def become_node(given: Namespace) -> NoReturn:
         *("--superlink", given.superlink, "--port", str(given.port)),
         *("--node-config", given.config),
     )
+
+
+AHEAD, BEHIND = 5, 300
+"""Seconds that Flower allows a registered device's clock to differ from its SuperLink's."""
+
+
+def clock_line(address: str, ca: str) -> str:
+    """What is to be said of this machine's clock; "" where it is right, or nobody knows.
+
+    Flower refuses signatures of another time, and its node then tries again without a word of why.
+    """
+    try:
+        known = ssl.create_default_context(cafile=ca)
+        with urllib.request.urlopen(f"https://{address}/health", timeout=5, context=known) as reply:
+            there = parsedate_to_datetime(reply.headers["Date"]).timestamp()
+    except (OSError, HTTPException, TypeError, ValueError):
+        return ""
+    ahead = time.time() - there
+    if -BEHIND <= ahead <= AHEAD:
+        return ""
+    off = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the SuperLink's"
+    allowed = f"{AHEAD} s ahead to {BEHIND} s behind"
+    return f"clock: {off}, which refuses this device until it is right; allowed: {allowed}"
 
 
 def nodes_with(data: str) -> list[int]:

@@ -10,6 +10,8 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
+from email.utils import formatdate
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -260,3 +262,21 @@ def test_a_node_that_has_the_same_data_is_found(tmp_path: Path):
         for process in (same, other):
             process.kill()
             process.wait()
+
+
+@pytest.mark.parametrize(
+    ("ahead", "said"),
+    [(600, "600 s ahead of the SuperLink's, which refuses"), (-600, "600 s behind"), (-60, "")],
+)
+def test_a_clock_by_which_a_device_is_refused_is_said(monkeypatch, ahead, said):
+    now = 1_700_000_000
+    answer = SimpleNamespace(headers={"Date": formatdate(now, usegmt=True)})
+    monkeypatch.setattr(device_node.urllib.request, "urlopen", lambda *_, **__: nullcontext(answer))
+    monkeypatch.setattr(device_node.ssl, "create_default_context", lambda **_: None)
+    monkeypatch.setattr(device_node, "time", SimpleNamespace(time=lambda: now + ahead))
+    line = device_node.clock_line("127.0.0.1:1", "ca.crt")
+    assert (said in line) if said else line == ""
+
+
+def test_of_a_superlink_that_does_not_answer_no_clock_is_known(tmp_path: Path):
+    assert device_node.clock_line("127.0.0.1:1", str(tmp_path / "none.crt")) == ""

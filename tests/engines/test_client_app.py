@@ -71,7 +71,8 @@ def hello(context: Context, config: RunConfig) -> dict[str, Any]:
     packet = call(context, "query.hello", greeting(to_toml(config)))
     about: dict[str, Any] = json.loads(packet.fields["about"])
     assert about.items() >= OWN_VERSION.items()
-    return {key: value for key, value in about.items() if key not in OWN_VERSION}
+    assert about["device"] or not about["place"]
+    return {key: value for key, value in about.items() if key not in {*OWN_VERSION, "place"}}
 
 
 def ask(

@@ -219,7 +219,7 @@ def _coded(host: Host, packet: Packet, memory: ClientMemory) -> Packet:
 
 def _log(what: str, error: Exception) -> None:
     """Say it on the device: a refusal in one line, anything else with where it came from."""
-    refusal = isinstance(error, Refused | ConfigError)
+    refusal = isinstance(error, Refused | ConfigError) or "; allowed: " in str(error)
     log.error("%s: %s", what, error, exc_info=None if refusal else error)
 
 

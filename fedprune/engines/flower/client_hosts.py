@@ -48,6 +48,18 @@ def host_of_node(
     return host
 
 
+def _readable(place: Path) -> Path:
+    """A device's file or folder; one that may not be read looks empty to who searches it.
+
+    Raises:
+        PermissionError: it may not.
+    """
+    if place.exists() and not os.access(place, os.R_OK | (os.X_OK if place.is_dir() else 0)):
+        allowed = "a file or folder that may be"
+        raise PermissionError(f"data={place}: may not be read by this user; allowed: {allowed}")
+    return place
+
+
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 """What Linux draws when it starts, and tells who is on this machine alone."""
 
@@ -85,7 +97,7 @@ def _device_host(
         raise ValueError(f"task={config.task}: a device has no way to bring its own data to it")
     folder = Path(data)
     alone = len(partitions) == 1
-    own = {p: local(folder if alone else folder / str(p), config) for p in partitions}
+    own = {p: local(_readable(folder if alone else folder / str(p)), config) for p in partitions}
     host = replace(build_host(config, own, tried=True, train=train), lends=alone)
     whole = hashlib.sha256(text.encode()).hexdigest()
     return host, f"{whole} {data_digest(host.shards)}"

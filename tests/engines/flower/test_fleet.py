@@ -10,6 +10,7 @@ import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from fedprune import TASKS, RunConfig
+from fedprune.engines.flower import client_hosts
 from fedprune.engines.flower import fleet as module
 from fedprune.engines.flower.fleet import Fleet
 from fedprune.engines.flower.strategy import FedPrune
@@ -134,6 +135,19 @@ def test_of_two_with_one_partition_the_first_holds_it(devices, config, joined, f
     assert fleet.present() == {0: 48, 1: 64}, (
         "started again: it takes over when the old one is gone"
     )
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_why_a_device_cannot_read_its_data_is_one_line_in_its_log(
+    config, joined, folders, devices, monkeypatch, caplog, readable
+):
+    monkeypatch.setattr(client_hosts.os, "access", lambda *_: readable)
+    grid = devices(0)
+    grid.contexts[7] = joined(7, 0, folders[3])
+    Fleet(grid, config(timeout=9.0)).present()
+    (said,) = (r for r in caplog.records if r.message.startswith("this node cannot take part"))
+    assert ("no *.npz there" if readable else "may not be read by this user") in said.message
+    assert said.exc_info is None
 
 
 def test_of_two_with_the_same_data_the_first_is_asked(devices, config, joined, folders, tmp_path):
