@@ -33,6 +33,7 @@ from fedprune.server.plan import Plan
 from fedprune.server.round import Round
 from fedprune.server.shrink import fitted
 from fedprune.server.state import State, first_state
+from fedprune.server.work import passes_for
 from fedprune.structure.flops import flops, positions_of
 from fedprune.structure.layout import Layout
 from fedprune.tasks.catalog import tasks_of
@@ -69,12 +70,13 @@ def opening_of(
     fresh = first_state(model, layout, held)
     positions = positions_for(config, model, layout)
     whole = flops(fresh.masks, positions) if positions else 0.0
+    passes = passes_for(config, model, dummy_of(config), positions)
     packet = dense_packet(layout)
     teacher, own = teacher_of(config, model), resident or model
     if resident is None and config.adapters == "none":
         empty_out(own)
     plan = Plan(config, layout, packet, own, dummy_of(config), positions, flops_dense=whole)
-    plan = replace(plan, teacher=teacher, base=base, fleet=fleet_of(config))
+    plan = replace(plan, teacher=teacher, base=base, fleet=fleet_of(config), passes=passes)
     if before is None:
         return _fitting(*adapted_state(fresh, plan, model))
     state = continued(config, before)

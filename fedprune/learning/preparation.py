@@ -18,19 +18,22 @@ def prepared(model: nn.Module, config: Tuning) -> nn.Module:
         ValueError: the model cannot recompute its activations.
     """
     if config.checkpointing:
-        if not getattr(model, "supports_gradient_checkpointing", False):
-            raise ValueError(
-                f"checkpointing=True: {type(model).__name__} keeps its activations; "
-                "allowed: false, or a model of transformers"
-            )
-        _recompute(cast(Any, model))
+        recomputing(model)
     return cast(nn.Module, torch.compile(model)) if config.compile else model
 
 
-def _recompute(model: Any) -> None:
-    how = {"use_reentrant": False}
-    # The name that transformers 5.23 warns about in favour of the first one.
-    if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable(how)
-    else:
-        model.gradient_checkpointing_enable(how)
+def recomputing(model: nn.Module) -> None:
+    """Let the model compute its activations again on the way back, where it trains.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise ValueError(
+            f"checkpointing=True: {type(model).__name__} keeps its activations; "
+            "allowed: false, or a model of transformers"
+        )
+    # The second is the name that transformers 5.23 warns about in favour of the first one.
+    old, its = "gradient_checkpointing_enable", cast(Any, model)
+    enable = getattr(its, "activation_checkpointing_enable", None) or getattr(its, old)
+    enable({"use_reentrant": False})

@@ -14,6 +14,7 @@ from fedprune.protocol.held_weights import BaseModel
 from fedprune.selection.schedules import schedules_of, sparsity_at
 from fedprune.server.state import State
 from fedprune.structure.edits import Edits
+from fedprune.structure.flops import Passes
 from fedprune.structure.layout import Layout
 from fedprune.tasks.task import Part
 from fedprune.tensors.named import Tensors
@@ -31,6 +32,7 @@ class Plan:
             overwritten.
         dummy: one example without data in it, where the task has one.
         positions: rows that each prunable layer sees in one example, for FLOPs.
+        passes: operations of one example, where devices are simulated.
         edits: what layout, model and positions are made for.
         start: the sparsity that the run begins with.
         flops_dense: of the dense model's prunable layers; 0.0 where positions are not known.
@@ -50,6 +52,7 @@ class Plan:
     model: nn.Module | None = None
     dummy: Part | None = None
     positions: Mapping[str, float] = field(default_factory=dict)
+    passes: Passes | None = None
     edits: Edits = ()
     flops_dense: float = 0.0
     start: float = 0.0

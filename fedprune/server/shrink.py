@@ -12,6 +12,7 @@ from fedprune.protocol.held_weights import base_at
 from fedprune.protocol.models import shaped
 from fedprune.server.plan import Plan
 from fedprune.server.state import Model
+from fedprune.server.work import passes_for
 from fedprune.structure.cuts import edits_of
 from fedprune.structure.edits import Edits
 from fedprune.structure.flops import positions_of
@@ -107,5 +108,10 @@ def fitted(plan: Plan, edits: Edits) -> Plan:
     positions = {}
     if plan.positions and plan.dummy is not None:
         positions = positions_of(model, layout, plan.dummy, task.loss)
-    what: dict[str, Any] = {"positions": positions, "base": base_at(plan.base, layout)}
+    passes = passes_for(plan.config, model, plan.dummy, positions)
+    what: dict[str, Any] = {
+        "positions": positions,
+        "passes": passes,
+        "base": base_at(plan.base, layout),
+    }
     return replace(plan, layout=layout, model=model, edits=edits, **what)

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 
-from fedprune.config import with_values
+from torch import nn
+
+from fedprune.config import RunConfig, with_values
+from fedprune.learning.preparation import recomputing
 from fedprune.learning.steps import examples_trained_on, steps_taken
 from fedprune.protocol.messages import Question
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.score import FORWARDS_OF_A_STEP, Statistic, forwards_of
 from fedprune.server.plan import Plan
+from fedprune.structure.flops import Passes, passes_of
 from fedprune.tasks.catalog import tasks_of
+from fedprune.tasks.task import Part
 from fedprune.tensors.named import kept_in
 
 
 def work_for(question: Question, labels: float, plan: Plan, steps: float = 1.0) -> float:
     """Floating-point operations of a client with so many labels for a question.
 
-    Those of the prunable layers as they are now, zeros included: only what is cut out is saved
-    (`fedprune.structure.flops`). 0 where the task has no example to count them on. What a teacher
-    computes, and what an optimizer or a mask takes, is not in it.
+    Of all matrix products and convolutions of the model as it is now, zeros included: only what is
+    cut out is saved (`fedprune.structure.flops.Passes`). 0 where no devices are simulated, or the
+    task has no example to count on. What a teacher, an optimizer or a mask takes is not in it.
 
     Args:
         question: what is asked.
@@ -28,63 +33,78 @@ def work_for(question: Question, labels: float, plan: Plan, steps: float = 1.0) 
         steps: part of its steps that the client takes.
     """
     task = tasks_of(plan.config.plugin)[plan.config.task]
-    if plan.dummy is None or not plan.positions:
+    if plan.dummy is None or plan.passes is None:
         return 0.0
     examples = labels / max(1, task.labels(plan.dummy))
-    return _forward(plan) * _passed(question, examples, plan, steps)
+    return _operations(question, examples, plan, plan.passes, steps)
 
 
-def _forward(plan: Plan, names: Collection[str] = ()) -> float:
-    """Operations of a forward pass of one example, in all layers or those of some tensors."""
-    of = {n: 2.0 * plan.layout.shapes[n].numel() * rows for n, rows in plan.positions.items()}
-    return sum(of[n] for n in names or of)
+def passes_for(
+    config: RunConfig, model: nn.Module, dummy: Part | None, positions: Mapping[str, float]
+) -> Passes | None:
+    """Operations of one example, where devices are simulated and there is one.
+
+    Of what torch cannot count, as a model that is read a block at a time, those of its prunable
+    layers, and twice as many back (Kaplan et al. 2020, arXiv 2001.08361, section 2.1).
+    """
+    if not config.profiles or dummy is None or not positions:
+        return None
+    task = tasks_of(config.plugin)[config.task]
+    try:
+        if config.checkpointing:
+            recomputing(model)
+        return passes_of(model, dummy, lambda m: task.loss(m, dummy).total)
+    except Exception:
+        sizes = {n: p.numel() for n, p in model.named_parameters()}
+        forward = sum(2.0 * sizes[n] * rows for n, rows in positions.items())
+        return Passes(forward, 2.0 * forward)
 
 
-def _passed(question: Question, examples: float, plan: Plan, part: float) -> float:
-    """Forward passes of one example that a client takes, a backward pass as two of them."""
+def _operations(question: Question, examples: float, plan: Plan, of: Passes, part: float) -> float:
     c, kind = plan.config, question.kind
     scored = min(examples, float(c.score_examples or examples))
     asks = scores_of(c.plugin)[question.score or c.score].asks
     if kind == "tune":
         fewer = {} if part == 1.0 else {"local_steps": steps_taken(c.local_steps, part)}
-        steps = FORWARDS_OF_A_STEP * examples_trained_on(round(examples), with_values(c, fewer))
-        grown = FORWARDS_OF_A_STEP * scored if question.grow == "gradient" else 0.0
-        own = bool(question.score) and c.masks != "global"
-        return steps + grown + own * scored * sum(_forwards(a, question, plan) for a in asks)
+        steps = of.both * examples_trained_on(round(examples), with_values(c, fewer))
+        grown = of.both * scored if question.grow == "gradient" else 0.0
+        asks = asks if question.score and c.masks != "global" else ()
+        return steps + grown + scored * sum(_of_statistic(a, question, plan, of) for a in asks)
     if kind == "score":
-        return scored * _forwards(asks[question.ask], question, plan)
+        return scored * _of_statistic(asks[question.ask], question, plan, of)
     if kind == "own":
-        return scored * sum(_forwards(ask, question, plan) for ask in asks)
+        return scored * sum(_of_statistic(a, question, plan, of) for a in asks)
     if kind == "compare":
-        return examples * max(1, len(question.candidates))
-    return examples * _PASSES_OF.get(kind, 0.0)
+        return of.forward * examples * max(1, len(question.candidates))
+    return of.forward * examples * _PASSES_OF.get(kind, 0.0)
 
 
 _PASSES_OF = {"inputs": 1.0, "magnitudes": 1.0, "signals": 1.0, "outputs": 2.0}
 """Of questions about inputs of layers; who counts labels or tokens computes nothing."""
 
 
-def _forwards(ask: Statistic, question: Question, plan: Plan) -> float:
-    """Forward passes of a statistic, and its products in such; of single weights, those left."""
+def _of_statistic(ask: Statistic, question: Question, plan: Plan, of: Passes) -> float:
+    """Operations of a statistic for one example; of single weights, for those that are left."""
     c, names = plan.config, question.names or plan.layout.prunable
     shapes, masks = ask.shapes(plan.layout, names, c.unit, c.probes or 0), question.masks
     own = {n: s for n, s in shapes.items() if n in masks and masks[n].shape == s}
     numbers = sum(s.numel() for n, s in shapes.items() if n not in own)
     passes = forwards_of(ask, numbers + sum(kept_in(masks[n], masks[n]) for n in own))
-    if passes == FORWARDS_OF_A_STEP and question.names:
-        passes = 1.0 + _back_to(names, plan)
     beside = ask.products(plan.positions, shapes) if ask.products else 0.0
-    return passes + beside / max(1.0, _forward(plan))
+    if passes == FORWARDS_OF_A_STEP:
+        return of.forward + _back_to(names, plan) * of.backward + beside
+    return passes * of.forward + beside
 
 
 def _back_to(names: Sequence[str], plan: Plan) -> float:
-    """A backward pass for the gradients of some tensors, in forward passes.
+    """The part of a backward pass that the gradients of some tensors take.
 
     It ends at the first of them, and takes no gradient of the other weights.
     """
+    of = {n: plan.layout.shapes[n].numel() * rows for n, rows in plan.positions.items()}
     order = plan.layout.prunable
     passed = order[min(order.index(n) for n in names) :]
-    return (_forward(plan, names) + _forward(plan, passed)) / max(1.0, _forward(plan))
+    return sum(of[n] for n in (*names, *passed)) / max(1.0, 2.0 * sum(of.values()))
 
 
 def client_seconds(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from fedprune.structure.attention import eager
 from fedprune.structure.layer_kinds import CONVOLUTIONS, TABLES
 from fedprune.structure.layout import Layout
 from fedprune.tensors.hooks import removed_after
@@ -36,6 +39,55 @@ def positions_of(
         module.training = mode
     examples = len(next(iter(dummy.values())))
     return {name: rows / examples for name, rows in seen.items()}
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Operations for one example, zeros included: of a forward pass, and of the one back from it.
+
+    Of all matrix products and convolutions: attention's, heads and layers that stay dense too.
+    """
+
+    forward: float
+    backward: float
+
+    @property
+    def both(self) -> float:
+        """Of a forward and a backward pass."""
+        return self.forward + self.backward
+
+
+def passes_of(model: nn.Module, dummy: Tensors, total: Callable[[nn.Module], Tensor]) -> Passes:
+    """What torch counts of a forward and a backward pass, attention written out.
+
+    In eval mode, but for modules that keep no activations as they train: these compute again what
+    they did. Gradients are let go of one by one.
+
+    Args:
+        model: left as it was.
+        dummy: one example.
+        total: its loss, of a model.
+    """
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    for module in training:
+        module.training = bool(getattr(module, "gradient_checkpointing", False))
+    learn = [p for p in model.parameters() if p.requires_grad]
+    hooks = [p.register_post_accumulate_grad_hook(_let_go) for p in learn]
+    counter = FlopCounterMode(display=False)
+    with removed_after(hooks), eager(model), torch.enable_grad(), counter:
+        loss = total(model)
+        forward = counter.get_total_flops()
+        if loss.requires_grad:
+            loss.backward()
+    for module, mode in training.items():
+        module.training = mode
+    examples = len(next(iter(dummy.values())))
+    return Passes(forward / examples, (counter.get_total_flops() - forward) / examples)
+
+
+def _let_go(parameter: Tensor) -> None:
+    parameter.grad = None
 
 
 @contextmanager

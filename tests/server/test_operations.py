@@ -9,6 +9,7 @@ from fedprune.engines.inline import inline_port
 from fedprune.opening import opening_of
 from fedprune.protocol.messages import Question
 from fedprune.server.work import work_for
+from fedprune.structure.attention import eager
 from tests.gallery import SHAKESPEARE
 from tests.runs import house_of
 
@@ -25,19 +26,66 @@ ASKS = [(n, i) for n, s in SCORES.items() if not s.tuning for i in range(len(s.a
 """Every question of every score that asks clients in a pass of its own."""
 
 
+@pytest.fixture
+def fleet(tmp_path):
+    """A file of devices, without which nothing is counted."""
+    path = tmp_path / "fleet.toml"
+    path.write_text("[any]\nshare = 1\nflops = 1e9\nup = 1e6\ndown = 1e6")
+    return {"profiles": str(path)}
+
+
 def operations(keys, *several):
     """Counted and executed operations of each of several questions to one client."""
     config = configure(keys)
     state, plan = opening_of(config, None, None)
-    port = inline_port(house_of(config))
+    host = house_of(config)
+    port = inline_port(host)
     who = max(port.training())
     for asked in several:
         if asked.pop("given", False):
             asked["given"] = {n: state.weights[n] for n in plan.layout.prunable}
-        question = Question(round=1, weights=state.weights, masks=state.masks, **asked)
-        with FlopCounterMode(display=False) as counter:
-            port.ask(question, [who])
+        have = {"weights": state.weights, "masks": state.masks, "adapters": state.model.adapters}
+        question = Question(round=1, **have, **asked)
+        # In the fused one torch's counter sees no product.
+        with eager(host.model), FlopCounterMode(display=False) as counter:
+            assert not port.ask(question, [who]).failures
         yield work_for(question, port.present()[who], plan), counter.get_total_flops()
+
+
+TRANSFORMER = {"depth": 2, "width": 32, "length": 16, "local_steps": 3, "batch_size": 4}
+LONG = {"task": "shakespeare", "length": 96, "seed": 2}
+KINDS = {
+    "perceptron": {"task": "digits", "model": "mlp"},
+    "convolutions": {"task": "digits", "model": "cnn"},
+    "bert": {**TRANSFORMER, "task": "shakespeare-masked", "model": "bert"},
+    "llama": {**TRANSFORMER, "task": "shakespeare", "model": "llama"},
+    "t5": {**TRANSFORMER, "task": "shakespeare-restore", "model": "t5"},
+    "gpt2, long": {**TRANSFORMER, **LONG, "model": "gpt2"},
+    "computed again": {**TRANSFORMER, **LONG, "model": "llama-gqa", "checkpointing": True},
+    "half is frozen": {"task": "r8", "local_steps": 1, "batch_size": 2},
+    "adapters": {**TRANSFORMER, "task": "shakespeare", "model": "llama", "adapters": "lora"},
+}
+ONE = {
+    "engine": "inline",
+    "clients": 3,
+    "cohort": 3,
+    "hosts": 1,
+    "rounds": 1,
+    "warmup": 0,
+    "end": 1,
+}
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("kind", KINDS)
+def test_passes_and_steps_are_counted_as_they_are_executed(kind, fleet):
+    keys = {**ONE, **fleet, "sparsity": 0.3, "score_examples": 4, "agreement": False, **KINDS[kind]}
+    step, back = {"kind": "tune", "lr": 0.01}, {"kind": "score", "score": "taylor"}
+    found = operations(keys, {"kind": "score", "score": "wanda"}, step, back)
+    # Factors are not counted, and who only scores takes no gradient of a head.
+    near = [0.12] * 3 if kind == "adapters" else [1e-6, 1e-6, 0.1]
+    for (counted, executed), rel in zip(found, near, strict=True):
+        assert counted == pytest.approx(executed, rel=rel)
 
 
 def passes(keys, **asked):
@@ -49,16 +97,18 @@ def passes(keys, **asked):
 
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize(("score", "i"), ASKS)
-def test_a_score_is_counted_as_it_is_executed(score, i):
+def test_a_score_is_counted_as_it_is_executed(score, i, fleet):
     units = SCORES[score].units
     keys = WITH.get(score, {} if not units or "weight" in units else {"unit": units[0]})
     given = SCORES[score].asks[i].given is not None
-    counted, executed = passes({**KEYS, "score": score, **keys}, score=score, ask=i, given=given)
+    counted, executed = passes(
+        {**KEYS, **fleet, "score": score, **keys}, score=score, ask=i, given=given
+    )
     assert 0.88 * executed < counted < 1.1 * executed
 
 
-def test_a_backward_pass_ends_at_the_first_tensor_that_is_asked_for():
+def test_a_backward_pass_ends_at_the_first_tensor_that_is_asked_for(fleet):
     last = opening_of(configure(KEYS), None, None)[1].layout.prunable[-1]
-    counted, executed = passes(KEYS, score="gradient", names=(last,))
+    counted, executed = passes({**KEYS, **fleet}, score="gradient", names=(last,))
     assert 0.9 * executed < counted < 1.1 * executed
     assert counted < 2

@@ -58,8 +58,8 @@ def test_classes_are_dealt_by_their_shares(clients):
 @pytest.mark.parametrize(
     ("keys", "passes"),
     [
-        ({}, 3),
-        ({"dropout": 0.5}, 3),
+        ({}, "step"),
+        ({"dropout": 0.5}, "step"),
         ({"score": "wanda"}, 1),
         ({"score": "perturbation", "probes": 4}, 1 + 4),
         ({"score": "ablation", "unit": "row"}, "rows"),
@@ -70,7 +70,9 @@ def test_the_clock_is_the_slowest_of_each_phase_by_hand(tmp_path, keys, passes):
     config = simulated(tmp_path, **{"model": "mlp", "agreement": False, "local_steps": 5, **keys})
     result, asked, _ = overheard(config)
     fleet, shards = fleet_of(config), house_of(config).shards
-    forward = result.summary["flops_dense"]
+    matrices = [p.numel() for p in house_of(config).model.parameters() if p.dim() == 2]
+    forward = 2 * sum(matrices)
+    step = 3 * forward - 2 * matrices[0]  # nobody asks for the gradient of an image
     seconds, joules, compared = 0.0, 0.0, 0
     for question, _, total in asked:
         if question.kind not in ("score", "tune", "compare"):
@@ -79,11 +81,13 @@ def test_the_clock_is_the_slowest_of_each_phase_by_hand(tmp_path, keys, passes):
         for p in total.answered:
             size = len(shards[p].train["labels"])
             if question.kind == "tune":
-                steps = step_rows(size, config, torch.Generator())
-                work = 3 * forward * sum(len(rows) for step in steps for rows in step)
+                taken = step_rows(size, config, torch.Generator())
+                work = step * sum(len(rows) for several in taken for rows in several)
             elif question.kind == "score":
                 rows = 1 + sum(len(m) for m in question.masks.values())
-                work = (rows if passes == "rows" else passes) * forward * size
+                work = size * (
+                    step if passes == "step" else forward * (rows if passes == "rows" else passes)
+                )
             else:
                 compared += 1
                 work = len(question.candidates) * forward * total.totals["count"] / n
@@ -211,9 +215,12 @@ def test_who_would_miss_the_deadline_is_a_failure_that_the_round_waits_for(tmp_p
     assert 0 < result.rows[-1]["clock"] <= phases * config.deadline
 
 
-def test_operations_are_those_of_the_layers_that_are_there():
-    config = tiny()
-    _, plan = opening_of(config, None, None)
+def test_what_cannot_be_counted_takes_what_its_prunable_layers_do(tmp_path, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("no such operation")
+
+    monkeypatch.setattr("fedprune.server.work.passes_of", fails)
+    state, plan = opening_of(simulated(tmp_path), None, None)
     whole = flops(
         full_masks(
             {n: torch.empty(s) for n, s in plan.layout.shapes.items()},
@@ -221,10 +228,11 @@ def test_operations_are_those_of_the_layers_that_are_there():
         ),
         plan.positions,
     )
-    state = opening_of(config, None, None)[0]
     question = Question("inputs", 1, state.weights, state.masks)
     assert work_for(question, 10, plan) == 10 * whole
+    assert work_for(replace(question, kind="score"), 10, plan) == 30 * whole
     assert work_for(question, 10, replace(plan, dummy=None)) == 0.0
+    assert work_for(question, 10, opening_of(tiny(), None, None)[1]) == 0.0
     assert work_for(replace(question, kind="tokens"), 10, plan) == 0.0
 
 
