@@ -19,7 +19,7 @@ Where it departs from the paper's code: numbers of weights are exact (there a ma
 in expectation, and growth misses by chance); clients exchange once in stage one, after half of
 their steps, by a fraction that is ``--regrow``; in stage one a client's answer has its weights too,
 which are not used (the code sends masks alone); the optimizer begins anew after an exchange;
-``spdst`` changes no mask after stage one, whatever ``--frequency`` and ``--end`` are.
+``spdst`` changes no mask after stage one, whatever ``--end`` is, and refuses ``--frequency``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import Literal
 import torch
 
 from fedprune.config import RunConfig
-from fedprune.methods.apart import tier_of
+from fedprune.methods.apart import not_read, tier_of
 from fedprune.methods.growing import (
     all_kept,
     exchanging_ask,
@@ -139,7 +139,9 @@ def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
     tiers = options.tiers
     wrong = not tiers or not all(0 < d <= 1 for d in tiers)
     more = ("method-options", wrong, "tiers are densities", "above 0 to 1")
-    return [more, *exchanging_conflicts(config)]
+    once = ("frequency",) if options.stage == "spdst" else ()
+    idle = not_read(config, once, "stage spdst prunes once")
+    return [more, *idle, *exchanging_conflicts(config)]
 
 
 METHOD = Method(

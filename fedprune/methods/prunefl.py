@@ -213,10 +213,12 @@ def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
     """What it does not go with."""
     free = options.comm + options.comp == 0
     alone = config.robust != "none"
+    idle = "half_life" in config.method_options and options.dec == 0
     low = 0.0 < options.most < 1.0 - (config.sparsity or 0.0)
     least = f"{1.0 - (config.sparsity or 0.0):g} to 1, or left out"
     return [
         ("method-options", free, "weights cost no time", "comm or comp above 0"),
+        ("method-options", idle, "a part of 0 has no half", "leave half_life out"),
         ("method-options", low, f"most={options.most:g} is below 1 - sparsity", least),
         ("robust", alone, "the first pruning is of one client", "none"),
         ("batched", config.batched > 1, "each client's gradients are watched", "1"),

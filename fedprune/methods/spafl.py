@@ -102,9 +102,10 @@ def _told(model: Model, memory: Memory, r: Round, changes: Aggregate) -> Talk[St
 
 def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
     """What it does not go with."""
-    del options
     c, own, alone = config, "weights stay with their clients", "thresholds alone travel"
+    idle = "ramp" in c.method_options and options.penalty == 0
     return [
+        ("method-options", idle, "a penalty of 0 does not grow", "leave ramp out"),
         *regime_conflicts(c),
         *apart_conflicts(c),
         *unpruned(c, "thresholds alone prune"),

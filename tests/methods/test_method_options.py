@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from fedprune.config import configure
-from fedprune.methods.catalog import FOLLOWING
+from fedprune.methods.catalog import FOLLOWING, check_method
 from fedprune.methods.catalog import METHODS as ALL
 from fedprune.options.refusal import ConfigError
 from tests.gallery import METHODS, MLP, SHAKESPEARE
@@ -54,6 +54,23 @@ OTHER: dict[str, dict[str, tuple[dict[str, Any], Any, Any]]] = {
 """By method and option: other keys, and two values that end otherwise."""
 
 
+ALONE = [
+    ("dispfl", {"network": "ring", "neighbours": 3}),
+    ("fedtiny", {"candidates": 1, "spread": 0.5}),
+    ("prunefl", {"dec": 0.0, "half_life": 5}),
+    ("spafl", {"penalty": 0.0, "ramp": 3}),
+]
+"""Options of a method beside another of its options that leaves them without effect."""
+
+
+@pytest.mark.parametrize(("method", "options"), ALONE)
+def test_an_option_that_another_one_leaves_without_effect_is_refused(method, options):
+    sets = {"method_options": options, "warmup": None, "end": None, "sparsity": None}
+    config = tiny(**{**METHODS[method], **sets}, method=method)
+    with pytest.raises(ConfigError, match=r"^method-options="):
+        check_method(config)
+
+
 def test_every_option_of_every_method_is_here():
     has = {name: {*method.options.model_fields} for name, method in ALL.items()}
     assert {name: {*OTHER.get(name, ())} for name in has} == has
@@ -96,11 +113,26 @@ FEW = {("flash", "batched"): "no two of the cohort have the same tier"}
 """Where these runs are too small for an option to show."""
 
 
+WAYS = [
+    *((method, {}, {}) for method in sorted(ALL.keys() - FOLLOWING.keys())),
+    *(
+        (method, keys, {option: value})
+        for method, options in OTHER.items()
+        for option, (keys, *values) in options.items()
+        for value in values
+        if isinstance(value, str)
+    ),
+]
+"""Every method, and each in every way that it has a name for: other keys, options of its own."""
+
+
 @pytest.mark.slow
 @pytest.mark.sampled(2)
-@pytest.mark.parametrize("method", sorted(ALL.keys() - FOLLOWING.keys()))
-def test_an_option_of_runs_changes_what_comes_of_one_or_is_refused(method):
+@pytest.mark.parametrize(("method", "more", "way"), WAYS)
+def test_an_option_of_runs_changes_what_comes_of_one_or_is_refused(method, more, way):
     given = METHODS.get(method, {"end": 1} if "warmup" in ALL[method].sets else {})
+    own = {"method_options": {**given.get("method_options", {}), **way}} if way else {}
+    given = {**given, **more, **own}
     keys = {**MLP, "clients": 5, "rounds": 5, "end": 4, **given, "method": method}
     if language := keys["task"] == "shakespeare":
         keys = {**given, "rounds": 4, "end": 4, "method": method}
