@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from fedprune.config import RunConfig
 from fedprune.config.allowed import refused
+from fedprune.config.schema import with_given
 from fedprune.methods import (
     adaptive,
     blend,
@@ -186,6 +187,27 @@ def check_method(config: RunConfig) -> None:
     for key, why, allowed in (*_usual(config, method), *own):
         value = getattr(config, key.replace("-", "_"))
         raise ConfigError(f"{key}={value!r}: {why}; allowed: {allowed}", key, allowed)
+
+
+def checked(config: RunConfig, *, resumed: bool) -> RunConfig:
+    """The configuration of a run that begins or goes on, after `check_method`.
+
+    One that goes on may give what its method does not read, which an earlier version took: it is
+    as if it were not given, and every value stays as it was.
+
+    Raises:
+        ConfigError: as `check_method`.
+    """
+    while True:
+        try:
+            check_method(config)
+        except ConfigError as refusal:
+            key = refusal.key.replace("-", "_")
+            if not resumed or key not in config.given:
+                raise
+            config = with_given(config.model_copy(), config.given.keys() - {key})
+        else:
+            return config
 
 
 def client_parts(config: RunConfig) -> tuple[float, ...]:

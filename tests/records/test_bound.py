@@ -24,10 +24,11 @@ from fedprune.records.folder import (
     read_rows,
     rewind,
 )
+from fedprune.records.resumed import resumed_config
 from fedprune.runtime.files import read_verified, write_atomically, write_verified
 from fedprune.server.state import Model, State
 from tests.records.harm import all_refused
-from tests.runs import Killed, cut_short, tiny
+from tests.runs import Killed, cut_short, killed_after, played, same, tiny
 
 
 @pytest.fixture(scope="module")
@@ -260,3 +261,29 @@ def test_a_run_that_was_killed_as_it_began_begins_again(tmp_path):
 
 def killed(*_: Any) -> None:
     raise Killed
+
+
+@pytest.mark.parametrize("method", ["spafl", "fedselect"])
+def test_a_run_that_gave_what_its_method_does_not_read_goes_on(method, tmp_path, monkeypatch):
+    """As an earlier version took it: what is refused today of a run that begins."""
+    keys = {"model": "mlp", "local_steps": 1, "rounds": 3, "end": None, "sparsity": 0.0}
+    config = tiny(**keys, method=method, warmup=1)
+    with monkeypatch.context() as earlier:
+        earlier.setattr("fedprune.run.checked", lambda c, **_: c)
+        with pytest.raises(Killed):
+            federate(config, folder=tmp_path / "run", watch=killed_after(1))
+    with pytest.raises(ConfigError, match=r"^warmup="):
+        federate(config)
+    again = resumed_config(tmp_path / "run", {})
+    found = federate(again, folder=tmp_path / "run", resume=True).state
+    whole = played(tiny(**keys, method=method, warmup=None)).state
+    assert same(found.weights, whole.weights)
+    assert repr(found.memories) == repr(whole.memories)
+
+
+def test_a_run_that_goes_on_is_refused_what_its_method_does_not_go_with(tmp_path):
+    config = tiny(
+        model="mlp", method="fedselect", sparsity=0.0, warmup=None, end=None, max_norm=1.0
+    )
+    with pytest.raises(ConfigError, match=r"^max_norm="):
+        federate(config, folder=tmp_path, resume=True)
