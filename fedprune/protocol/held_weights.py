@@ -105,14 +105,18 @@ class Lacking(ValueError):
     """A question about a base model that is not here."""
 
 
+def brings_weights(config: RunConfig) -> bool:
+    """Whether the model's weights come from files, not from a start by chance."""
+    task = tasks_of(config.plugin)[config.task]
+    return task.paths and from_files(config.model, task.models)
+
+
 def has_base(config: RunConfig) -> bool:
     """Whether clients have the model's weights already: from files, or as the seed makes them.
 
     These are of no use but where they stay as they are: beside adapters, and where it is asked for.
     """
-    task = tasks_of(config.plugin)[config.task]
-    brings = task.paths and from_files(config.model, task.models)
-    stays = brings or config.adapters != "none" or config.base == "held"
+    stays = brings_weights(config) or config.adapters != "none" or config.base == "held"
     return bool(stays and config.base != "sent")
 
 

@@ -13,6 +13,7 @@ from fedprune.config import RunConfig
 from fedprune.config.kinds import KINDS
 from fedprune.methods.catalog import FOLLOWING, method_name, method_of
 from fedprune.options.refusal import counted
+from fedprune.protocol.held_weights import brings_weights
 from fedprune.protocol.messages import Question
 from fedprune.protocol.votes import vote_words
 from fedprune.records.previous import data_gone
@@ -29,7 +30,7 @@ from fedprune.server.rows import Row
 from fedprune.server.state import State
 from fedprune.server.watch import Watch
 from fedprune.structure.layout import Layout
-from fedprune.tasks.catalog import tasks_of
+from fedprune.tasks.catalog import OWN, tasks_of
 from fedprune.tasks.coverage import reading_summary
 from fedprune.tasks.owners import sentences
 
@@ -102,6 +103,9 @@ class Screen:
             self.line(f"  goes on     from {config.init}: its masks and its structure")
             if gone := data_gone(config.init):
                 self.line(f"              its data {gone} is gone: its task cannot be measured")
+        if config.adapters != "none" and _untrained(config):
+            what = "adapters of a model that nothing has trained learn next to nothing"
+            self.line(f"  warning     {what}: --init RUN, or a pretrained --model", "yellow")
         self.wide = max(7, *map(len, ("", *config.baselines)))
         if config.baselines:
             self.line(f"  baselines   {', '.join(config.baselines)}: same seed and rounds")
@@ -221,6 +225,12 @@ class Screen:
             raise SystemExit("fedprune: not pruned as asked: too few clients answered")
         if summary["quality"]["final"] is None:
             raise SystemExit("fedprune: no client could measure the model at the end")
+
+
+def _untrained(c: RunConfig) -> bool:
+    """Whether the model begins by chance, where that is known: not of tasks of the user's own."""
+    own = c.task == OWN or c.plugin
+    return not (own or c.init or brings_weights(c))
 
 
 def _goal(c: RunConfig) -> str:

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from torch import nn
 
-from fedprune.config import RunConfig
+from fedprune.config import RunConfig, configure, to_toml
 from fedprune.protocol.messages import Question
 from fedprune.report.closing import _nothing_removed, closing_lines, in_bytes
 from fedprune.report.reading import duration
@@ -58,6 +58,27 @@ def test_elsewhere_than_on_a_terminal_there_are_plain_lines_only():
     assert row.split() == [
         "pruned", "3", "prune", "50.0%", "2.000", "7.389", "1.23", "MB", "999", "B", "4.2",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "warns"),
+    [
+        ({"adapters": "lora"}, True),
+        ({"method": "fedspine", "warmup": 1, "method_options": {"densities": (1.0, 0.5)}}, True),
+        ({"task": "domains", "adapters": "lora", "local_steps": 2}, False),
+        ({"task": "r8", "adapters": "lora"}, False),
+        ({"adapters": "lora", "init": "RUN"}, False),
+        ({}, False),
+    ],
+)
+def test_adapters_of_a_model_that_nothing_trained_are_warned_of_in_a_line(given, warns, tmp_path):
+    if "init" in given:
+        (tmp_path / "config.toml").write_text(to_toml(RunConfig()))
+        given = {**given, "init": str(tmp_path)}
+    shown, out = screen(terminal=False)
+    shown.opening(configure(given), None)
+    lines = [line for line in out.getvalue().splitlines() if "learn next to nothing" in line]
+    assert len(lines) == warns
 
 
 def test_on_a_terminal_a_line_lives_while_clients_answer():
