@@ -19,7 +19,7 @@ mask; each client's own is measured on its test part.
 
 Where it departs from the paper and its code: neighbours are drawn among the round's cohort; a
 client sends what it keeps under its new mask (the code sends what it trained, with the mask
-before); gradients are of the whole shard (``--score-examples`` for fewer) in place of one batch.
+before); gradients are of the whole shard in place of one batch.
 """
 
 from __future__ import annotations

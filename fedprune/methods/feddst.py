@@ -15,9 +15,8 @@ layer, to the sparsity. alpha_r falls with the cosine of `fedprune.selection.sch
 
 Where it departs from the paper and its code: a weight that goes does not come back in the same
 exchange, and none that is kept is ever set to 0 by growing (the code draws among all weights);
-gradients are of the client's whole shard (``--score-examples`` for fewer), in eval mode; the
-optimizer begins anew after the exchange; a vote is a client's, not its number of examples; clients
-are weighted by labels.
+gradients are of the client's whole shard, in eval mode; the optimizer begins anew after the
+exchange; a vote is a client's, not its number of examples; clients are weighted by labels.
 """
 
 from __future__ import annotations

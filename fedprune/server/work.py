@@ -92,7 +92,8 @@ def _of_statistic(ask: Statistic, question: Question, plan: Plan, of: Passes) ->
     passes = forwards_of(ask, numbers + sum(kept_in(masks[n], masks[n]) for n in own))
     beside = ask.products(plan.positions, shapes) if ask.products else 0.0
     if passes == FORWARDS_OF_A_STEP:
-        return of.forward + _back_to(names, plan) * of.backward + beside
+        back = min(of.backward, 2.0 * of.forward)  # who only scores computes nothing again
+        return of.forward + _back_to(names, plan) * back + beside
     return passes * of.forward + beside
 
 

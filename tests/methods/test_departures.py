@@ -2,6 +2,7 @@
 
 import ast
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from fedprune.config import configure
 from fedprune.engines.inline import inline_port
 from fedprune.methods.catalog import METHODS
 from fedprune.options.refusal import ConfigError
+from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Question
 from fedprune.tensors.models import load_into
 from fedprune.tensors.named import scattered
@@ -112,6 +114,50 @@ def test_neighbours_of_dispfl_are_of_the_round_and_the_mean_of_those_who_trained
     assert torch.allclose(state.weights[LAYERS[0]].double(), sums / held.clamp(min=1), atol=1e-6)
 
 
+def summed_slopes(config: Any, question: Question, client: int) -> dict[str, Tensor]:
+    """Gradients of the loss summed over a client's shard, in eval mode, of the matrices."""
+    host = house_of(config)
+    load_into(host.model, question.weights)
+    host.model.eval()
+    named = dict(host.model.named_parameters())
+    those = [named[n] for n in host.layout.prunable]
+    total = host.task.loss(host.model, host.shards[client].train).total
+    return dict(zip(host.layout.prunable, torch.autograd.grad(total, those), strict=True))
+
+
+CNN = {"model": "cnn", "clients": 3, "cohort": 3, "rounds": 2, "sparsity": 0.6, "local_steps": 2}
+
+
+@pytest.mark.parametrize("method", ["feddst", "dispfl"])
+@pytest.mark.slow
+def test_clients_grow_by_their_whole_shards_in_eval_mode(method: str) -> None:
+    """Of a model with BatchNorm and a shard of many batches, before any step."""
+    keys = {"warmup": 0, "end": 1 if method == "dispfl" else 2, "alpha": 3.0}
+    config = tiny(**CNN, **keys, method=method)
+    _, asked, _ = overheard(config)
+    question = next(q for q, *_ in of_kind(asked, "tune") if q.exchange and q.round == keys["end"])
+    answer = inline_port(house_of(config)).ask(replace(question, turn=0.0), [0])
+    kept = scattered(answer.votes, {n: m.shape for n, m in question.masks.items()}, {})
+    fresh = {n: kept[n].bool() & ~old for n, old in question.masks.items()}
+    assert any(m.any() for m in fresh.values())
+    for n, slopes in summed_slopes(config, question, 0).items():
+        free = ~question.masks[n]
+        kept_by(fresh[n][free], slopes.abs()[free], int(fresh[n].sum()))
+
+
+@pytest.mark.parametrize("method", ["fedtiny", "fedmef"])
+@pytest.mark.slow
+def test_the_server_grows_by_whole_shards(method: str) -> None:
+    config = tiny(**CNN, warmup=0, end=2, alpha=3.0, method=method)
+    _, asked, _ = overheard(config)
+    question, who, answer = of_kind(asked, "score")[-1]
+    found = form_of(question, config, house_of(config).layout).named(answer.total)
+    slopes = [summed_slopes(config, question, client) for client in who]
+    for n in question.names:
+        total = sum(s[n].double() for s in slopes)
+        assert torch.allclose(found[n].double(), total, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("method", ["feddst", "flash", "dispfl"])
 @pytest.mark.slow
 def test_momentum_is_forgotten_when_weights_are_exchanged(method: str) -> None:
@@ -124,6 +170,16 @@ def test_momentum_is_forgotten_when_weights_are_exchanged(method: str) -> None:
     ports = [inline_port(house_of(c)) for c in (config, heavy)]
     plain, other = (port.ask(question, [0]) for port in ports)
     assert torch.equal(plain.total, other.total)
+
+
+@pytest.mark.parametrize("most", [0.0, 0.8])
+@pytest.mark.slow
+def test_prunefl_adds_no_weight_beyond_its_density(most):
+    """Where a round without weights takes so long that every weight pays."""
+    options = {"constant": 1e6, "dec": 0.9, "initial": 1, "most": most}
+    _, _, (state, *_) = run("prunefl", sparsity=0.7, rounds=2, end=2, method_options=options)
+    kept = flat(state.masks)
+    assert int(kept.sum()) == round((most or 0.3) * len(kept))
 
 
 @pytest.mark.slow
@@ -208,6 +264,13 @@ def test_of_fedselect_all_weights_are_sent_and_biases_are_everybodys():
         wanted = question.weights[n].double() + moved[n] / 3  # clients count alike
         assert moved[n].any()
         assert torch.allclose(states[1].weights[n].double(), wanted, atol=1e-6)
+    losses = set()
+    for shift in (0.0, 1.0):  # who keeps biases of its own would not see it
+        port = inline_port(house_of(config))
+        port.ask(of_kind(asked, "tune")[0][0], [0])
+        weights = {n: w + shift * (n in BIASES[:2]) for n, w in question.weights.items()}
+        losses.add(port.ask(replace(question, lr=0.0, weights=weights), [0]).totals["loss"])
+    assert len(losses) == 2
 
 
 @pytest.mark.slow
@@ -285,6 +348,21 @@ def test_of_spafl_thresholds_are_not_clipped_and_biases_are_trained():
 
 
 @pytest.mark.slow
+def test_the_density_of_spafl_is_by_weights():
+    """Of layers of unequal size, of which unequal parts of the rows are kept."""
+    config, asked, _ = run("spafl", rounds=1, warmup=None)
+    (question, *_), *_ = of_kind(asked, "tune")
+    rows = {n: question.weights[n].abs().mean(1) for n in LAYERS}
+    given, kept = dict(question.given), 0
+    for n, part in zip(LAYERS, (0.25, 0.75), strict=True):
+        given[f"{n}.threshold"] = rows[n].quantile(part).expand(len(rows[n])).clone()
+        over = rows[n] > given[f"{n}.threshold"]
+        kept += int(over.sum()) * question.weights[n].shape[1]
+    still = replace(question, lr=0.0, given=given)
+    assert inline_port(house_of(config)).ask(still, [0]).totals["kept"] == kept
+
+
+@pytest.mark.slow
 def test_the_mask_of_sparsyfed_stays():
     _, _, states = run("sparsyfed", rounds=3, end=1)
     assert states[0].masks.keys() == {*LAYERS}
@@ -345,11 +423,11 @@ HELD: dict[str, dict[str, str]] = {
     "dispfl": {
         "drawn among the round's cohort": "test_neighbours_of_dispfl_are_of_the_round",
         "under its new mask": "test_dispfl_is_its_algorithm",
-        "of the whole shard": "test_dispfl_is_its_algorithm",
+        "of the whole shard": "test_clients_grow_by_their_whole_shards_in_eval_mode",
     },
     "feddst": {
         "does not come back": "test_feddst_is_its_algorithm",
-        "whole shard": "test_feddst_is_its_algorithm",
+        "whole shard": "test_clients_grow_by_their_whole_shards_in_eval_mode",
         "optimizer begins anew": "test_momentum_is_forgotten",
         "a vote is a client's": "test_votes_of_feddst_are_numbers_of_clients",
         "weighted by labels": "test_feddst_is_its_algorithm",
@@ -357,7 +435,11 @@ HELD: dict[str, dict[str, str]] = {
     "fedmef": {
         "not scaled": "test_fedmef_presses",
         "formula could not be read": NOTHING,
-        "its penalty is the L2 norm": "test_fedmef_keeps_the_rate",
+        "learning rate stays as it is": "test_fedmef_keeps_the_rate",
+        "its penalty is the L2 norm": "test_fedmef_presses",
+        "takes the usual memory": NOTHING,
+        "prunes no activations": "test_fedmef_keeps_the_rate",
+        "of their whole shards": "test_the_server_grows_by_whole_shards",
     },
     "fedpai": {
         "could not be read": NOTHING,
@@ -405,7 +487,7 @@ HELD: dict[str, dict[str, str]] = {
         "candidates' densities": "test_fedtiny_takes_the_candidate_of_the_lowest_loss",
         "learning rate of 0": "test_fedtiny_selects_by_statistics_of_the_clients",
         "all gradients of the block's": "test_fedtiny_takes_the_candidate_of_the_lowest_loss",
-        "whole shard": "test_fedtiny_takes_the_candidate_of_the_lowest_loss",
+        "whole shard": "test_the_server_grows_by_whole_shards",
     },
     "fjord": {
         "widths are densities": "test_a_width_is_drawn_for_every_step",
@@ -441,7 +523,8 @@ HELD: dict[str, dict[str, str]] = {
         "divided by its steps": "test_prunefl_is_its_algorithm",
         "labels trained on": "test_prunefl_is_its_algorithm",
         "left out of Gamma": "test_prunefl_is_its_algorithm",
-        "no weight is added beyond": "test_what_pays_for_its_time_is_kept",
+        "no weight is added beyond": "test_prunefl_adds_no_weight_beyond_its_density",
+        "stay by size stay even beyond": "test_what_pays_for_its_time_is_kept",
         "if it fails, the lowest": "test_the_first_pruning_of_prunefl",
     },
     "rigl": {
@@ -454,7 +537,7 @@ HELD: dict[str, dict[str, str]] = {
         "of the weights alone": "test_of_spafl_thresholds_are_not_clipped",
         "head of output has no thresholds": "test_of_spafl_thresholds_are_not_clipped",
         "biases are trained": "test_of_spafl_thresholds_are_not_clipped",
-        "density is by weights": "test_thresholds_alone_travel",
+        "density is by weights": "test_the_density_of_spafl_is_by_weights",
     },
     "sparsyfed": {
         "a copy of its code": NOTHING,

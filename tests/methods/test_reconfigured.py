@@ -11,6 +11,7 @@ from fedprune import RunConfig
 from fedprune.config import configure
 from fedprune.methods.prunefl import worth
 from fedprune.protocol.messages import Question
+from fedprune.randomness import generator
 from tests.perceptron import LAYERS, SMALL, count, flat, gradients, kept_by, outputs
 from tests.runs import house_of, overheard, tiny
 
@@ -36,7 +37,7 @@ def greedy(earned, costs, kept, constant, most):
 
 def test_what_pays_for_its_time_is_kept():
     gen = np.random.default_rng(1)
-    for constant, most in ((0.5, 400), (5.0, 400), (50.0, 400), (50.0, 90)):
+    for constant, most in ((0.5, 400), (5.0, 400), (50.0, 400), (50.0, 90), (50.0, 9)):
         earned, costs = gen.exponential(size=400) ** 3, gen.choice([0.1, 0.4], 400)
         kept = gen.random(400) < 0.1
         found = worth(earned, costs, kept, constant, most)
@@ -62,7 +63,8 @@ def two_steps(
 def test_prunefl_is_its_algorithm():
     given = {**SMALL, "method": "prunefl", "rounds": 5, "end": 5, "frequency": 2, "sparsity": 0.3}
     options = {"constant": 1e-3, "comm": 1e-6, "comp": 1e-6, "dec": 0.4, "initial": 2}
-    config = configure({**given, "local_epochs": 2, "method_options": options})
+    # So fast that gradients of one round are not those of the next.
+    config = configure({**given, "lr": 1.0, "local_epochs": 2, "method_options": options})
     _, asked, states = overheard(config)
     tuned = [(q, who) for q, who, _ in asked if q.kind == "tune"]
     assert [who for _, who in tuned[:3]] == [[0], [0], [0, 1, 2]], "first on one client"
@@ -107,6 +109,11 @@ def test_fedtiny_takes_the_candidate_of_the_lowest_loss_and_moves_block_by_block
         assert int(flat(question.masks).sum()) == count(flat(question.masks), 0.6)
     even = tried[0][0].masks
     assert all(abs(int(m.sum()) - 0.4 * m.numel()) <= 1 for m in even.values())
+    for i, (question, _) in enumerate(tried):  # times 1 plus what is within the spread, scaled
+        parts = [float(m.double().mean()) for m in question.masks.values()]
+        gen = generator(config.seed, "coarse masks", i)
+        by = 1 + (2 * torch.rand(2, generator=gen) - 1) * (0.4 if i else 0.0)
+        assert parts[0] / parts[1] == pytest.approx(float(by[0] / by[1]), rel=2e-3)
     moved = []
     for before, after, step in zip(states, states[1:], (1, 2, 3), strict=False):
         slopes = dict.fromkeys(LAYERS, 0.0)
