@@ -350,16 +350,19 @@ def test_of_spafl_thresholds_are_not_clipped_and_biases_are_trained():
 @pytest.mark.slow
 def test_the_density_of_spafl_is_by_weights():
     """Of layers of unequal size, of which unequal parts of the rows are kept."""
-    config, asked, _ = run("spafl", rounds=1, warmup=None)
-    (question, *_), *_ = of_kind(asked, "tune")
-    rows = {n: question.weights[n].abs().mean(1) for n in LAYERS}
+    keys = {"sparsity": 0.0, "warmup": None, "end": None}
+    config = tiny(**{**CNN, **keys}, method="spafl", alpha=3.0)
+    _, asked, _ = overheard(config)
+    question, who, _ = of_kind(asked, "tune")[0]
+    names = sorted(house_of(config).layout.prunable)
     given, kept = dict(question.given), 0
-    for n, part in zip(LAYERS, (0.25, 0.75), strict=True):
-        given[f"{n}.threshold"] = rows[n].quantile(part).expand(len(rows[n])).clone()
-        over = rows[n] > given[f"{n}.threshold"]
-        kept += int(over.sum()) * question.weights[n].shape[1]
+    for i, n in enumerate(names):
+        rows = question.weights[n].flatten(1)
+        sizes = rows.abs().mean(1)
+        given[f"{n}.threshold"] = torch.full_like(sizes, float(sizes.quantile(0.2 + 0.3 * (i % 3))))
+        kept += int((sizes > given[f"{n}.threshold"]).sum()) * rows.shape[1]
     still = replace(question, lr=0.0, given=given)
-    assert inline_port(house_of(config)).ask(still, [0]).totals["kept"] == kept
+    assert inline_port(house_of(config)).ask(still, who[:1]).totals["kept"] == kept
 
 
 @pytest.mark.slow
