@@ -104,7 +104,8 @@ def test_a_score_is_counted_as_it_is_executed(score, i, fleet):
     counted, executed = passes(
         {**KEYS, **fleet, "score": score, **keys}, score=score, ask=i, given=given
     )
-    assert 0.88 * executed < counted < 1.1 * executed
+    # Not counted: how block similarity projects outputs. Counted: gradients of a head (GraSP's).
+    assert 0.84 * executed < counted < 1.12 * executed
 
 
 def test_a_backward_pass_ends_at_the_first_tensor_that_is_asked_for(fleet):
