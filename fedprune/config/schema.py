@@ -110,7 +110,7 @@ def _optional(key: str) -> bool:
     return field is not None and may_be_none(field)
 
 
-def with_given(config: RunConfig, given: Mapping[str, Any]) -> RunConfig:
+def with_given(config: RunConfig, given: Iterable[str]) -> RunConfig:
     """The configuration, with these as the keys that were given."""
     config.__pydantic_fields_set__.intersection_update(given)
     return config
