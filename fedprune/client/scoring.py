@@ -102,16 +102,18 @@ def _statistic(
         sums = {n: finite(t) for n, t in sums.items()}
     shapes = shapes_of(sums)
     fits = {} if question.dense else fitting(shapes, question.masks)
-    kept = drained(sums, fits)
+    combine, unscored = combines_of(c.plugin)[c.combine], question.ask < len(score.asks) - 1
+    unscored = unscored or question.dense
+    plain = c.normalise != "l1" and (unscored or (combine.pooled and question.sparsity is None))
+    kept = drained(sums, fits, torch.float32 if plain else None)
     values, totals = kept, {"count": float(labels)}
-    if c.normalise == "l1" and combines_of(c.plugin)[c.combine].pooled:
+    if c.normalise == "l1" and combine.pooled:
         values = (l1_normalised(values) * labels).float()
-    if question.dense or question.ask < len(score.asks) - 1:
+    if unscored:
         return Answer(values.float(), 1.0, totals)
     # A client without finite statistics has no vote; its answer is refused, with the tensor's name.
     if not only_numbers(values):
         return Answer(values.float(), 1.0, totals)
-    combine = combines_of(c.plugin)[c.combine]
     if combine.pooled and question.sparsity is None:
         return Answer(values.float(), 1.0, totals)
     sums = scattered(kept, shapes, fits, shared=True)

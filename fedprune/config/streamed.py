@@ -27,7 +27,7 @@ What `benchmarks/stream.py` measures of Wanda on bf16 weights, 4.4, and 4 for wi
 
 MORE_BYTES = {"votes": 1, "weights": 2, "gradients": 3}
 """The same beyond that, where clients vote (5.6 measured), where the score sets weights (SparseGPT,
-5.3), and of gradients a block at a time (8 wanted, docs/llm.md)."""
+5.6), and of gradients a block at a time (8 wanted, docs/llm.md)."""
 
 _WANTED: dict[str, Any] = {
     "scope": ("row", "column", "layer", "er", "erk", "patterns"),

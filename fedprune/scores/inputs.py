@@ -142,10 +142,16 @@ def aliases(given: Container[str], layout: Layout, names: Sequence[str]) -> dict
     }
 
 
+_AT_ONCE = 512
+"""Lines of a sum that are added to at once: to widen all would take as much memory again."""
+
+
 def add_rows(sums: Tensors, name: str, rows: Tensor, each: _Each) -> None:
     """Add what a weight's layer was given, (B, rows, groups, columns), to sums."""
     flat = rows.flatten(0, 2)
-    sums[inputs_of(name)] += each(flat)
+    parts = sums[inputs_of(name)].split(_AT_ONCE), each(flat).split(_AT_ONCE)
+    for part, more in zip(*parts, strict=True):
+        part += more
     sums[rows_of(name)] += flat.shape[0]
 
 

@@ -57,19 +57,28 @@ def gathered(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tens
     return torch.cat(parts) if parts else torch.empty(0)
 
 
-def drained(tensors: Tensors, masks: Mapping[str, Tensor]) -> Tensor:
-    """As `gathered`, without as much memory again: each tensor leaves the dictionary for it."""
-    return _one_by_one(tensors, masks, tensors.pop) if tensors else torch.empty(0)
+def drained(
+    tensors: Tensors, masks: Mapping[str, Tensor], dtype: torch.dtype | None = None
+) -> Tensor:
+    """As `gathered`, without as much memory again: each tensor leaves the dictionary for it.
+
+    The values become of the type, where one is given.
+    """
+    return _one_by_one(tensors, masks, tensors.pop, dtype) if tensors else torch.empty(0)
 
 
 def _one_by_one(
-    tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor], take: Callable[[str], Tensor]
+    tensors: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor],
+    take: Callable[[str], Tensor],
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """The same of tensors that are made, or let go of, when taken: one is there at a time."""
     over = some_of(masks, [n for n in tensors if n in masks])
     size = count(tensors) - count(over) + count_kept(over)
-    dtype = functools.reduce(torch.promote_types, {t.dtype for t in bare_of(tensors).values()})
-    out, start = torch.empty(size, dtype=dtype), 0
+    types = {t.dtype for t in bare_of(tensors).values()}
+    out = torch.empty(size, dtype=dtype or functools.reduce(torch.promote_types, types))
+    start = 0
     for name in sorted(tensors):
         part = kept_values(take(name), masks.get(name))
         out[start : start + len(part)] = part
