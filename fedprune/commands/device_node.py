@@ -61,7 +61,7 @@ def become_node(given: Namespace) -> NoReturn:
     )
 
 
-AHEAD, BEHIND = 5, 300
+_AHEAD, _BEHIND = 5, 300
 """Seconds that Flower allows a registered device's clock to differ from its SuperLink's."""
 
 
@@ -77,10 +77,10 @@ def clock_line(address: str, ca: str) -> str:
     except (OSError, HTTPException, TypeError, ValueError):
         return ""
     ahead = time.time() - there
-    if -BEHIND <= ahead <= AHEAD:
+    if -_BEHIND <= ahead <= _AHEAD:
         return ""
     off = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the SuperLink's"
-    allowed = f"{AHEAD} s ahead to {BEHIND} s behind"
+    allowed = f"{_AHEAD} s ahead to {_BEHIND} s behind"
     return f"clock: {off}, which refuses this device until it is right; allowed: {allowed}"
 
 
