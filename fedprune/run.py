@@ -20,7 +20,7 @@ from fedprune.config.streamed import why_unstreamed
 from fedprune.config.terms import accounting_terms_of
 from fedprune.engines.inline import inline_port
 from fedprune.methods.acting import opened
-from fedprune.methods.catalog import checked
+from fedprune.methods.catalog import config_checked
 from fedprune.methods.measuring import outcome
 from fedprune.opening import opening_of, unfailed, without_model
 from fedprune.privacy.ledger import open_ledger
@@ -104,7 +104,7 @@ def run_federated(
         ConfigError: as there.
         ValueError: as there.
     """
-    config = checked(config, resumed=resume)
+    config = config_checked(config, resumed=resume)
     if config.engine == "auto":  # whoever brings a port or none, has chosen
         config = with_values(config, {"engine": "inline"})
     own = callbacks_of(config.plugin) if callbacks is None else callbacks

@@ -189,7 +189,7 @@ def check_method(config: RunConfig) -> None:
         raise ConfigError(f"{key}={value!r}: {why}; allowed: {allowed}", key, allowed)
 
 
-def checked(config: RunConfig, *, resumed: bool) -> RunConfig:
+def config_checked(config: RunConfig, *, resumed: bool) -> RunConfig:
     """The configuration of a run that begins or goes on, after `check_method`.
 
     One that goes on may give what its method does not read, which an earlier version took: it is
@@ -205,7 +205,9 @@ def checked(config: RunConfig, *, resumed: bool) -> RunConfig:
             key = refusal.key.replace("-", "_")
             if not resumed or key not in config.given:
                 raise
-            config = with_given(config.model_copy(), config.given.keys() - {key})
+            config = with_given(
+                config.model_copy(), {k: v for k, v in config.given.items() if k != key}
+            )
         else:
             return config
 

@@ -269,7 +269,7 @@ def test_a_run_that_gave_what_its_method_does_not_read_goes_on(method, tmp_path,
     keys = {"model": "mlp", "local_steps": 1, "rounds": 3, "end": None, "sparsity": 0.0}
     config = tiny(**keys, method=method, warmup=1)
     with monkeypatch.context() as earlier:
-        earlier.setattr("fedprune.run.checked", lambda c, **_: c)
+        earlier.setattr("fedprune.run.config_checked", lambda c, **_: c)
         with pytest.raises(Killed):
             federate(config, folder=tmp_path / "run", watch=killed_after(1))
     with pytest.raises(ConfigError, match=r"^warmup="):
