@@ -40,7 +40,7 @@ class Memory:
     done: bool = False
 
 
-def begun(model: Model, r: Round) -> Memory:
+def _begun(model: Model, r: Round) -> Memory:
     """Nothing was taken out yet.
 
     Raises:
@@ -176,7 +176,7 @@ RIDER = Rider(
     "dead units, duplicates, channels between layers, low-rank matrices: taken out (--reduce)",
     wanted=lambda c: bool(c.reduce),
     memory=Memory,
-    init=begun,
+    init=_begun,
     due=due,
     thinning=reduced,
     lacks=lambda _, memory: memory != Memory(done=True),
