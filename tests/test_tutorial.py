@@ -39,5 +39,5 @@ def test_every_block_of_the_tutorial_runs(tmp_path, monkeypatch, capsys):
     assert "architecture deci" in said
     assert "sparsity 0.5000" in said
     assert {p.name for p in (tmp_path / "exports").iterdir()} == {
-        *("hf", "sparse", "gguf", "small-gguf", "small-vllm")
+        *("hf", "sparse", "gguf", "small-gguf", "small-vllm", "narrow-gguf")
     }
