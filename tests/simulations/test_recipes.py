@@ -6,15 +6,29 @@ from pathlib import Path
 import pytest
 
 from fedprune.config import configure, from_toml
-from fedprune.methods.catalog import check_method
+from fedprune.methods.catalog import METHODS, check_method
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "simulations" / "recipes").rglob("*.toml"))
 """On the default task; in ``papers`` as near to a paper's setting as the tasks here come."""
 
 
+NAMED = sorted({p.stem for p in RECIPES} & METHODS.keys())
+
+
 def test_there_are_recipes():
     assert len(RECIPES) >= 8
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_method_has_a_recipe_on_the_default_task_and_one_near_its_paper(name):
+    """Of the default task, nothing of which another task would be told."""
+    text = (ROOT / "simulations" / "recipes" / f"{name}.toml").read_text()
+    config = configure({k.replace("-", "_"): v for k, v in from_toml(text).items()})
+    usual = configure({})
+    assert config.method == name
+    assert (config.task, config.model, config.clients) == (usual.task, usual.model, usual.clients)
+    assert (ROOT / "simulations" / "recipes" / "papers" / f"{name}.toml").is_file()
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
