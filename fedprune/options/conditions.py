@@ -64,19 +64,21 @@ def permitted(value: Any, wanted: Any) -> bool:
 def only(values: Any, holds: bool, why: str, **wanted: Any) -> list[Conflict]:
     """A possible conflict for each option that has to have a value, or one of some.
 
-    What is allowed is said where there is one: of hundreds a configuration has none.
-
     Args:
         values: an object with options as attributes.
         holds: whether they have to.
         why: the reason.
         wanted: values, see `permitted`; of None and what is empty: it has to be left out.
     """
-    found = []
-    for key, value in wanted.items():
-        wrong = holds and not permitted(getattr(values, key), value)
-        found.append((key.replace("_", "-"), wrong, why, _allowed(key, value) if wrong else ""))
-    return found
+    return [
+        (
+            key.replace("_", "-"),
+            holds and not permitted(getattr(values, key), value),
+            why,
+            _allowed(key, value),
+        )
+        for key, value in wanted.items()
+    ]
 
 
 def _allowed(key: str, wanted: Any) -> str:
