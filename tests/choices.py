@@ -103,6 +103,7 @@ BESIDE: dict[tuple[str, Any], dict[str, Any]] = {
     ("blend", "global"): {"blend_grid": (0.5, 1.0)},
     ("blend", "layer"): {"blend_grid": (0.5, 1.0)},
     ("unit", "layer"): {"sparsity": 0.5},
+    ("slice_part", 0.1): {"reduce": ("slice",), "unit": "neuron"},
     ("unit", "expert"): {"sparsity": 0.3},
     **{(key, SWITCHES[key][0]): {"sparsity": None} for key in _AMOUNTS},
 }
