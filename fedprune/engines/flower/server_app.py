@@ -32,12 +32,11 @@ LEFT_OVER = 60.0
 """Seconds that a resumed run waits for a server app whose SuperLink was killed: it ends by itself
 once it asks in vain, and holds the folder until then."""
 
+_WAITING = f"another run still writes there: waiting, for {LEFT_OVER:g} s at most, until it ends"
+
 
 class RunFailed(Exception):
     """The run came to nothing; Flower shows the one line and marks the run as failed."""
-
-
-_WAITING = f"another run still writes there: waiting, for {LEFT_OVER:g} s at most, until it ends"
 
 
 def _one_line(record: logging.LogRecord) -> bool:
