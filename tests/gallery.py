@@ -257,16 +257,8 @@ GALLERY: dict[str, Run] = {
 }
 
 RECIPES = (
-    *("exact-wanda", "fedprllm", "fedspallm", "lottery-ticket", "priprune", "rigl"),
-    *(
-        "sparsegpt",
-        "ssfl",
-        "synflow",
-        "complement-sparsification",
-        "sparsyfed",
-        "zerofl",
-        "fjord",
-        "fedmap",
-    ),
+    *("exact-wanda", "fedprllm", "fedspallm", "lottery-ticket", "priprune", "rigl", "sparsegpt"),
+    *("ssfl", "synflow", "complement-sparsification", "sparsyfed", "zerofl", "fedmap"),
 )
 GALLERY |= {f"recipe {name}": Run(RECIPE, recipe=name) for name in RECIPES}
+GALLERY["recipe fjord"] = Run({**SHAKESPEARE, "score_examples": None}, recipe="fjord")
