@@ -73,7 +73,7 @@ def _of_the_task(c: AllOptions, task: Task) -> list[Conflict]:
         ("model", unknown, f"{has} no such model", models),
         *only(c, not sized, "no text", length=None),
         *only(c, c.model not in SMALL_MODELS, own, depth=None, width=None),
-        *only(c, not task.folder, f"task {c.task} reads no folder", data=""),
+        ("data", bool(c.data) and not task.folder, f"task {c.task} reads none", _reading(c.plugin)),
         *only(c, not task.columns, "no table is read", encoding=None),
         ("encoding", nowhere, "no encoding of text", "utf-8, latin-1, ..."),
         *only(c, "text" not in task.columns, column, text_column=None),
@@ -81,6 +81,11 @@ def _of_the_task(c: AllOptions, task: Task) -> list[Conflict]:
         *only(c, "target" not in task.columns, column, target_column=None),
         *only(c, "client" not in task.columns, column, client_column=None),
     ]
+
+
+def _reading(plugin: str) -> str:
+    """What is allowed to whom gives data to a task that reads none."""
+    return f"{OUT}, or task {', '.join(n for n, t in tasks_of(plugin).items() if t.folder)}"
 
 
 def _known_encoding(name: str | None) -> bool:

@@ -204,9 +204,13 @@ def whole(value: Any) -> str:
 
 
 def percent(share: Any) -> str:
-    """A share as a percentage."""
+    """A share as a percentage; 100 % is the whole, and nothing short of it."""
     share = number(share)
-    return NO_VALUE if math.isnan(share) else f"{significant(100 * share)}{SPACE}%"
+    if math.isnan(share):
+        return NO_VALUE
+    text = significant(100 * share)
+    nearly = text == significant(100.0) and share < 1
+    return f"{f'{100 * share:.8g}' if nearly else text}{SPACE}%"
 
 
 def size(count: Any) -> str:

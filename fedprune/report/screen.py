@@ -184,7 +184,9 @@ class Screen:
         self._head()
         value = row.get(self.metric)
         cells = f"{row['arm']:<{self.wide}} {row['round']:>5}  {row['phase']:<8} "
-        cells += f"{row['sparsity']:>8.1%} "
+        # 100.0% is said where nothing is left.
+        removed = row["sparsity"] if row["sparsity"] == 1 else min(row["sparsity"], 0.999)
+        cells += f"{removed:>8.1%} "
         cells += f"{figure(row['loss'], 3):>7} {figure(value, 3):>10} "
         cells += f"{in_bytes(row['bytes_up']):>9} {in_bytes(row['bytes_down']):>9} {seconds:>8.1f}"
         self.line(cells)
@@ -256,5 +258,5 @@ def _amount(c: Pruning) -> str:
     if c.target_flops is not None:
         return f"down to {c.target_flops:.3g} of the FLOPs"
     if c.schedule == "adaptive":
-        return f"up to {c.sparsity:.3g} sparsity while the loss rises by {c.tolerance:.3g} at most"
-    return f"{c.sparsity:.3g} sparsity" if c.sparsity else f"scores at or below {c.threshold:g}"
+        return f"up to {c.sparsity:g} sparsity while the loss rises by {c.tolerance:.3g} at most"
+    return f"{c.sparsity:g} sparsity" if c.sparsity else f"scores at or below {c.threshold:g}"

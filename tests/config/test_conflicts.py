@@ -262,7 +262,7 @@ robust=median secure=secagg | robust | none
 robust=median dp=client dp-noise=1 | robust | none
 model=resnet | model | cnn, mlp, vit
 length=9 | length | leave it out
-data=x | data | leave it out
+data=x | data | leave it out, or task presidents, domains, text-classification, ...
 encoding=cp1252 | encoding | leave it out
 task=shakespeare split=natural class-names=a,b | class-names | leave it out
 task=digits class-names=a,b | class-names | 10 names

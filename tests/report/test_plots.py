@@ -68,7 +68,8 @@ def test_sizes_have_decimal_units(count, text):
 
 def test_durations_and_shares():
     told = [duration(4.25), duration(187.4), duration(7261), percent(0.8), percent(1)]
-    words = ["4.25 s", "3 min 7 s", "2 h 1 min", "80.0 %", "100 %"]
+    told.append(percent(0.99996))
+    words = ["4.25 s", "3 min 7 s", "2 h 1 min", "80.0 %", "100 %", "99.996 %"]
     assert [text.replace("\u00a0", " ") for text in told] == words
 
 

@@ -39,6 +39,23 @@ def screen(*, terminal: bool) -> tuple[Screen, StringIO]:
     return Screen(console), out
 
 
+@pytest.mark.parametrize("sparsity", [0.5, 0.9995, 0.999999])
+def test_a_sparsity_is_said_as_it_was_given(sparsity):
+    shown, out = screen(terminal=False)
+    shown.opening(RunConfig(sparsity=sparsity), Path("runs/x"))
+    assert f"pruning     {sparsity} sparsity by taylor" in out.getvalue()
+
+
+@pytest.mark.parametrize(("sparsity", "said"), [(0.9996, "99.9%"), (1, "100.0%"), (0.5, "50.0%")])
+def test_a_round_is_said_to_have_removed_all_only_where_it_has(sparsity, said):
+    shown, out = screen(terminal=False)
+    shown.opening(RunConfig(), Path("runs/x"))
+    watch = shown.watch()
+    watch.phase("pruned", Question("tune", 3, {}, {}), 6)
+    watch.row({**ROW, "sparsity": sparsity}, 4.25, STATE)
+    assert f"prune {said:>11} " in out.getvalue()
+
+
 def test_elsewhere_than_on_a_terminal_there_are_plain_lines_only():
     shown, out = screen(terminal=False)
     shown.opening(RunConfig(), Path("runs/x"))
