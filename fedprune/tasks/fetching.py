@@ -45,6 +45,8 @@ def from_pretrained(auto: Any, name: str, task: str, **options: Any) -> Any:
             reason = "its weights are a pickle of more than tensors, which could run code"
         except Exception as error:  # files that hold anything make transformers raise anything
             reason = " ".join(str(error).split())[:300] or type(error).__name__
+            if folder and not (Path(name) / "config.json").is_file():
+                reason = "there is no config.json in it"  # which no word of transformers' may say
     allowed = "a folder that transformers saved a model and its tokenizer in"
     if folder:
         raise ValueError(

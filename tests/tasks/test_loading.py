@@ -109,10 +109,14 @@ def test_the_hub_s_client_is_quiet_within_the_block_only():
 
 
 def test_a_folder_without_a_model_is_one_line(tmp_path, asked):
+    from transformers import AutoTokenizer
+
     config = asked("shakespeare", model=str(tmp_path))
     need = Need("causal", 98, 32)
-    with pytest.raises(ValueError, match=r"^model=.*cannot load it: .*; allowed: a folder"):
+    with pytest.raises(ValueError, match=r"load it: there is no config\.json in it; allowed"):
         build(config, need)
+    with pytest.raises(ValueError, match=r"AutoTokenizer cannot load it: there is no config\.json"):
+        fetching.from_pretrained(AutoTokenizer, str(tmp_path), "shakespeare")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="damaged") as caught:
         build(config, need)
