@@ -1,12 +1,14 @@
 """Memory of each program of a run on devices, the SuperLink's database, and seconds and bytes.
 
-    python benchmarks/devices.py [--sizes small,5M,23M,109M,135M]
+    python benchmarks/devices.py [--sizes small,5M,23M,109M,135M] [--devices 2]
 
-Starts a SuperLink with a database and two SuperNodes on 127.0.0.1, by way of a proxy that counts
-what passes, and runs two rounds (one that prunes) of a ViT of each size on digits, with SGD. Peaks
-are those that Linux keeps of every process (VmHWM), read five times a second. What a program takes
-for a ViT of 50 thousand weights is its baseline: given beside each peak is what is above it, in
-multiples of the float32 weights. A SuperLink maps its database into memory once for each of its
+Starts a SuperLink with a database and two SuperNodes (or one) on 127.0.0.1, by way of a proxy that
+counts what passes, and runs two rounds (one that prunes) of a ViT of each size on digits, with SGD.
+Where a run fails, what each program ended with and the end of its log are shown.
+
+Peaks are those that Linux keeps of every process (VmHWM), read five times a second. What a program
+takes for a ViT of 50 thousand weights is its baseline: given beside each peak is what is above it,
+in multiples of the float32 weights. A SuperLink maps its database into memory once for each of its
 connections, and Linux counts each of them: what it has without these stands beside it. The
 database's file keeps the size that it had once; "left in it" is what there still is of messages
 when the run is over.
@@ -44,7 +46,7 @@ SIZES = {
     "135M": {"width": 768, "depth": 19},
 }
 RUN = {"task": "digits", "model": "vit", "clients": 2, "min-clients": 2, "rounds": 2, "warmup": 0}
-RUN |= {"end": 1, "local-steps": 2, "batch-size": 8, "timeout": 900, "lr": 0.01}
+RUN |= {"end": 1, "local-steps": 2, "batch-size": 8, "timeout": 3600, "lr": 0.01}
 PROGRAMS = {
     "server app": "flwr-serverapp",
     "client app": "flwr-clientapp",
@@ -99,28 +101,30 @@ def run_in(text: str) -> str:
     return next((word.strip(".") for word in text.split()[::-1] if word.strip(".").isdigit()), "")
 
 
-def measured(place: Path, size: str, more: str) -> dict[str, Any]:
+def measured(place: Path, size: str, more: str, devices: int = 2) -> dict[str, Any]:
     flower = Unsecured(place / size)
     (place / f"data-{size}").mkdir()
     watched, timed = Watched(flower), place / f"phases-{size}"
     timed.mkdir()
+    there = {"clients": devices, "min-clients": devices}
     flower.environment["FEDPRUNE_DEVICE_PHASES"] = str(timed)
     here = [str(Path(__file__).parent / "device_phases"), os.environ.get("PYTHONPATH", "")]
     flower.environment["PYTHONPATH"] = os.pathsep.join(filter(None, here))
     try:
         file = flower.folder / "superlink.db"
         proxy = Proxy(flower.unsecured_superlink())
-        for p, folder in enumerate(folders(place / f"data-{size}")):
+        for p, folder in enumerate(folders(place / f"data-{size}")[:devices]):
             flower.unsecured_supernode(proxy.port, p, folder)
         watched.start()
-        given = " ".join(f"{k}={json.dumps(v)}" for k, v in {**RUN, **SIZES[size]}.items())
+        given = " ".join(f"{k}={json.dumps(v)}" for k, v in {**RUN, **there, **SIZES[size]}.items())
         began = time.monotonic()
         done = flower.flwr("run", str(ROOT), "--run-config", f"{given} {more} out='o'")
         path = flower.folder / "o" / "summary.json"
         while not path.is_file():
             if watched.ended("server app") or not run_in(done.stdout):
                 shown = flower.flwr("log", "--show", run_in(done.stdout))
-                raise SystemExit(done.stdout + done.stderr + shown.stdout + shown.stderr)
+                said = done.stdout + done.stderr + shown.stdout + shown.stderr
+                raise SystemExit(f"{said}\n{ended_early(flower)}")
             time.sleep(1)
         seconds = time.monotonic() - began
         summary = json.loads(path.read_text())
@@ -131,13 +135,29 @@ def measured(place: Path, size: str, more: str) -> dict[str, Any]:
             "database": file.stat().st_size,
             "own": watched.own,
             "left": left_in(file),
-            "questions": len(watched.peaks["client app"]) // 2,
+            "questions": len(watched.peaks["client app"]) // devices,
             "phases": [json.loads(path.read_text()) for path in sorted(timed.glob("*.json"))],
             **{name: watched.peak(name) for name in PROGRAMS},
         }
     finally:
         watched.over.set()
         flower.stop()
+
+
+def ended_early(flower: Flower) -> str:
+    """What the programs that should still be there ended with, and the end of their logs."""
+    codes = [f"{' '.join(each.args)[:80]}: exit {each.poll()}" for each in flower.started]
+    logs = [
+        (path.name, path.read_text(errors="replace")[-1500:])
+        for path in flower.folder.glob("*.log")
+    ]
+    return "\n".join([*codes, *(f"--- {name}\n{text}" for name, text in logs), killed_for_memory()])
+
+
+def killed_for_memory() -> str:
+    """How many processes the machine has killed for want of memory since it was started."""
+    lines = Path("/proc/vmstat").read_text().splitlines()
+    return next((line for line in lines if line.startswith("oom_kill ")), "")
 
 
 def left_in(file: Path) -> int:
@@ -181,6 +201,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--sizes", default=",".join(SIZES))
     parser.add_argument("--more", default="", help="more of the run config")
+    parser.add_argument("--devices", type=int, choices=(1, 2), default=2)
     given = parser.parse_args()
     shown = (*PROGRAMS, "SuperLink's own")
     names = " | ".join(f"{name}, MB (times)" for name in shown)
@@ -190,7 +211,7 @@ def main() -> None:
     phases = []
     for size in given.sizes.split(","):
         with tempfile.TemporaryDirectory() as place:
-            found = measured(Path(place), size, given.more)
+            found = measured(Path(place), size, given.more, given.devices)
         base = base or found
         print(row_of(size, found, base), flush=True)
         phases += phases_of(size, found)

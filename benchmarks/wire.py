@@ -63,7 +63,11 @@ class Proxy:
     def _accept(self) -> None:
         while True:
             ours, _ = self.listener.accept()
-            theirs = socket.create_connection(("127.0.0.1", self.target))
+            try:
+                theirs = socket.create_connection(("127.0.0.1", self.target))
+            except OSError:  # the target is not there: so is nobody for who called
+                ours.close()
+                continue
             for one, other, way in ((ours, theirs, "up"), (theirs, ours, "down")):
                 threading.Thread(target=self._pass, args=(one, other, way), daemon=True).start()
 
