@@ -78,6 +78,7 @@ def one_round(state: State, plan: Plan, port: Port) -> tuple[State, Plan, Row]:
         totals = asked.totals
     else:
         state, r, notes = learnt(state, r, port, model, changes, notes)
+        changes = changes.without_tensors()  # the float64 sum is twice the weights
         state, totals, why = judged(state, old, r, port)
         state, changes = booked(state, changes, why)
         if not why:

@@ -1,14 +1,18 @@
 import hashlib
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from fedprune.streaming.packed import masks_for
+from fedprune.tensors.holding import count_true, packed_bits
 from fedprune.tensors.lazy import shapes_of
 from fedprune.tensors.models import found_in, load_into, state_of
 from fedprune.tensors.named import (
+    all_true,
     as_bytes,
     copied,
     count,
@@ -224,3 +228,18 @@ def test_tensors_that_lie_in_order_are_one_flat_tensor_without_a_copy():
         {},
     ]
     assert [whole_of(t) for t in apart] == [None] * 5
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3, 1), (5, 7), (0, 4)])
+def test_a_mask_that_keeps_all_is_one_flag_and_counts_as_many(shape: tuple[int, ...]):
+    mask = masks_for({"w": torch.zeros(shape)}, ["w"])["w"]
+    assert mask.untyped_storage().nbytes() == 1
+    assert mask.shape == shape
+    own = torch.ones(shape, dtype=torch.bool)
+    for each in (mask, own, ~mask, ~own):
+        flags = each.numpy()
+        assert count_true(each) == flags.sum()
+        assert all_true(each) == flags.all()
+        packed = packed_bits(each)
+        assert (packed is None) == flags.all()
+        assert packed is None or packed.tobytes() == np.packbits(flags.reshape(-1)).tobytes()

@@ -185,6 +185,10 @@ def _rate(name: str, layout: Layout, server_lr: float) -> float:
     return min(server_lr, 1.0) if name in layout.statistics else server_lr
 
 
+_AT_ONCE = 2**18
+"""Values that are averaged at a time: in float64 there are several copies of them."""
+
+
 def _in_pieces(
     weights: Mapping[str, Tensor],
     total: Tensor,
@@ -193,32 +197,33 @@ def _in_pieces(
     layout: Layout,
     server_lr: float,
 ) -> Tensors:
-    """The next weights, one tensor after the other: in float64 there is one, beside the sum.
+    """The next weights, some values after the others: few are in float64, beside the sum.
 
     A variance waits for its mean.
     """
-    sizes = {n: kept_in(w, masks.get(n)) for n, w in weights.items()}
     names = sorted(weights)
-    places = dict(zip(names, total.split([sizes[n] for n in names]), strict=True))
+    sizes = [kept_in(weights[n], masks.get(n)) for n in names]
+    places = dict(zip(names, total.split(sizes), strict=True))
     out = laid_out({n: w.shape for n, w in weights.items()})
-
-    def after(some: tuple[str, ...]) -> Tensors:
-        here = {n: masks[n] for n in some if n in masks}
-        before = to_moments(
-            {n: w.double() for n, w in masked({n: weights[n] for n in some}, here).items()},
-            _those(some, layout),
-        )
-        mean = {
-            n: scattered(places[n] / weight, {n: weights[n].shape}, here if n in here else {})[n]
-            for n in some
-        }
-        return {n: w + _rate(n, layout, server_lr) * mean[n] for n, w in before.items()}
-
-    paired = {n for pair in layout.variances.items() for n in pair}
-    for some in [*layout.variances.items(), *((n,) for n in names if n not in paired)]:
-        found = from_moments(after(some), _those(some, layout), weights)
-        for name, value in found.items():
+    for pair in layout.variances.items():
+        those = _those(pair, layout)
+        before = to_moments({n: weights[n].double() for n in pair}, those)
+        mean = {n: places[n].view(weights[n].shape) / weight for n in pair}
+        after = {n: w + _rate(n, layout, server_lr) * mean[n] for n, w in before.items()}
+        for name, value in from_moments(after, those, weights).items():
             out[name].copy_(value)
+    paired = {n for pair in layout.variances.items() for n in pair}
+    for name in [n for n in names if n not in paired]:
+        w, mask, at = weights[name].reshape(-1), masks.get(name), 0
+        rate, flags = _rate(name, layout, server_lr), None if mask is None else mask.reshape(-1)
+        for start in range(0, len(w), _AT_ONCE):
+            here = slice(start, start + _AT_ONCE)
+            own = {} if flags is None else {name: flags[here]}
+            before = masked({name: w[here]}, own)
+            end = at + kept_in(w[here], own.get(name))
+            mean = scattered(places[name][at:end] / weight, {name: w[here].shape}, own)
+            out[name].view(-1)[here] = before[name].double() + rate * mean[name]
+            at = end
     return out
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+from fedprune.config import RunConfig
 from fedprune.methods.biases import with_biases
 from fedprune.methods.method import Method
 from fedprune.methods.scored import check_seen, scored, votes_by_tensor
@@ -61,9 +63,14 @@ def thin(
             aggregate, evidence = yield from asked(seen, r, names, sparsity)
             if evidence is None:
                 return Step(model, memory, undone=TOO_FEW)
-            model, r = made_up(decide(model, r, aggregate, evidence, sparsity), r, evidence)
-            model = further(model, aggregate, evidence) if further else model
+            pruned = decide(model, r, aggregate, evidence, sparsity)
             notes = noted(aggregate, evidence, r.plan)
+            rest = (aggregate, evidence) if further or _makes_up(r.config) else None
+            del aggregate, evidence  # sums in float64 are twice the weights that are copied now
+            model = pruned()
+            if rest:
+                model, r = made_up(model, r, rest[1])
+                model = further(model, *rest) if further else model
     return Step(model, memory, notes)
 
 
@@ -90,8 +97,10 @@ def sparsity_of(masks: Masks, layout: Layout) -> float:
 
 def decide(
     model: Model, r: Round, aggregate: Aggregate, evidence: Evidence, sparsity: float | None
-) -> Model:
-    """The model under the mask that the evidence gives; weights too, where the score sets them.
+) -> Callable[[], Model]:
+    """What gives the model under the mask that the evidence gives, and no longer holds that.
+
+    Its weights too, where the score sets them.
 
     Raises:
         ConfigError: a layer that is scored by its inputs had none, or a score of the user's own
@@ -106,17 +115,22 @@ def decide(
         masks, weights = score.step(evidence, shares, c.unit_shape if c.unit == "n:m" else None)
         masks = joined_to(model.masks, masks)
         own = joined_to(model.weights, under_masks(weights, masks))
-        return replace(model, masks=masks, weights=own)
+        stepped = replace(model, masks=masks, weights=own)
+        return lambda: stepped
     found = _masks_apart(score, r, aggregate, evidence, sparsity)
     if found is None:
         scores = scored(aggregate, evidence, r.plan)
         found = _selected(scores, sparsity, model, r, evidence)
-    return model.under(joined_to(model.masks, found))
+    return partial(model.under, joined_to(model.masks, found))
+
+
+def _makes_up(config: RunConfig) -> Callable[[Evidence, Masks], Tensors] | None:
+    return scores_of(config.plugin)[config.score].makes_up
 
 
 def made_up(model: Model, r: Round, evidence: Evidence) -> tuple[Model, Round]:
     """The pruned model with biases for what it lost, where the score says what they are."""
-    makes_up = scores_of(r.config.plugin)[r.config.score].makes_up
+    makes_up = _makes_up(r.config)
     lost = {} if makes_up is None else makes_up(evidence, model.masks)
     return with_biases(model, r, lost) if lost else (model, r)
 

@@ -41,7 +41,7 @@ def collected(model: Model, memory: Any, r: Round, changes: Aggregate) -> Talk[S
         check_score(evidence, Aggregate(), r.config)  # whose they are is not known
     except Spoilt as spoilt:
         return Step(model, memory, undone=f"not pruned: {spoilt}")
-    return Step(decide(model, r, changes, evidence, r.plan.sparsity(r.number)), memory)
+    return Step(decide(model, r, changes, evidence, r.plan.sparsity(r.number))(), memory)
 
 
 METHOD = Method(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -76,6 +76,10 @@ class Aggregate:
     notices: tuple[str, ...] = ()
     cost: PhaseCost | None = None
     resampled: Tensor | None = None
+
+    def without_tensors(self) -> Aggregate:
+        """The same without what is as large as a model."""
+        return replace(self, total=None, votes=None, statistics=None, held=None, singles=None)
 
 
 def count_type(most: int) -> torch.dtype:

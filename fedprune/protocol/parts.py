@@ -16,6 +16,7 @@ from fedprune.protocol.failures import Failure, plain
 from fedprune.protocol.form import Form
 from fedprune.protocol.messages import Answer, Question
 from fedprune.protocol.running_sum import as_sum, norm_of, summed
+from fedprune.protocol.sum_in_file import SumInFile
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,17 @@ def understood(packet: Packet, question: Question, form: Form) -> Answer:
 
 
 def with_part(
-    part: PartitionPart, question: Question, form: Form, config: RunConfig, before: Aggregate
+    part: PartitionPart,
+    question: Question,
+    form: Form,
+    config: RunConfig,
+    before: Aggregate,
+    outside: SumInFile | None = None,
 ) -> Aggregate:
     """The sum `before`, added to in place, with one more part.
 
-    A part that does not count is left out and named; its bytes count, they were sent.
+    A part that does not count is left out and named; its bytes count, they were sent. Its values
+    are added `outside` where that is given.
     """
     if part.packet is None:
         assert part.failure is not None  # one or the other
@@ -69,12 +76,16 @@ def with_part(
     try:
         given = understood(part.packet, question, form)
         how: dict[str, Any] = {"singly": form.singly, "held": form.own, "normed": form.normed}
+        how["apart"] = outside is not None
         how["resamples"] = config.seed if form.resampled else None
         loud = loud_from(question.kind)
-        return as_sum(given, part.partition, size, before, loud=loud, **how)
+        total = as_sum(given, part.partition, size, before, loud=loud, **how)
     except Exception as error:  # whatever a malformed packet raises must not stop the others
         failure = silenced(failure_of(part.partition, question.kind, error), config)
         return summed([before, Aggregate(failures=(failure,), bytes_up=size)])
+    if outside is not None:  # a disk that is full is not this client's failure
+        outside.add(given.values, given.weight)
+    return total
 
 
 def failure_of(partition: int, phase: str, error: Exception) -> Failure:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedprune.protocol.aggregate import Aggregate, count_type, loud_in
 from fedprune.protocol.messages import Answer
+from fedprune.protocol.sum_in_file import SumInFile
 from fedprune.tasks.resampling import resampled
 
 _NOBODY = Aggregate()
@@ -20,15 +21,21 @@ class RunningSum:
     """A sum that pieces are added to as they come: let them come in the order of hosts.
 
     The pieces are left as they are.
+
+    Args:
+        outside: where the values are added up instead of in memory.
     """
 
-    def __init__(self) -> None:
-        self._sum = Aggregate()
+    def __init__(self, outside: SumInFile | None = None) -> None:
+        self._sum, self._outside = Aggregate(), outside
         self._ours: list[Tensor] = []  # made here, so that the next piece may be added in place
         self._rows: list[Tensor] = []
 
     def add(self, piece: Aggregate) -> None:
         """Add one more."""
+        if self._outside is not None and piece.total is not None:
+            self._outside.add(piece.total, 1.0)
+            piece = replace(piece, total=None)
         out, plus = self._sum, self._plus
         self._rows += [] if piece.singles is None else [piece.singles]
         self._sum = Aggregate(
@@ -83,9 +90,9 @@ class RunningSum:
     def whole(self) -> Aggregate:
         """The sum so far; it is written over where more is added."""
         rows = self._rows
-        return replace(
-            self._sum, singles=rows[0] if len(rows) == 1 else torch.cat(rows) if rows else None
-        )
+        singles = rows[0] if len(rows) == 1 else torch.cat(rows) if rows else None
+        total = self._sum.total if self._outside is None else self._outside.total()
+        return replace(self._sum, total=total, singles=singles)
 
 
 def _tensors(piece: Aggregate) -> list[Tensor]:
@@ -115,6 +122,7 @@ def as_sum(
     normed: bool = False,
     loud: float = math.inf,
     resamples: int | None = None,
+    apart: bool = False,
 ) -> Aggregate:
     """One client's answer as a sum of one, or added to the answers `before` it, in place.
 
@@ -128,17 +136,15 @@ def as_sum(
         normed: note the norm of its values.
         loud: note its largest value, if that is beyond this.
         resamples: also add its totals to resamples, which are drawn by this seed.
+        apart: its values are added elsewhere.
     """
     votes, holders = before.votes, before.held
     if answer.votes is not None:
         votes = _with(before.votes, answer.votes, 1, count_type(len(before.answered) + 1))
         if held:
             holders = _with(before.held, answer.votes, answer.weight, torch.float64)
-    statistics = before.statistics
-    if answer.statistics is not None:
-        statistics = _with(before.statistics, answer.statistics, 1.0, torch.float64)
     return Aggregate(
-        _with(before.total, answer.values, answer.weight, torch.float64),
+        None if apart else _with(before.total, answer.values, answer.weight, torch.float64),
         before.weight + answer.weight,
         totals_added(before.totals, answer.totals),
         votes,
@@ -146,7 +152,7 @@ def as_sum(
         before.failures,
         before.bytes_up + size,
         before.bytes_down,
-        statistics,
+        _with_more(before.statistics, answer.statistics),
         holders,
         _with_row(before.singles, answer.values) if singly else before.singles,
         norms=(*before.norms, norm_of(answer.values)) if normed else before.norms,
@@ -154,6 +160,10 @@ def as_sum(
         + (() if loud == math.inf else loud_in(answer.values, (partition,), least=loud)),
         resampled=_with_resamples(before.resampled, answer.totals, partition, resamples),
     )
+
+
+def _with_more(sums: Tensor | None, values: Tensor | None) -> Tensor | None:
+    return sums if values is None else _with(sums, values, 1.0, torch.float64)
 
 
 def _with_resamples(

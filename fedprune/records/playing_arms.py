@@ -75,11 +75,11 @@ def play_arms(
     """
     out, book = ArmsPlayed(), world.book
     for arm, its_config in arms.items():
-        fresh, plan = starts.pop(arm), replace(blank, config=its_config)
+        plan = replace(blank, config=its_config)
         if its_config.method != world.config.method:  # it has no such parts of the model
             plan = replace(plan, tiers=(), parts=())
         if arm == LOCAL:
-            out.alone = _alone_played(world, fresh, replace(plan, fleet=(), steps=()))
+            out.alone = _alone_played(world, starts.pop(arm), replace(plan, fleet=(), steps=()))
             out.tests[arm] = totals_of(out.alone)
             continue
         shown = world.shown(arm)
@@ -89,7 +89,8 @@ def play_arms(
             )
             plan, shown = replace(blank, config=its_config, fleet=()), book.shown(arm, one)
             out.said["examples_of_a_round"] = seen
-        played = book.play(arm, book.start(arm, fresh), plan, shown)
+        # No name here for what it begins with: that is let go of when it goes on.
+        played = book.play(arm, book.start(arm, starts.pop(arm)), plan, shown)
         if arm == PRUNED:
             out.adapters = resulting(played, its_config).model.adapters
         end, plan = _finished(played, plan)

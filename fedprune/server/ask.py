@@ -43,6 +43,7 @@ def conversed(talk: Talk[_T], book: Book, plan: Plan, port: Port) -> tuple[_T, B
         asks = next(talk)
         while True:
             book, sums = exchanged(asks, book, plan, port)
+            # Whoever empties the list has the only hold on the sums, and can let go of them.
             asks = talk.send(sums)
     except StopIteration as end:
         return end.value, book
@@ -148,7 +149,7 @@ def asked(
         what: dict[str, Any] = {"score": c.score, "ask": i, "names": names, "given": given}
         what |= {"sparsity": votes, "progress": r.plan.progress(r.number)}
         question = r.question(model, "score", **what)
-        (aggregate,) = yield [Ask(question, who)]
+        aggregate = (yield [Ask(question, who)]).pop()
         trim_memory(r.layout.parameters)  # scores are made of what it left free
         if too_few(aggregate, c) or not (aggregate.answered or c.sampling == "poisson"):
             return aggregate, None

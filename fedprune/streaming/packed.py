@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedprune.tensors.holding import Bits
 from fedprune.tensors.lazy import LazyTensors, holding_of, in_memory, shapes_of, some_of
-from fedprune.tensors.named import Masks, Tensors, full_masks, gathered, masked, scattered
+from fedprune.tensors.named import Masks, Tensors, gathered, masked, scattered
 
 
 class PackedMasks(LazyTensors):
@@ -66,10 +66,14 @@ class PackedMasks(LazyTensors):
 
 
 def masks_for(weights: Mapping[str, Tensor], names: Iterable[str]) -> Masks:
-    """Masks that keep everything: packed where the weights are not kept in memory either."""
-    if in_memory(weights):
-        return full_masks(weights, names)
+    """Masks that keep everything, not to be written to.
+
+    One flag in memory for all, and packed where the weights are not kept in memory either.
+    """
     shapes = shapes_of(some_of(weights, names))
+    if in_memory(weights):
+        kept = torch.ones((), dtype=torch.bool)
+        return {name: kept.expand(shape) for name, shape in shapes.items()}
     return PackedMasks(shapes, dict.fromkeys(shapes))
 
 

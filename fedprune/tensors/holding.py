@@ -117,16 +117,23 @@ class InMemory:
         return {name: t.detach().to("cpu") for name, t in self.tensors.items()}
 
 
+def flags_in(mask: Tensor) -> NDArray[np.bool_]:
+    """The flags of a mask that lie in memory: of one that is a single flag everywhere, that one."""
+    flags: NDArray[np.bool_] = mask.cpu().numpy()
+    return flags if any(flags.strides) or not flags.size else flags.flat[:1]
+
+
 def count_true(mask: Tensor) -> int:
     """How many flags of a mask are True."""
     # NumPy counts bools many times faster than torch, whose sum makes an int64 of each first.
-    return int(np.count_nonzero(mask.cpu().numpy()))
+    flags = flags_in(mask)
+    each = mask.numel() // flags.size if flags.size else 0
+    return int(np.count_nonzero(flags)) * each
 
 
 def packed_bits(mask: Tensor) -> Bits | None:
     """The flags of a mask, eight a byte; None where all are True."""
-    flags = mask.cpu().reshape(-1).numpy()
-    return None if flags.all() else np.packbits(flags)
+    return None if flags_in(mask).all() else np.packbits(mask.cpu().reshape(-1).numpy())
 
 
 def bytes_of_bits(bits: Bits | None, size: int) -> bytes:

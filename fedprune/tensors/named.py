@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fedprune.tensors.holding import count_true
+from fedprune.tensors.holding import count_true, flags_in
 from fedprune.tensors.lazy import bare_of, holding_of, shapes_of, some_of
 
 Tensors = dict[str, Tensor]
@@ -179,7 +179,7 @@ def count_kept(masks: Mapping[str, Tensor]) -> int:
 
 def all_true(mask: Tensor) -> bool:
     """Whether a mask keeps everything."""
-    return bool(mask.cpu().numpy().all())
+    return bool(flags_in(mask).all())
 
 
 def cuts(masks: Mapping[str, Tensor]) -> bool:

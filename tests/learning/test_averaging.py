@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune import select
+from fedprune.learning import averaging
 from fedprune.learning.averaging import (
     AVERAGES,
     averaged,
@@ -167,6 +168,31 @@ def test_tied_weights_are_averaged_once_and_stay_tied():
     load_into(model, after)
     assert model[2].weight is model[0].weight
     assert torch.equal(model[2].weight, sent["0.weight"] + 1.0)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 1000])
+@pytest.mark.parametrize("whole", [True, False])
+def test_however_few_values_are_averaged_at_a_time_the_bits_are_the_same(
+    monkeypatch: pytest.MonkeyPatch, at_once: int, whole: bool
+):
+    gen = torch.Generator().manual_seed(3)
+    shapes = {"a": torch.Size([5, 4]), "b": torch.Size([13]), "c": torch.Size([])}
+    sent = {n: torch.randn(s, generator=gen) for n, s in shapes.items()}
+    masks = {"a": torch.rand(5, 4, generator=gen) < (2.0 if whole else 0.4)}
+    kept = int(masks["a"].sum())
+    total = torch.randn(kept + 14, generator=gen, dtype=torch.float64)
+    monkeypatch.setattr(averaging, "_AT_ONCE", at_once)
+    after = averaged(sent, total, 3.0, masks, Layout(shapes, ("a",), ("b", "c"), {}), 0.7)
+    flat = total.numpy() / 3.0 * 0.7
+    moved = np.zeros((5, 4))
+    moved[masks["a"].numpy()] = sent["a"].numpy()[masks["a"].numpy()] + flat[:kept]
+    wanted = {"a": moved, "b": sent["b"].numpy() + flat[kept:-1], "c": sent["c"].numpy() + flat[-1]}
+    for name, values in wanted.items():
+        assert np.allclose(after[name].numpy(), values, rtol=2e-7, atol=0)
+        assert after[name].dtype == torch.float32
+    monkeypatch.setattr(averaging, "_AT_ONCE", 10**6)
+    again = averaged(sent, total, 3.0, masks, Layout(shapes, ("a",), ("b", "c"), {}), 0.7)
+    assert digest(again) == digest(after)
 
 
 def test_the_arguments_are_left_alone():

@@ -95,7 +95,7 @@ def test_the_pooled_score_decides(scope, cnn):
     sums = spread_like(model, flat)
     r = round_of(host, tiny(scope=scope))
     evidence = evidence_of(host, model, sums, 7.0)
-    after = decide(model, r, Aggregate(answered=(0,)), evidence, 0.7)
+    after = decide(model, r, Aggregate(answered=(0,)), evidence, 0.7)()
     assert equal(after.masks, chosen(model, flat.abs() / 7.0, scope=scope))
     assert all(not after.weights[n][~m].any() for n, m in after.masks.items())
     assert equal({n: w for n, w in after.weights.items() if n not in after.masks},
@@ -117,7 +117,7 @@ def test_clients_scores_one_by_one_decide(name, cnn):
     r = round_of(host, tiny(combine=name, **keys))
     aggregate = Aggregate(rows.sum(0).double(), 5.0, {"count": 5.0}, answered=tuple(range(5)))
     evidence = evidence_of(host, model, {}, 5.0)
-    after = decide(model, r, replace(aggregate, singles=rows), evidence, 0.7)
+    after = decide(model, r, replace(aggregate, singles=rows), evidence, 0.7)()
     assert equal(after.masks, chosen(model, ONE_BY_ONE[name](rows)))
 
 
@@ -127,7 +127,7 @@ def test_the_mean_of_clients_scores_decides(cnn):
     flat = noise(about, 3)[0].double()
     aggregate = Aggregate(flat * 12.0, 12.0, {"count": 12.0}, answered=(0, 1))
     evidence = evidence_of(host, model, {}, 12.0)
-    after = decide(model, round_of(host, tiny(combine="mean")), aggregate, evidence, 0.7)
+    after = decide(model, round_of(host, tiny(combine="mean")), aggregate, evidence, 0.7)()
     assert equal(after.masks, chosen(model, flat))
 
 
@@ -137,7 +137,7 @@ def test_votes_decide_and_magnitude_breaks_their_ties(cnn):
     votes = torch.randint(0, 4, (PRUNABLE,), generator=torch.Generator().manual_seed(4))
     aggregate = Aggregate(torch.empty(0), 3.0, {"count": 3.0}, votes, answered=(0, 1, 2))
     evidence = evidence_of(host, model, {}, 3.0)
-    after = decide(model, round_of(host, tiny(combine="votes")), aggregate, evidence, 0.7)
+    after = decide(model, round_of(host, tiny(combine="votes")), aggregate, evidence, 0.7)()
     assert equal(after.masks, chosen(model, votes.double()))
     stay = gathered(after.masks, model.masks)
     assert int(votes[~stay].max()) == int(votes[stay].min()) == 2, "some of the tied go"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,19 +16,19 @@ from fedprune.engines.flower.asking import ON_THE_WAY, Asking, ask
 from fedprune.engines.flower.exchange import Lost
 from fedprune.engines.flower.fleet import Fleet
 from fedprune.engines.flower.holders import Assignment
+from fedprune.engines.flower.host_sums import HostSum, Outcome
 from fedprune.engines.flower.requests import Request
 from fedprune.protocol.aggregate import Aggregate, loud_from, loud_in
 from fedprune.protocol.broadcast import Broadcast, broadcast
 from fedprune.protocol.checks import check_sum
-from fedprune.protocol.failures import Failure, longest_about
+from fedprune.protocol.failures import longest_about
 from fedprune.protocol.form import Form
 from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Question
 from fedprune.protocol.models import layout_at
-from fedprune.protocol.parts import PartitionPart, with_part
 from fedprune.protocol.port import Ask
 from fedprune.protocol.replies import folded_of, parts_in
-from fedprune.protocol.running_sum import RunningSum, summed
+from fedprune.protocol.sum_in_file import outside_for
 from fedprune.server.fleet import spare_told
 
 Put = Callable[[Sequence[Ask]], list[Aggregate]]
@@ -40,23 +39,23 @@ def open_sums(fleet: Fleet, tick: Tick | None, memory: ClientMemory) -> Put:
     """What asks every host for its sum, all asks side by side, and adds up the sums of each."""
     config = fleet.config
 
-    def one(each: Ask) -> tuple[_Sum, Asking[Outcome]]:
+    def one(each: Ask) -> tuple[_Asked, HostSum, Asking[Outcome]]:
         question, partitions = each.question, each.partitions
         form = form_of(question, config, layout_at(config, question.edits))
         hosts = list(grouped(partitions, config).values())
         sent = broadcast(question, config.wire, here=True)  # nothing changes while it is asked
         asked = _Asked(fleet, question, sent, form, hosts, memory)
-        assignments, total = dict(enumerate(fleet.assignments(partitions))), _Sum(asked, hosts)
-        return total, Asking(fleet, asked.request, assignments, total.take)
+        assignments, total = dict(enumerate(fleet.assignments(partitions))), asked.sum_of(hosts)
+        return asked, total, Asking(fleet, asked.request, assignments, total.take)
 
     def some(asks: Sequence[Ask]) -> list[Aggregate]:
-        both = [one(each) for each in asks]
+        all_ = [one(each) for each in asks]
         for again in (False, True):
-            ask([asking for _, asking in both], again=again, tick=tick)
-        for total, asking in both:
-            _ask_apart(total.asked, asking, tick)
+            ask([asking for _, _, asking in all_], again=again, tick=tick)
+        for asked, _, asking in all_:
+            _ask_apart(asked, asking, tick)
             asking.go_on(over=True)
-        return [_counted(total.sum.whole(), asking) for total, asking in both]
+        return [_counted(total.sum.whole(), asking) for _, total, asking in all_]
 
     def put(asks: Sequence[Ask]) -> list[Aggregate]:
         return [aggregate for part in _parts(asks) for aggregate in some(part)]
@@ -86,10 +85,6 @@ def _parts(asks: Sequence[Ask]) -> Iterator[list[Ask]]:
         yield part
 
 
-Outcome = Aggregate | list[PartitionPart]
-"""What a host says: one sum, or of a device its parts."""
-
-
 @dataclass(frozen=True)
 class _Asked:
     """A question that is asked in the open.
@@ -109,6 +104,16 @@ class _Asked:
     form: Form
     hosts: list[list[int]]
     memory: ClientMemory
+
+    def sum_of(self, hosts: list[list[int]]) -> HostSum:
+        """What its answers are added up in: of devices outside memory, where they are large."""
+        config, form = self.fleet.config, self.form
+        # What noise is to hide before anybody sees it is not left on a disk.
+        inside = self.fleet.simulated() or form.singly or config.dp != "none"
+        run = self.memory.folder and self.memory.folder.parent
+        return HostSum(
+            (self.question, form, config), hosts, None if inside else outside_for(form.values, run)
+        )
 
     @property
     def request(self) -> Request[Outcome]:
@@ -170,56 +175,6 @@ class _Asked:
         return replace(said, loud=loud_in(said.total, said.answered, said.weight, least))
 
 
-class _Sum:
-    """What was said to a question, added up host by host in the order of a simulation's hosts.
-
-    That is the same on devices, whoever of them serves what.
-
-    Attributes:
-        asked: the question.
-        sum: of the hosts of which all has been said that will be.
-    """
-
-    def __init__(self, asked: _Asked, hosts: Sequence[list[int]]) -> None:
-        self.asked, self.sum = asked, RunningSum()
-        self._hosts = deque(hosts)
-        self._said: dict[int, PartitionPart] = {}
-        self._whole: dict[int, Aggregate] = {}
-        self._over: set[int] = set()
-
-    def take(self, group: list[int], said: Outcome | tuple[Failure, ...]) -> None:
-        """Take in what was said of some partitions."""
-        if isinstance(said, list):
-            self._said |= {part.partition: part for part in said}
-        else:
-            whole = said if isinstance(said, Aggregate) else Aggregate(failures=said)
-            self._whole[group[0]] = whole
-        self._over.update(group)
-        while self._hosts and self._over.issuperset(self._hosts[0]):
-            self._add(self._hosts.popleft())
-
-    def _add(self, group: list[int]) -> None:
-        """Add a host; the answer of a partition alone at once, without a sum of its own."""
-        asked = self.asked
-        if len(group) > 1 or group[0] not in self._said or asked.form.singly:
-            self.sum.add(self._of_host(group))
-            return
-        how = (asked.question, asked.form, asked.fleet.config)
-        part = self._said.pop(group[0])
-        self.sum.grow(lambda before: with_part(part, *how, before))
-
-    def _of_host(self, group: list[int]) -> Aggregate:
-        """The partitions of one host of a simulation, added in their order."""
-        asked, total = self.asked, Aggregate()
-        for p in group:
-            if p in self._said:
-                part = self._said.pop(p)
-                total = with_part(part, asked.question, asked.form, asked.fleet.config, total)
-            elif p in self._whole:
-                total = summed([total, self._whole.pop(p)])
-        return total
-
-
 def _ask_apart(asked: _Asked, asking: Asking[Outcome], tick: Tick | None) -> None:
     """Ask the partitions of a host that broke down twice one by one: one of them may do that.
 
@@ -233,7 +188,7 @@ def _ask_apart(asked: _Asked, asking: Asking[Outcome], tick: Tick | None) -> Non
         if node is None or len(group) == 1 or not asking.unanswered(k) or asking.late(k):
             continue
         assignments: dict[int, Assignment] = {p: (node, [p]) for p in group}
-        total = _Sum(asked, [[p] for p in group])
+        total = asked.sum_of([[p] for p in group])
         alone = Asking(fleet, asking.request, assignments, total.take)
         ask([alone], again=k in asking.outcomes, tick=tick)
         lost = {p for p, said in alone.outcomes.items() if isinstance(said, Lost)}
