@@ -23,6 +23,7 @@ from fedprune.attacks.page import Passage, write_findings
 from fedprune.attacks.portrait_report import portrait_findings
 from fedprune.attacks.text_report import text_findings
 from fedprune.commands.targets import check_file
+from fedprune.report.picture import write_plots
 from fedprune.runtime.ending import BAD_INPUT, ended, report_error
 from simulations.utility import utility_findings
 
@@ -118,7 +119,8 @@ examples:
   python simulations/privacy.py --parts search --steps 1000 --out runs/privacy-long
   python simulations/privacy.py --parts study --epsilon 1,4,10 --out runs/privacy-study
 
-It writes page.html (tables and pictures), results.json (every trial), and prints the tables.
+It writes page.html (tables and pictures), plots/ (the pictures), results.json (every trial), and
+prints the tables.
 """
 
 
@@ -228,6 +230,7 @@ def _main(arguments: list[str]) -> int:
         )
     command = shlex.join(["python", "simulations/privacy.py", *arguments])
     write_findings(folder / "page.html", "What leaks", INTRODUCTION, sections, command)
+    write_plots(folder, {picture.name: picture for part in sections for picture in part.pictures})
     results = {"command": command, "epsilons": study.epsilons, "parts": figures}
     (folder / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     for section in sections:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedprune import RunConfig, federate
-from fedprune.attacks.page import Passage, png_of
+from fedprune.attacks.page import Passage, Picture
 from fedprune.config import configure
 from fedprune.config.terms import accounting_terms_of
 from fedprune.privacy.accounting_terms import SIMULATED
@@ -93,12 +93,9 @@ def utility_findings(
     """
     cells = [*_scores_only(task, seeds, epsilons, tick), *_covered(task, seeds, epsilons, tick)]
     metric = "perplexity" if task == "shakespeare" else "accuracy"
-    section = Passage(
-        f"Quality against epsilon ({task}, sparsity {SPARSITY:.0%})",
-        READING,
-        utility_table(cells, metric),
-        ((CAPTION, png_of(utility_curve(cells, metric))),),
-    )
+    title = f"Quality against epsilon ({task}, sparsity {SPARSITY:.0%})"
+    picture = Picture(f"epsilon-{task}", title, CAPTION, utility_curve(cells, metric))
+    section = Passage(title, READING, utility_table(cells, metric), (picture,))
     return [section], {"task": task, "metric": metric, "cells": [vars(c) for c in cells]}
 
 

@@ -11,7 +11,7 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from fedprune.attacks.page import Table
-from fedprune.report.drawing import canvas, styled
+from fedprune.report.drawing import canvas, legend, percentages, styled
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,10 @@ def utility_curve(cells: Sequence[Cell], metric: str) -> Figure:
     axes.set_xticks(range(len(budgets) + 1), [*(f"{e:g}" for e in budgets), "infinite"])
     axes.set_xlabel("epsilon")
     if metric == "perplexity":
-        axes.set_ylim(9.0, TALLEST)
-    axes.legend(
-        handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, frameon=False
-    )
+        axes.set_yscale("log")
+        axes.set_yticks([10, 12, 15, 20, 30, 40], labels=["10", "12", "15", "20", "30", "40"])
+        axes.minorticks_off()
+    else:
+        axes.yaxis.set_major_formatter(percentages())
+    legend(figure, handles, labels)
     return figure

@@ -12,7 +12,7 @@ from fedprune.attacks.digits import SHAPE, all_digits, one_each
 from fedprune.attacks.exposed import Exposed, MessageProtection, exposed, noise_like, protections
 from fedprune.attacks.inversion import inverted
 from fedprune.attacks.matching import Search, matched
-from fedprune.attacks.page import Passage
+from fedprune.attacks.page import Passage, Picture
 from fedprune.attacks.pictures import tiles
 from fedprune.attacks.quantities import QUANTITIES
 from fedprune.attacks.scene import Scene, message, scene
@@ -124,28 +124,24 @@ def closed_form_findings(
             if tick is not None:
                 tick()
     columns = ["original", *dict.fromkeys(f["protection"] for f in figures)]
-    return _closed_sections(figures, tiles(columns, rows), data), {"rows": figures}
-
-
-def _closed_sections(figures: list[Figure], picture: bytes, data: Part) -> list[Passage]:
-    images = data["images"].double()
-    blind = float((images - images.mean(0)).square().mean())
-    more = f"Whoever has seen nothing and guesses the mean digit has an error of {blind:.3f}."
     caption = (
         "The first image of the first seed, as it was, and what the observer makes of each release."
     )
+    picture = Picture("inversion", "One image, in closed form", caption, tiles(columns, rows))
+    return _closed_sections(figures, picture, data), {"rows": figures}
+
+
+def _closed_sections(figures: list[Figure], picture: Picture, data: Part) -> list[Passage]:
+    images = data["images"].double()
+    blind = float((images - images.mean(0)).square().mean())
+    more = f"Whoever has seen nothing and guesses the mean digit has an error of {blind:.3f}."
     single = [f for f in figures if f["label"] is not None]
     labels = (
         "Label of the one image, found with it: the share of trials in which it is right. Chance "
         "is 10 %. Sums, votes and inputs of layers were not asked for labels here.",
     )
     return [
-        Passage(
-            "One image, in closed form",
-            (*CLOSED_TEXT, more),
-            pivot(figures, error_cell),
-            ((caption, picture),),
-        ),
+        Passage(picture.title, (*CLOSED_TEXT, more), pivot(figures, error_cell), (picture,)),
         Passage("Its label", labels, pivot(single, share_cell("label"))),
     ]
 
@@ -208,6 +204,6 @@ def search_findings(
                 tick()
     columns = ["original", *dict.fromkeys(f["protection"] for f in figures)]
     caption = f"The image of the first seed, as it was and as {steps} steps of search have it."
-    pictures = ((caption, tiles(columns, rows)),)
-    section = Passage("One image, by search", SEARCH_TEXT, pivot(figures, error_cell), pictures)
+    picture = Picture("search", "One image, by search", caption, tiles(columns, rows))
+    section = Passage(picture.title, SEARCH_TEXT, pivot(figures, error_cell), (picture,))
     return [section], {"rows": figures}

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from fedprune.attacks.membership import each_in_turn
-from fedprune.attacks.page import Passage, Table, png_of
+from fedprune.attacks.page import Passage, Picture, Table
 from fedprune.attacks.roc import AtRate, Sides, auc, found_at, roc
 from fedprune.attacks.shadows import Attacked, dense_and_pruned
 from fedprune.config import configure
-from fedprune.report.drawing import FAINT, SERIES, STYLE
+from fedprune.report.drawing import FAINT, SERIES, canvas, legend, percentages, styled
 
 RATES = (0.01, 0.001)
 """False positive rates at which true positives are told."""
@@ -132,9 +131,10 @@ def membership_findings(found: Sequence[Attacked], what: str) -> tuple[Passage, 
         "True against false positives of LiRA, both logarithmic: what counts is the left. The "
         "dotted line is chance."
     )
-    picture = png_of(curves({_name(s): sides for s, sides in lira.items()}))
+    figure = curves({_name(s): sides for s, sides in lira.items()})
+    picture = Picture("membership", "LiRA on models of each sparsity", caption, figure)
     table = Table(columns, rows, ("model", "attack"))
-    return Passage("Membership inference", text, table, ((caption, picture),)), figures
+    return Passage("Membership inference", text, table, (picture,)), figures
 
 
 def _name(sparsity: float) -> str:
@@ -160,23 +160,22 @@ def _compared(dense: float, sparse: float, figures: Mapping[str, Any]) -> str:
     return f"{_name(sparse)}: LiRA finds {verdict} ({shares} at 1 %)."
 
 
+@styled
 def curves(named: Mapping[str, Sides]) -> Figure:
     """Curves of attacks on logarithmic axes, the diagonal beside them."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.6, 3.4), layout="constrained")
-        axes = figure.add_subplot()
-        for i, (name, sides) in enumerate(named.items()):
-            axes.plot(*roc(*sides), color=SERIES[i % len(SERIES)], label=name)
-        _scaled(axes, min(1 / len(sides[1]) for sides in named.values()))
+    figure, axes = canvas("true positive rate", 3.4)
+    for i, (name, sides) in enumerate(named.items()):
+        axes.plot(*roc(*sides), color=SERIES[i % len(SERIES)], label=name)
+    _scaled(axes, min(1 / len(sides[1]) for sides in named.values()))
+    legend(figure, *axes.get_legend_handles_labels())
     return figure
 
 
 def _scaled(axes: Axes, least: float) -> None:
     axes.plot([least, 1.0], [least, 1.0], ":", color=FAINT, label="chance")
     axes.set(xscale="log", yscale="log", xlim=(least, 1.0), ylim=(least, 1.0))
-    axes.set(xlabel="false positive rate", ylabel="true positive rate")
+    axes.set_xlabel("false positive rate")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(LogLocator(numticks=20))
-        axis.set_major_formatter(FuncFormatter(lambda rate, _: f"{100 * rate:g} %"))
+        axis.set_major_formatter(percentages())
         axis.set_minor_formatter(NullFormatter())
-    axes.legend(loc="lower right")

@@ -5,20 +5,17 @@ Every attack ends in a `Passage`; `write_findings` renders them in the look of a
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
-from matplotlib.figure import Figure
+from markupsafe import Markup
 
-from fedprune.report.drawing import STYLE
+from fedprune.report.picture import Picture, svg
 from fedprune.report.tables import Table
 from fedprune.report.template import framed, rendered
 
-__all__ = ["Passage", "Table", "png_of", "write_findings"]
+__all__ = ["Passage", "Picture", "Table", "write_findings"]
 
 
 @dataclass(frozen=True)
@@ -30,17 +27,16 @@ class Passage:
         text: paragraphs, one a string: what was attacked, how to read the figures, what they do
             not say. Escaped.
         table: the figures, or None.
-        pictures: a caption (escaped) and the bytes of a PNG each, shown below the table.
+        pictures: shown below the table; their names are unique on a page.
     """
 
     title: str
     text: tuple[str, ...]
     table: Table | None = None
-    pictures: tuple[tuple[str, bytes], ...] = ()
+    pictures: tuple[Picture, ...] = ()
 
 
 PAGE = framed(
-    "fedprune attacks",
     """\
 {% for paragraph in text %}
 <p>{{ paragraph }}</p>
@@ -55,26 +51,14 @@ PAGE = framed(
 {% if section.table %}
 {{ table(section.table, section.title) }}
 {% endif %}
-{% for caption, source, width in section.pictures %}
-<figure class="shown">
-<div tabindex="0">
-<img src="data:image/png;base64,{{ source }}" alt="{{ caption }}" style="min-width: {{ width }}px">
-</div>
-<figcaption>{{ caption }}</figcaption>
-</figure>
+{% for picture in section.pictures %}
+{{ figure(picture) }}
 {% endfor %}
 {% endfor %}
 {% if command %}
 <h2>Repeat</h2>
 <pre tabindex="0"><code>{{ command }}</code></pre>
 {% endif %}
-""",
-    style="""\
-figure.shown { display: block; margin: 2rem 0 0; }
-figure.shown div { overflow-x: auto; }
-figure.shown img { display: block; max-width: 100%; height: auto; border-radius: 4px; }
-figure.shown figcaption { margin-top: 0.6rem; max-width: 42rem; color: var(--quiet); \
-font-size: 0.9375rem; }
 """,
     images=True,
 )
@@ -86,6 +70,7 @@ def write_findings(
     text: Sequence[str],
     sections: Sequence[Passage],
     command: str = "",
+    kicker: str = "fedprune attacks",
 ) -> Path:
     """Write the page and return its path; the same sections give the same bytes.
 
@@ -95,50 +80,18 @@ def write_findings(
         text: paragraphs below it.
         sections: in order.
         command: what to type to have the page again; "" says nothing.
+        kicker: the line above the heading: the command that it is of.
     """
+    pictures = [picture for section in sections for picture in section.pictures]
     page = rendered(
         PAGE,
         title=title,
         text=text,
-        sections=[_shown(section) for section in sections],
+        kicker=kicker,
+        sections=sections,
+        # The one thing that is not escaped: elements that matplotlib wrote, its texts escaped.
+        svg={picture.name: Markup(svg(picture)) for picture in pictures},
         command=command,
     )
     path.write_bytes(page)
     return path
-
-
-def _shown(section: Passage) -> dict[str, object]:
-    coded = [
-        (caption, base64.b64encode(png).decode(), min(_NARROWEST, _width_of(png) // 2))
-        for caption, png in section.pictures
-    ]
-    return {
-        "title": section.title,
-        "text": section.text,
-        "table": section.table,
-        "pictures": coded,
-    }
-
-
-_NARROWEST = 640
-"""Pixels below which a picture is not made smaller on a narrow screen: it scrolls."""
-
-
-def _width_of(png: bytes) -> int:
-    """In pixels, from the header (PNG specification, 11.2.2)."""
-    return int.from_bytes(png[16:20], "big")
-
-
-def png_of(figure: Figure) -> bytes:
-    """A figure as PNG, without a ground of its own; the same figure gives the same bytes."""
-    buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(
-            buffer,
-            format="png",
-            dpi=150,
-            transparent=True,
-            bbox_inches="tight",
-            metadata={"Software": None},
-        )
-    return buffer.getvalue()

@@ -8,24 +8,20 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fedprune.attacks.page import png_of
 from fedprune.report.drawing import styled
 
 TILE = 0.62
 """Inches."""
 
 
-def tiles(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Tensor | None]]]) -> bytes:
-    """A table of images as PNG; a row is its name and an image (H, W) in 0..1, or None, a column.
+@styled
+def tiles(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Tensor | None]]]) -> Figure:
+    """A table of images; a row is its name and an image (H, W) in 0..1, or None, a column.
 
     Values outside of 0..1 are cut off.
     """
-    return png_of(_drawn(columns, rows))
-
-
-@styled
-def _drawn(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Tensor | None]]]) -> Figure:
-    figure = Figure(figsize=(TILE * len(columns) + 0.8, TILE * len(rows) + 0.6))
+    size = TILE * len(columns) + 0.8, TILE * len(rows) + 0.6
+    figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(rows), len(columns), squeeze=False)
     for y, (name, images) in enumerate(rows):
         for x, image in enumerate(images):
@@ -33,7 +29,7 @@ def _drawn(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Tensor | N
             if image is None:
                 axes.axis("off")
             else:
-                axes.imshow(image.numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+                axes.imshow(image.numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="none")
                 axes.grid(visible=False)
                 axes.tick_params(left=False, bottom=False, labelleft=False, labelbottom=False)
                 axes.spines[["top", "right"]].set_visible(True)

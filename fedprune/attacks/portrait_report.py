@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.attacks.digits import CLASSES, SHAPE, all_digits
-from fedprune.attacks.page import Passage
+from fedprune.attacks.page import Passage, Picture
 from fedprune.attacks.pictures import tiles
 from fedprune.attacks.portraits import class_means, portraits, resemblance
 from fedprune.attacks.tabling import Figure, number_cell, pivot, share_cell
@@ -76,9 +76,10 @@ def portrait_findings(
     }
     long = [{**f, "protection": name} for f in figures for name in cells]
     table = pivot(long, lambda some: cells[some[0]["protection"]](some))
-    picture = tiles([str(c) for c in range(CLASSES)], shown)
     caption = "The mean image of each class, and the images that the first seed's models know."
-    section = Passage("What the finished model shows", _TEXT, table, ((caption, picture),))
+    drawn = tiles([str(c) for c in range(CLASSES)], shown)
+    picture = Picture("portraits", "Classes, and what models know of them", caption, drawn)
+    section = Passage("What the finished model shows", _TEXT, table, (picture,))
     return [section], {"rows": figures}
 
 

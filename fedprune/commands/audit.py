@@ -20,7 +20,7 @@ from fedprune.attacks.membership_report import (
     curves,
     rates_of,
 )
-from fedprune.attacks.page import Passage, Table, png_of, write_findings
+from fedprune.attacks.page import Passage, Picture, Table, write_findings
 from fedprune.attacks.replayed import replayed
 from fedprune.attacks.roc import Sides
 from fedprune.commands.members import by_shadows, by_threshold, people_of
@@ -82,7 +82,7 @@ def run(arguments: Namespace) -> int:
     command = f"fedprune audit {looked.name} --shadows {arguments.shadows}"
     title = f"{looked.config.task}: what the run gives away"
     text = ("Attacks on a finished run, and what its ledger says. " + LIMITS,)
-    write_findings(looked.run / PAGE_NAME, title, text, sections, command)
+    write_findings(looked.run / PAGE_NAME, title, text, sections, command, "fedprune audit")
     _show(sections[:2], privacy_sentences(run_))
     return int(refuted(canaries))
 
@@ -105,10 +105,8 @@ def _membership(sides: dict[str, Sides], members: dict[str, Any], shadows: int) 
     if first["others"] < 1 / min(RATES):
         text.append(f"0.1 % of {first['others']} others is less than one: none may be accused.")
     text += [SHADOWS.format(shadows=shadows)] if shadows else []
-    picture = (
-        "True against false positive rate, both on a logarithmic scale; dotted: chance.",
-        png_of(curves(sides)),
-    )
+    caption = "True against false positive rate, both on a logarithmic scale; dotted: chance."
+    picture = Picture("membership", "Members found", caption, curves(sides))
     return Passage(
         "Membership", tuple(text), Table(["attack", *RATE_COLUMNS], rows, ("attack",)), (picture,)
     )
@@ -159,15 +157,15 @@ def _canary(found: dict[str, Any]) -> Passage:
     )
     text = (
         _CANARIES,
-        f"{found['sums']} noised sums, {found['canaries']} canaries, each one {found['unit']}, at "
-        f"delta {found['delta']:g}. {verdict}",
+        f"{found['sums']:,} noised sums, {found['canaries']:,} canaries, each one {found['unit']}, "
+        f"at delta {found['delta']:g}. {verdict}",
         *([f"The claim is of {found['noise']}."] if found["noise"] else []),
     )
     return Passage("Canaries", text, Table(columns, [row]))
 
 
 def _epsilon(value: float | str) -> str:
-    return "infinite" if isinstance(value, str) else f"{value:.3g}"
+    return "infinite" if isinstance(value, str) else f"{value:.2f}"
 
 
 def _show(sections: list[Passage], ledger: list[str]) -> None:

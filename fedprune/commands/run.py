@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from contextlib import suppress
 from dataclasses import replace
@@ -105,7 +106,7 @@ def _run(
         host, takes = _with_engine(host, screen)
     except (ConfigError, FileNotFoundError, ImportError, ValueError) as error:
         return report_error(program, error, BAD_INPUT)
-    go_on = f"to go on: python simulations/run.py --resume {folder}"
+    go_on = f"to go on: fedprune run --resume {shlex.quote(str(folder))}"
     try:
         with resumable(go_on):
             _play(host, takes, folder, screen, going, ahead, leaving)

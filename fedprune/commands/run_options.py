@@ -22,10 +22,10 @@ from fedprune.runtime.ending import BAD_INPUT, ended, report_error
 
 EXAMPLES = """\
 examples:
-  python simulations/run.py --clients 20
-  python simulations/run.py --task digits --score magnitude --sparsity 0.9 --baselines dense,random
-  python simulations/run.py --config runs/one/config.toml --seed 1 --out runs/two
-  python simulations/run.py --resume runs/one
+  fedprune run --clients 20
+  fedprune run --task digits --score magnitude --sparsity 0.9 --baselines dense,random
+  fedprune run --config runs/one/config.toml --seed 1 --out runs/two
+  fedprune run --resume runs/one
 """
 
 

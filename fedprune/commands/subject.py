@@ -122,7 +122,7 @@ def _of_run(path: str, folder: Path, plugin: str) -> Subject:
     if not coded.is_file():
         raise ConfigError(
             f"model={path!r}: a run that has not ended, it has no {CODED_NAME}; allowed: "
-            f"python simulations/run.py --resume {path} first"
+            f"fedprune run --resume {path} first"
         )
     head, _, masks = from_coded(coded.read_bytes(), path)
     # The classes of the data are the file's to say: the data may be gone.

@@ -74,16 +74,17 @@ def _guarantee(terms: AccountingTerms, lines: Sequence[Line], epsilon: float | s
     told = f"{epsilon:.4g}" if isinstance(epsilon, float | int) else epsilon
     simulated = f" ({SIMULATED})" if terms.simulated else ""
     text = (
-        f"What is covered hides {whose}: it makes little difference to what can be seen, epsilon = "
-        f"{told} at delta = {terms.delta:g}{simulated}, under the relation {terms.relation} (the "
+        f"What is covered hides {whose}: epsilon = {told} at delta = {terms.delta:g}{simulated} "
+        f"bounds what it changes in all that can be seen, under the relation {terms.relation} (the "
         f"part {other}). All arms of the run count, as they see the same data."
     )
     if terms.unit == "example":
         text += (
-            " An example is a row, which part of its client's data it is in follows from its own "
-            "content (a plug-in's task cuts its rows itself); of running text it is one window of "
-            "--length symbols as it was cut, the others staying as they are: not a passage that "
-            "lies in several, and not a shift of the text. A copy of an example is another example."
+            " An example is a row of a client's data; its content alone decides whether it is in "
+            "the training, validation or test part (a plug-in's task may split otherwise). Of "
+            "running text an example is one window of --length symbols. A passage that lies in "
+            "several windows is not hidden, nor is a shift of the whole text. Each copy of an "
+            "example is an example of its own."
         )
     if terms.unit == "client" and terms.delta * terms.population >= 0.1:
         text += f" Delta is large: it should be far below 1/{terms.population}, one of the clients."
@@ -102,7 +103,7 @@ def _coverage(lines: Sequence[Line]) -> str:
             f"Covered by nothing: {'; '.join(reasons)}. With these the run's total is infinite: "
             "epsilon speaks of the covered part alone."
             if noised
-            else f"Left as they are: {'; '.join(reasons)}."
+            else f"Not protected: {'; '.join(reasons)}."
         )
     return " ".join(filter(None, told))
 
@@ -118,15 +119,14 @@ def _sampling(terms: AccountingTerms, lines: Sequence[Line], account: str) -> st
         return ""
     if terms.unit == "example":
         return (
-            f"Cohorts: {used}. Epsilon is that of the client with most releases; that clients are "
-            "drawn by chance is not counted as protection, that examples are (a step draws each "
-            "by itself) is."
+            f"Cohorts: {used}. Epsilon is that of the client with most releases. It counts that "
+            "each step draws every example by chance, and does not count that clients are drawn."
         )
     if account != AMPLIFICATION:
         return (
             f"Cohorts: {used}. Epsilon is that of the client that was asked most often, by what it "
-            "was asked for; who was drawn may be known to anybody (the server of a secure sum "
-            "knows it), as cohorts do not depend on anybody's data."
+            "was asked for. Anybody may know who was drawn (the server of a secure sum does): "
+            "cohorts depend on nobody's data."
         )
     seed = ", and the seed, from which it follows" if terms.simulated else ""
     return (

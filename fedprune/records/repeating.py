@@ -11,8 +11,6 @@ from fedprune.protocol.port import Port
 from fedprune.records.folder import CONFIG_NAME
 from fedprune.runtime.connection import CONNECTION
 
-RUN = "python simulations/run.py"
-
 
 def commands_for(config: RunConfig, folder: Path, port: Port) -> dict[str, str]:
     """How to repeat a run and how to go on with it.
@@ -26,10 +24,11 @@ def commands_for(config: RunConfig, folder: Path, port: Port) -> dict[str, str]:
         put = ["flwr", "run", ".", *where, "--stream", "--run-config"]
         again, on = as_run_config(config), f"resume={for_flower(str(folder))}"
         return {"command": shlex.join([*put, again]), "resume": shlex.join([*put, on])}
-    code = f" --plugin {config.plugin}" if config.plugin else ""  # a file does not choose code
+    code = ["--plugin", config.plugin] * bool(config.plugin)  # a file does not choose code
+    again = ["--config", str(folder / CONFIG_NAME), *code, "--out", f"{folder}-again"]
     return {
-        "command": f"{RUN} --config {folder / CONFIG_NAME}{code} --out {folder}-again",
-        "resume": f"{RUN} --resume {folder}{code}",
+        "command": shlex.join(["fedprune", "run", *again]),
+        "resume": shlex.join(["fedprune", "run", "--resume", str(folder), *code]),
     }
 
 

@@ -94,9 +94,17 @@ def canvas(label: str, height: float = HEIGHT) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+class _Shares(PercentFormatter):
+    """As many digits as each tick needs, not the same for all."""
+
+    def format_pct(self, x: float, display_range: float) -> str:
+        del display_range
+        return f"{self.convert_to_pct(x):.6g}{self.symbol}"
+
+
 def percentages() -> PercentFormatter:
     """Tick labels for shares."""
-    return PercentFormatter(1.0, symbol=f"{SPACE}%")
+    return _Shares(1.0, symbol=f"{SPACE}%")
 
 
 def draw_line(axes: Axes, rows: Sequence[Row], arm: str, key: str) -> list[float]:

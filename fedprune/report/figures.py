@@ -89,8 +89,5 @@ def figures_in(run: Run) -> tuple[Table, list[str]]:
     named: dict[str, Figures] = {n: dict(f) for n, f in (run.figures or {}).items()}
     if not named:
         return Table([], []), []
-    quality = run.summary.get("quality") or {}
     model = next(iter(named))
-    named[model]["quality"] = quality.get("final")
-    named["dense"]["quality"] = quality.get("dense") or quality.get("dense_at_pruning")
     return figure_table(named, run.metric), notes_on(named[model], named["dense"])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from fedprune.report.reading import NO_VALUE, SPACE, Run, metric_text, percent
+from fedprune.report.reading import NO_VALUE, SPACE, Run, metric_text, percent, significant
 from fedprune.tasks.measures import metric_of
 
 PERCENT = f"{SPACE}%"
 
-CLIENTS = (
+_CLIENTS = (
     " Intervals are of 200 resamples of the clients, each with all its examples (bootstrap); "
     "of few clients they are too narrow, and another seed may differ by more."
 )
@@ -18,8 +19,8 @@ CLIENTS = (
 
 def has_interval(run: Run, column: str) -> bool:
     """Whether a column of quality has intervals beside it."""
-    found = (run.summary.get("intervals") or {}).values()
-    return any(column in each for each in found) or (column == run.metric and _of_examples(run))
+    found = run.summary.get("intervals") or {}
+    return any(column in each for each in found.values()) or (not found and _of_right(run, column))
 
 
 def interval_words(run: Run, name: str, column: str) -> str:
@@ -32,18 +33,47 @@ def interval_words(run: Run, name: str, column: str) -> str:
     return wilson_words(found.get(column, math.nan), found.get("count", 0))
 
 
-def interval_sentence(run: Run) -> str:
-    """What the intervals are of; "" without any."""
+def interval_sentence(run: Run, columns: Sequence[str]) -> str:
+    """What the intervals of these columns are of, and why there are none where there are none."""
     if run.summary.get("intervals"):
-        return CLIENTS
+        return _CLIENTS
+    if spread := noise_on_measures(run):
+        return (
+            f" Noise of standard deviation {significant(spread)} is in every mean, so that no "
+            f"client shows: differences below {significant(_APART * spread)} may be noise alone, "
+            "and there are no intervals."
+        )
     unit = run.summary.get("unit") or "examples"
+    wilson = any(has_interval(run, column) for column in columns)
     words = f" Intervals are Wilson's, of {unit} drawn anew; another seed may differ by more."
-    return words * _of_examples(run)
+    none = "The other figures have no interval" if wilson else "There are no intervals"
+    return f"{words * wilson} {none}: {_why_none(run)}."
 
 
-def _of_examples(run: Run) -> bool:
-    """Whether the metric is a share of examples that were right, each right or wrong."""
-    return bool(metric_of(run.metric).correct) and metric_of(run.metric).correct == run.metric
+_APART = 2.77
+"""Standard deviations by which two figures with noise on each differ once in twenty times."""
+
+
+def noise_on_measures(run: Run) -> float:
+    """The standard deviation of the noise on every mean that was measured; 0.0 without noise."""
+    return float((run.summary.get("privacy") or {}).get("metrics_sd") or 0.0)
+
+
+def _why_none(run: Run) -> str:
+    """Why clients were not resampled."""
+    if run.config.get("secure", "none") != "none":
+        return f"{_NEEDS}, which secure sums hide"
+    if run.config.get("dp", "none") != "none":
+        return f"{_NEEDS}, and with --dp no client shows its own figures"
+    return f"{_NEEDS}, and fewer than two were measured"
+
+
+_NEEDS = "that needs to know how far clients differ"
+
+
+def _of_right(run: Run, column: str) -> bool:
+    """Whether a column is the share of what is either right or wrong, counted without noise."""
+    return column == metric_of(run.metric).correct and not noise_on_measures(run)
 
 
 def _between(column: str, low: float, high: float) -> str:

@@ -65,6 +65,7 @@ def write_html(folder: Path, run: Run, made: dict[str, Picture]) -> Path:
     figures, notes = figures_in(run)
     text = rendered(
         RUN_PAGE,
+        kicker="fedprune run",
         title=title(run),
         what=what_was_run(run),
         verdict=" ".join(filter(None, [unreached(run), result_sentence(run)])),

@@ -34,6 +34,11 @@ class Picture:
     finding: str
     figure: Figure | None
 
+    @property
+    def wide(self) -> bool:
+        """Whether it takes a line of its own, and scrolls on a phone."""
+        return self.figure is not None and self.figure.get_figwidth() > 1.2 * drawing.WIDTH
+
 
 def write_plots(folder: Path, made: dict[str, Picture]) -> None:
     """Write plots/NAME.png for every picture with a figure, see-through; drop those without."""

@@ -185,7 +185,7 @@ def agreement(run: Run) -> Picture:
     chance = chance_levels(run.rows, run.main)
     known = [(r, v, c) for r, v, c in zip(rounds, values, chance, strict=True) if v == v]
     if not known:
-        return Picture("agreement", title, f"It was not measured in this run. {meaning}", None)
+        return Picture("agreement", title, "It was not measured in this run.", None)
     average = sum(v for _, v, _ in known) / len(known)
     expected = sum(c for _, _, c in known) / len(known)
     finding = (

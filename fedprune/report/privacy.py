@@ -175,10 +175,10 @@ def curve_finding(run: Run) -> str:
     if not known:
         return ""
     by = {"pld": "loss distributions", "rdp": "R\u00e9nyi divergences"}[told["curve_by"]]
-    how = "for every delta" if told["mu_by"] == "exact" else "at the run's delta alone"
+    how = "at every delta" if told["mu_by"] == "exact" else "at the run's delta alone"
     return (
-        f"Epsilon for every delta, by {by}: one pair alone hides how it falls. As Gaussian DP, mu "
-        f"is {_number(told['mu'])}, {how}{_simulated(run)}."
+        f"Epsilon at every delta, by {by}. Gaussian differential privacy with mu "
+        f"{_number(told['mu'])} gives the same {how}{_simulated(run)}."
     )
 
 

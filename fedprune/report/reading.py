@@ -177,11 +177,19 @@ def block_of(name: str) -> tuple[str, int]:
 
 
 def short_name(name: str, longest: int = 30) -> str:
-    """A tensor's name without what all names share, cut in the middle where still too long."""
-    name = name.removesuffix(".weight").removeprefix("model.")
-    if len(name) <= longest:
-        return name
-    return f"{name[: longest // 3]}\u2026{name[-(longest - longest // 3 - 1) :]}"
+    """A tensor's name that fits: from the left, parts become their first letters, numbers stay."""
+    parts = name.removesuffix(".weight").removeprefix("model.").split(".")
+    for i, part in enumerate(parts[:-1]):
+        if len(".".join(parts)) > longest and not part.isdigit():
+            parts[i] = part[:1]
+    return without_middle(".".join(parts), longest)
+
+
+def without_middle(text: str, longest: int = 30) -> str:
+    """The text, cut in the middle where it is too long."""
+    if len(text) <= longest:
+        return text
+    return f"{text[: longest // 3]}\u2026{text[-(longest - longest // 3 - 1) :]}"
 
 
 def significant(value: Any) -> str:

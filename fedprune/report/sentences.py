@@ -4,7 +4,7 @@ from typing import Any
 
 from fedprune.options.refusal import counted
 from fedprune.records.summary import OWN_DATA
-from fedprune.report.intervals import interval_sentence
+from fedprune.report.intervals import interval_sentence, noise_on_measures
 from fedprune.report.reading import (
     NO_VALUE,
     Run,
@@ -22,6 +22,7 @@ from fedprune.report.reading import (
 )
 from fedprune.report.round_table import reduced_cell
 from fedprune.report.tables import (
+    measured_columns,
     results,
     shorten,
     test_figure,
@@ -34,19 +35,20 @@ from fedprune.tasks.owners import sentences
 SENTENCES = (
     "{clients_told} trained {model} of {parameters} parameters on the task {task}.",
     "{clients_calibrating} scored {model} of {parameters} parameters on the task {task}.",
-    "Their data is split as {split}, {shortest} to {longest} training {unit} each.",
-    "Each is a device with data of its own, {own_shortest} to {own_longest} training {unit} each.",
+    "Their data is split as {split}, {held} training {unit} each.",
+    "Each is a device with data of its own, {own_held} training {unit} each.",
     "Clients are owners of rows: {owners_told}.",
     "Of the texts not all was read: {reading_told}.",
     "The server asked {cohort} of them in each round.",
+    "{panel_told} more never train and are what the model is measured on.",
     "It scored weights by {score}, removed {removed} of the prunable ones on a {schedule} schedule "
     "with {scope} scope, {whose}, and {tuned}.",
-    "Its outputs stand for the classes {classes}, in this order.",
+    "The model's outputs stand for the classes {classes}, in this order.",
     "Redundancy taken out: {reduced}.",
     "{rounds_completed} of {rounds_told} {was} completed.",
     "It ended after round {ended_early}: so many measurements brought no lower loss on validation.",
     "The model is that of round {best_round}, with the lowest loss on validation.",
-    "It took {time} on {hosts_told} of the engine {engine}, with seed {seed}.",
+    "The run took {time} on {hosts_told} of the engine {engine}, with seed {seed}.",
     "Baselines of the same budget and seed: {baselines}.",
 )
 
@@ -78,14 +80,19 @@ def what_was_run(run: Run) -> str:
     for noun in ("client", "round", "host"):
         if isinstance(many := known.get(f"{noun}s"), int):
             known[f"{noun}s_told"] = counted(many, noun)
+    if panel := known.get("panel"):
+        known["panel_told"] = str(panel)
+        known["clients_told"] = counted(known["clients"] - panel, "client")
+    if known.get("cohort") == len(known.get("shard_sizes") or []):
+        known["cohort"] = "all"
     known["tuned"] = "averaged what the clients then tuned"
     if not clients_train(run):
         known["tuned"] = "no client trained"
         known["clients_calibrating"] = known.pop("clients_told", "")
     known["was"] = "was" if known.get("rounds") == 1 else "were"
     known["baselines"] = ", ".join(baselines_in(run))
-    known["shortest"], known["longest"] = (
-        whole(choose(known.get("shard_sizes") or [], default=None)) for choose in (min, max)
+    known["held"] = " to ".join(
+        dict.fromkeys(whole(choose(known.get("shard_sizes") or [None])) for choose in (min, max))
     )
     known.setdefault("unit", "examples")
     known["classes"] = listed(known.get("class_names") or [])
@@ -101,7 +108,7 @@ def what_was_run(run: Run) -> str:
     known["time"] = duration(known.get("seconds"))
     if known.get("split") == OWN_DATA:
         del known["split"]
-        known |= {f"own_{name}": known[name] for name in ("shortest", "longest")}
+        known["own_held"] = known["held"]
     told = {key: value for key, value in known.items() if value not in ("", NO_VALUE)}
     return " ".join(filter(None, (filled(sentence, told) for sentence in SENTENCES)))
 
@@ -133,6 +140,8 @@ def result_sentence(run: Run) -> str:
         return "No model was measured on the test split."
     against = f"the dense model's {read('dense_at_pruning')} when pruning began"
     relation = "better than" if gain > 0 else "worse than" if gain < 0 else "the same as"
+    if noise_on_measures(run):
+        relation = "beside"  # better or worse by chance
     if gain != gain:
         relation, against = "with", "no dense model measured when pruning began"
     against = "" if nothing_pruned(run) else f", {relation} {against}"
@@ -166,7 +175,10 @@ def tested_on(run: Run) -> str:
     """What the test figures were measured on."""
     count = whole(test_figure(run, "final", "count"))
     unit = run.summary.get("unit") or "examples"
-    return f"On the test split of all partitions, {count} {unit}.{interval_sentence(run)}"
+    whose = f"all partitions, {count} {unit}"
+    if noise_on_measures(run):  # they send means
+        whose = f"{count} clients, each counted once"
+    return f"On the test split of {whose}.{interval_sentence(run, measured_columns(run))}"
 
 
 def earlier_task(run: Run) -> str:

@@ -49,6 +49,11 @@ figure { margin: 0 0 3rem; display: grid; gap: 1rem; }
   figure { grid-template-columns: minmax(0, 32rem) minmax(16rem, 1fr); gap: 2.75rem; align-items: center; }
 }
 figcaption p { font-size: 0.9375rem; }
+p + figure, .scroll + figure { margin-top: 2.5rem; }
+.wide { display: block; }
+.wide .plot { overflow-x: auto; margin-bottom: 1rem; }
+.wide .plot svg { min-width: 36rem; max-width: 50rem; }
+.plot image { image-rendering: pixelated; }
 .plot svg { display: block; width: 100%; height: auto; overflow: visible; }
 .plot * { stroke-linejoin: round; stroke-linecap: butt; }
 .plot text { font-family: inherit !important; }
@@ -71,7 +76,7 @@ th { font-weight: 500; color: var(--quiet); white-space: normal; vertical-align:
 td { border-bottom: 1px solid var(--rule); }
 .tall thead th { position: sticky; top: 0; background: var(--paper); }
 .words { text-align: left; }
-td.reason { white-space: normal; min-width: 16rem; max-width: 34rem; overflow-wrap: anywhere; unicode-bidi: isolate; }
+td.reason, td.outcome { white-space: normal; min-width: 16rem; max-width: 34rem; overflow-wrap: anywhere; unicode-bidi: isolate; }
 td.value { white-space: normal; min-width: 10rem; overflow-wrap: anywhere; }
 td.SHA-256, td.tensor, td.mask, td.key { font-family: ui-monospace, "SFMono-Regular", Menlo, "Liberation Mono", monospace; font-size: 0.8125rem; }
 details { margin-top: 1rem; }

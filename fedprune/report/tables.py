@@ -54,7 +54,7 @@ def quality_table(run: Run) -> Table:
     """
     dense = test_figure(run, "dense_at_pruning", run.metric)
     naive = run.summary.get("naive") or {}
-    shown = list(dict.fromkeys([run.metric, "loss", *further_measures(run)]))
+    shown = measured_columns(run)
     sure = {column for column in shown if has_interval(run, column)}
     heads = {c: [f"test {worded(c)}" if c in (run.metric, "loss") else worded(c)] for c in shown}
     heads = {c: [*head, *["95 % interval"] * (c in sure)] for c, head in heads.items()}
@@ -92,9 +92,10 @@ def spread_table(run: Run) -> Table:
     return Table(columns, rows, ("model",))
 
 
-def further_measures(run: Run) -> list[str]:
-    """What the task measures on test beside its loss and its metric."""
-    return beside((run.summary.get("quality") or {}).get("final") or {}, run.metric)
+def measured_columns(run: Run) -> list[str]:
+    """What is shown of quality on test: the metric, the loss, and what is measured beside them."""
+    further = beside((run.summary.get("quality") or {}).get("final") or {}, run.metric)
+    return list(dict.fromkeys([run.metric, "loss", *further]))
 
 
 def change_cell(metric: str, value: float, reference: float) -> str:

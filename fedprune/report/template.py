@@ -30,23 +30,37 @@ TABLE = """\
 """
 """The macro that draws a `fedprune.report.tables.Table`."""
 
+FIGURE = """\
+{% macro figure(picture) %}
+{% if picture.figure %}
+<figure id="{{ picture.name }}"{% if picture.wide %} class="wide"{% endif %}>
+<div class="plot">{{ svg[picture.name] }}</div>
+<figcaption><h3>{{ picture.title }}</h3><p>{{ picture.finding }}</p></figcaption>
+</figure>
+{% else %}
+<section class="absent" id="{{ picture.name }}"><h3>{{ picture.title }}</h3><p>{{ picture.finding }}</p></section>
+{% endif %}
+{% endmacro %}
+"""
+"""The macro that draws a `fedprune.report.picture.Picture`, whose `svg` is not escaped."""
+
 _CONTENTS = "<!-- contents -->"
 """Where the list of sections goes."""
 
 
-def framed(kicker: str, header: str, main: str, style: str = "", images: bool = False) -> str:
+def framed(header: str, main: str, images: bool = False) -> str:
     """The template of a whole page: no request, one script; everything that is put in is escaped.
 
+    It takes its `title` and a `kicker`, the line above: the command that it is of.
+
     Args:
-        kicker: the line above its title.
-        header: what is below its `title`.
-        main: the rest; may use the macro `table`.
-        style: CSS beside `CSS`.
-        images: it shows some that are in the page itself.
+        header: what is below its title.
+        main: the rest; may use the macros `table` and `figure`.
+        images: its figures hold some.
     """
     allowed = "img-src data:; " if images else ""
     return f"""\
-{TABLE}
+{TABLE}{FIGURE}
 <!doctype html>
 <html lang="en">
 <head>
@@ -56,11 +70,11 @@ def framed(kicker: str, header: str, main: str, style: str = "", images: bool = 
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; {allowed}script-src 'sha256-{DIGEST}'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
 <title>{{{{ title }}}} – fedprune</title>
 <style>
-{CSS}{style}</style>
+{CSS}</style>
 </head>
 <body>
 <header>
-<p class="kicker">{kicker}</p>
+<p class="kicker">{{{{ kicker }}}}</p>
 <h1>{{{{ title }}}}</h1>
 {header}</header>
 {_CONTENTS}
@@ -97,25 +111,9 @@ def with_contents(text: str) -> str:
     return text.replace(_CONTENTS, contents, 1)
 
 
-FIGURE = """\
-{% macro figure(picture) %}
-{% if picture.figure %}
-<figure id="{{ picture.name }}">
-<div class="plot">{{ svg[picture.name] }}</div>
-<figcaption><h3>{{ picture.title }}</h3><p>{{ picture.finding }}</p></figcaption>
-</figure>
-{% else %}
-<section class="absent" id="{{ picture.name }}"><h3>{{ picture.title }}</h3><p>{{ picture.finding }}</p></section>
-{% endif %}
-{% endmacro %}
-"""
-"""The macro that draws a `fedprune.report.picture.Picture`, whose `svg` is not escaped."""
-
 RUN_PAGE = framed(
-    "fedprune run",
     "<p>{{ what }}</p>\n",
-    FIGURE
-    + """\
+    """\
 
 <h2>Result</h2>
 <p class="verdict">{{ verdict }}</p>

@@ -12,7 +12,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from fedprune.report.drawing import INK, SERIES, canvas, legend, percentages, styled
-from fedprune.report.reading import density, number, percent, series, short_name, worded
+from fedprune.report.reading import density, number, percent, series, without_middle, worded
 from fedprune.study.comparison import Ranking, SeedSpread, front_of, is_higher, seed_spread
 from fedprune.study.outcomes import StudyOutcome
 from fedprune.tasks.measures import metric_of
@@ -177,7 +177,7 @@ def densities_figure(found: Mapping[str, Sequence[Mapping[str, float]]]) -> Figu
             corner = (column + 0.54, place - 0.45)
             axes.add_patch(Rectangle(corner, 0.92, 0.9, facecolor=SERIES[0], alpha=shade, lw=0))
     axes.set(xlim=(0.5, count + 0.5), ylim=(len(found) - 0.5, -0.5))
-    axes.set_yticks(range(len(found)), [short_name(label) for label in found], fontsize=7.5)
+    axes.set_yticks(range(len(found)), [without_middle(label) for label in found], fontsize=7.5)
     axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
     axes.set_xlabel(f"prunable tensor, of {count}, in the model's order")
     axes.grid(visible=False)

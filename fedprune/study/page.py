@@ -9,8 +9,9 @@ from markupsafe import Markup
 from fedprune.options.refusal import counted
 from fedprune.report.picture import svg, write_plots
 from fedprune.report.reading import significant, worded
+from fedprune.report.sentences import listed
 from fedprune.report.tables import Table
-from fedprune.report.template import FIGURE, framed, rendered
+from fedprune.report.template import framed, rendered
 from fedprune.study.beside import fairness_table, gap_table, recovery_table
 from fedprune.study.comparison import (
     is_higher,
@@ -34,14 +35,12 @@ from fedprune.study.tables import (
 STUDY_PAGE_NAME = "study.html"
 
 STUDY_PAGE = framed(
-    "fedprune study",
     "<p>{{ what }}</p>\n",
-    FIGURE
-    + """\
+    """\
 
 <h2>Quality</h2>
 {% for verdict in verdicts %}
-<p class="verdict">{{ verdict[:1] | upper }}{{ verdict[1:] }}</p>
+<p class="verdict">{{ verdict }}</p>
 {% endfor %}
 <p>{{ how }}</p>
 {% for title, cells, drawn in panels %}
@@ -125,6 +124,8 @@ def write_study(out: Path, collected: Collected) -> Path:
     fairness_of, fairness = fairness_table(collected.measured, factors)
     text = rendered(
         STUDY_PAGE,
+        # `study` or `compare`, as it was called.
+        kicker=" ".join(collected.command.split()[:2]),
         title=collected.title,
         what=_what(collected),
         verdicts=[text for panel in panels if (text := _verdict(panel, factors))],
@@ -153,11 +154,13 @@ def write_study(out: Path, collected: Collected) -> Path:
 
 def _what(collected: Collected) -> str:
     factors = collected.factors
-    levels = {n: len({o.labels[n] for o in collected.outcomes}) for n in factors.names}
-    told = ", ".join(f"{count} of {name}" for name, count in levels.items())
-    runs = counted(len(collected.outcomes), "run")
-    over = f" over {factors.over}" if factors.over else ""
-    return f"{runs}: {told}. Compared: {factors.compared}{over}."
+    levels = {n: dict.fromkeys(o.labels[n] for o in collected.outcomes) for n in factors.names}
+    compared = levels.pop(factors.compared)
+    tasks = dict.fromkeys(str(t) for o in collected.measured if (t := o.said("task")))
+    on = f" on the task {' and '.join(tasks)}" if tasks else ""
+    each = " and ".join(f"{name} {listed(list(its), 8)}" for name, its in levels.items())
+    runs = f"{counted(len(collected.outcomes), 'run')}{f': each with {each}' if each else ''}"
+    return f"{factors.compared.capitalize()} compared{on}: {listed(list(compared))}. {runs}."
 
 
 def _how(collected: Collected) -> str:
@@ -166,7 +169,8 @@ def _how(collected: Collected) -> str:
         for m in metrics_in(collected.outcomes)
     )
     spread = "mean and, in brackets, standard deviation over seeds"
-    said = spread if SEED in collected.factors.names else "one run each, so no spread is known"
+    alone = "one run each, so no spread over seeds is known; each run's own page has intervals"
+    said = spread if SEED in collected.factors.names else alone
     return f"Test {metrics}: {said}. Nothing was chosen on the test split." if metrics else ""
 
 
@@ -179,10 +183,13 @@ def _verdict(panel: Panel, factors: Factors) -> str:
     best = {column: panel.best(column) for column in panel.columns}
     where = f"{_place_words(panel, factors)}: " if panel.place else ""
     winners = dict.fromkeys(name for name in best.values() if name)
-    if len(winners) == 1 and len(panel.rows) > 1:
-        return f"{where}{next(iter(winners))} has the best mean everywhere."
+    if len(panel.rows) < 2 or not winners:
+        return ""
+    if len(winners) == 1:
+        wide = f", at every {factors.over}" if len(best) > 1 else ""
+        return f"{where}Best on average is {next(iter(winners))}{wide}."
     told = [f"{name} at {factors.over} {column}" for column, name in best.items() if name]
-    return f"{where}best on average {'; '.join(told)}." if told and len(panel.rows) > 1 else ""
+    return f"{where}Best on average is {'; '.join(told)}."
 
 
 def _tests(collected: Collected) -> list[tuple[str, str, Table]]:
@@ -192,8 +199,8 @@ def _tests(collected: Collected) -> list[tuple[str, str, Table]]:
         same = [o for o in collected.measured if o.metric == metric]
         labels = list(dict.fromkeys(o.labels[factors.compared] for o in same))
         found = paired_tests(quality_blocks(same, factors), labels, higher=is_higher(metric))
-        if found:
-            pairs = max(one.count for one in found)
+        pairs = max((one.count for one in found), default=0)
+        if pairs > 1:  # of one pair the table of quality says it
             out.append(
                 (f"Paired tests, {worded(metric)}", _tests_words(pairs), tests_table(found, metric))
             )

@@ -21,7 +21,6 @@ from fedprune.study.comparison import (
 from fedprune.study.design import SEED, Factors
 from fedprune.study.figures import (
     COSTS,
-    Cost,
     agreement_over_rounds,
     agreements,
     cost_figure,
@@ -72,14 +71,16 @@ def panel_pictures(collected: Collected, panel: Panel, number: int) -> list[Pict
         front = front_of(pairs, higher=is_higher(panel.metric))
         labels = dict.fromkeys(points[place].label for place in front)
         title = f"Quality against {cost.words}"
-        out.append(Picture(f"{cost.key}-{number}", title, _front_words(cost, labels), figure))
+        words = _front_words(labels, SEED in factors.names)
+        out.append(Picture(f"{cost.key}-{number}", title, words, figure))
     return out
 
 
-def _front_words(cost: Cost, labels: dict[str, None]) -> str:
+def _front_words(labels: dict[str, None], repeated: bool) -> str:
+    point = "a mean over seeds, its bar the standard deviation" if repeated else "a run"
     return (
-        "Each point is a mean over seeds, its bar the standard deviation. Ringed: what no other "
-        f"point beats at this cost or less, in order of {cost.words}: {'; '.join(labels)}."
+        f"Each point is {point}. Ringed are points that no other equals or beats at the same cost "
+        f"or less; from the cheapest on: {'; '.join(labels)}."
     )
 
 

@@ -8,7 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedprune.report.reading import NO_VALUE, SPACE, metric_text, significant, size, worded
+from fedprune.report.reading import (
+    NO_VALUE,
+    SPACE,
+    metric_text,
+    percent,
+    significant,
+    size,
+    worded,
+)
 from fedprune.report.tables import Table, shorten
 from fedprune.runtime.files import write_atomically
 from fedprune.study.comparison import (
@@ -123,24 +131,28 @@ def to_the_same_place(spread: SeedSpread, scale: float = 1) -> tuple[str, str]:
 
 def tests_table(found: Sequence[Paired], metric: str) -> Table:
     """Every two labels against each other."""
-    columns = ["better or worse", "pairs", f"difference in {worded(metric)}", "effect", "p", "Holm"]
+    columns = ["compared", "pairs", f"difference in {worded(metric)}", "effect", "p", "Holm"]
     rows = [
         [
             f"{one.first} against {one.second}",
             str(one.count),
-            f"{_signed(one.difference)} ({significant(one.deviation)})",
-            f"{one.effect:+.2f}",
+            _difference(one, metric),
+            f"{one.effect:+.2f}".replace("-", "\u2212"),
             _p(one.p),
             _p(one.corrected),
         ]
         for one in found
     ]
-    return Table(["compared", *columns[1:]], rows, ("compared",))
+    return Table(columns, rows, ("compared",))
 
 
-def _signed(value: float) -> str:
-    sign = "+" if value > 0 else "\u2212" if value < 0 else ""
-    return f"{sign}{significant(abs(value))}"
+def _difference(one: Paired, metric: str) -> str:
+    """Mean and standard deviation over pairs, of shares in points."""
+    share = metric_of(metric).form == "share"
+    spread = SeedSpread(abs(one.difference), one.deviation, one.count)
+    mean, deviation = to_the_same_place(spread, 100 if share else 1)
+    sign = "+" if one.difference > 0 else "\u2212" if one.difference < 0 else ""
+    return f"{sign}{mean}{f'{SPACE}points' * share} ({deviation})"
 
 
 def _p(value: float) -> str:
@@ -157,14 +169,14 @@ def runs_table(outcomes: Sequence[StudyOutcome], factors: Factors) -> Table:
             [
                 *(one.labels[name] for name in factors.names),
                 measured,
-                significant(one.said("sparsity")),
+                percent(one.said("sparsity")),
                 size(sum(sent)) if None not in sent else NO_VALUE,
                 str(one.said("weights_digest") or NO_VALUE)[:12],
                 shorten(one.reason or "done"),
             ]
         )
-    columns = [*factors.names, "test quality", "sparsity", "sent", "weights", "reason"]
-    return Table(columns, rows, (*factors.names, "weights", "reason"))
+    columns = [*factors.names, "test quality", "removed", "sent", "weights", "outcome"]
+    return Table(columns, rows, (*factors.names, "weights", "outcome"))
 
 
 def write_latex(out: Path, panels: Sequence[Panel], factors: Factors) -> list[Path]:

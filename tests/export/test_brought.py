@@ -139,7 +139,7 @@ def test_a_card_is_read_by_the_hub(played):
     data = read.data.to_dict()
     assert (data["license"], data["library_name"]) == ("unknown", "transformers")
     assert data["pipeline_tag"] == "text-generation"
-    assert "`python simulations/run.py --config" in read.text
+    assert "`fedprune run --config" in read.text
     (run / "model" / "README.md").write_text("the user's own words")
     fedprune.load(run / "model")  # a card is theirs to edit
 

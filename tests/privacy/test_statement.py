@@ -32,7 +32,7 @@ def test_without_noise_it_claims_nothing():
     text = said(AccountingTerms(), RAW)
     assert "No differential privacy" in text
     assert "epsilon is infinite" in text
-    assert "Left as they are: counts (weights are sent as they are)." in text
+    assert "Not protected: counts (weights are sent as they are)." in text
     assert "Trusted: everybody." in text
     assert "hides" not in text
 

@@ -103,8 +103,16 @@ def test_layers_are_placed_by_kind_and_block():
     assert grid([f"layer{i}" for i in range(45)])[44] == ("tensors 40 to 59", 4)
 
 
-def test_long_names_lose_their_middle():
+def test_long_names_are_abbreviated_and_keep_their_numbers():
     assert short_name("model.layers.0.mlp.up_proj.weight") == "layers.0.mlp.up_proj"
+    names = [
+        f"bert.encoder.layer.{i}.{part}.weight"
+        for i in range(12)
+        for part in ("attention.self.query", "attention.output.dense", "intermediate.dense")
+    ]
+    short = [short_name(name) for name in names]
+    assert short[:2] == ["b.e.l.0.attention.self.query", "b.e.l.0.attention.output.dense"]
+    assert len(set(short)) == len(names)
     assert len(short_name("x" * 90)) == 30
 
 

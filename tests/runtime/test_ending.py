@@ -55,7 +55,7 @@ def test_sigterm_interrupts_as_ctrl_c_does(tmp_path, monkeypatch, capsys):
         assert main([*QUICK, "--out", str(tmp_path / "run")]) == 130
     finally:
         signal.signal(signal.SIGINT, before)
-    assert lines(capsys)[-1].endswith(f"simulations/run.py --resume {tmp_path / 'run'}")
+    assert lines(capsys)[-1].endswith(f"fedprune run --resume {tmp_path / 'run'}")
     assert (tmp_path / "run" / "checkpoint" / "pruned.safetensors").is_file()
 
 

@@ -261,6 +261,6 @@ def test_interrupted_it_says_how_to_go_on(engine, tmp_path):
     child.send_signal(signal.SIGINT)
     _, errors = child.communicate(timeout=300)
     assert child.returncode == 130
-    assert f"to go on: python simulations/run.py --resume {folder}" in errors
+    assert f"to go on: fedprune run --resume {folder}" in errors
     assert "Traceback" not in errors
     assert len((folder / "rounds.jsonl").read_text().splitlines()) >= 3
