@@ -14,14 +14,14 @@ from fedprune.attacks.page import Passage, Picture, Table
 from fedprune.attacks.roc import AtRate, Sides, auc, found_at, roc
 from fedprune.attacks.shadows import Attacked, dense_and_pruned
 from fedprune.config import configure
-from fedprune.report.drawing import FAINT, SERIES, canvas, legend, percentages, styled
+from fedprune.report.drawing import INK, SERIES, canvas, legend, percentages, styled
 
 RATES = (0.01, 0.001)
 """False positive rates at which true positives are told."""
 
 HOW = (
     "An attack accuses the examples whose statistic is above a threshold. AUC is how often a "
-    "member's statistic is above another's: chance is 0.5. TPR at 1 % is the share of members "
+    "member's statistic is above a non-member's: chance is 0.5. TPR at 1 % is the share of members "
     "that are accused at the threshold which accuses at most 1 % of the others: chance is 1 %. In "
     "brackets are exact 95 % intervals (Clopper and Pearson), as of independent examples."
 )
@@ -172,7 +172,7 @@ def curves(named: Mapping[str, Sides]) -> Figure:
 
 
 def _scaled(axes: Axes, least: float) -> None:
-    axes.plot([least, 1.0], [least, 1.0], ":", color=FAINT, label="chance")
+    axes.plot([least, 1.0], [least, 1.0], ":", color=INK, label="chance")
     axes.set(xscale="log", yscale="log", xlim=(least, 1.0), ylim=(least, 1.0))
     axes.set_xlabel("false positive rate")
     for axis in (axes.xaxis, axes.yaxis):

@@ -103,7 +103,7 @@ def _membership(sides: dict[str, Sides], members: dict[str, Any], shadows: int) 
     first = next(iter(members.values()))
     text = [ATTACKED, f"{first['members']:,} members, {first['others']:,} others. {HOW}"]
     if first["others"] < 1 / min(RATES):
-        text.append(f"0.1 % of {first['others']} others is less than one: none may be accused.")
+        text.append(f"0.1 % of {first['others']} others is less than one: none is accused there.")
     text += [SHADOWS.format(shadows=shadows)] if shadows else []
     caption = "True against false positive rate, both on a logarithmic scale; dotted: chance."
     picture = Picture("membership", "Members found", caption, curves(sides))

@@ -12,7 +12,6 @@ from fedprune.report.tables import Table
 from fedprune.study.comparison import by_place, seed_spread
 from fedprune.study.design import SEED, Factors
 from fedprune.study.outcomes import StudyOutcome
-from fedprune.study.tables import to_the_same_place
 
 SIDES = ("local", "federated", "centralised")
 
@@ -95,10 +94,8 @@ def around_pruning(run: Run) -> tuple[float, float, float] | None:
 
 def _mean(values: Sequence[float]) -> str:
     spread = seed_spread(values)
-    if spread.count < 2:
-        return significant(spread.mean)
-    mean, deviation = to_the_same_place(spread)
-    return f"{mean} ({deviation})"
+    many = spread.count > 1
+    return significant(spread.mean) + (f" ({significant(spread.deviation)})" if many else "")
 
 
 def _but_seeds(factors: Factors) -> list[str]:

@@ -1,11 +1,12 @@
 """The page of attacks stands alone, says what it was given and escapes it."""
 
-import base64
 import re
 
+import torch
 from matplotlib.figure import Figure
 
-from fedprune.attacks.page import Passage, Table, png_of, write_findings
+from fedprune.attacks.page import Passage, Picture, Table, write_findings
+from fedprune.attacks.pictures import tiles
 
 ANGRY = "<script>alert(1)</script>"
 
@@ -18,7 +19,7 @@ def drawn() -> Figure:
 
 def section() -> Passage:
     table = Table(["quantity", "MSE"], [["|g|", "0.1"], [ANGRY, "0.2"]], ("quantity",))
-    return Passage("Inversion", ("One.", ANGRY), table, ((ANGRY, png_of(drawn())),))
+    return Passage("Inversion", ("One.", ANGRY), table, (Picture("x", "Made", ANGRY, drawn()),))
 
 
 def test_what_is_said_is_there_and_escaped(tmp_path):
@@ -33,10 +34,16 @@ def test_what_is_said_is_there_and_escaped(tmp_path):
 
 
 def test_pictures_are_in_the_page_and_nothing_is_asked_for(tmp_path):
-    text = write_findings(tmp_path / "page.html", "T", [], [section()]).read_text("utf-8")
-    (coded,) = re.findall(r'src="data:image/png;base64,([^"]+)"', text)
-    assert base64.b64decode(coded) == section().pictures[0][1]
-    assert not re.search(r"https?:|@import|url\(", text)
+    image = torch.linspace(0, 1, 16).reshape(4, 4)
+    strip = Picture("y", "Images", "Sixteen shades.", tiles(["0"] * 9, [("mean", [image] * 9)]))
+    both = [section(), Passage("Images", (), None, (strip,))]
+    text = write_findings(tmp_path / "page.html", "T", [], both).read_text("utf-8")
+    assert text.count("<svg ") == 2
+    assert [f'<figure id="{name}"' in text for name in "xy"] == [True, True]
+    assert re.search(r'<figure id="y" class="wide">', text)
+    assert text.count("data:image/png;base64,") == 9
+    asked = re.sub(r'xmlns\S*="[^"]*"', "", text)
+    assert not re.search(r"https?:|@import|url\((?!#)", asked)
     assert "Repeat" not in text
 
 
@@ -48,4 +55,4 @@ def test_the_same_sections_give_the_same_bytes(tmp_path):
 def test_a_section_may_be_words_alone(tmp_path):
     text = write_findings(tmp_path / "p.html", "T", [], [Passage("S", ("w",))]).read_text("utf-8")
     assert "<table>" not in text
-    assert "<img" not in text
+    assert "<figure" not in text

@@ -17,9 +17,10 @@ from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Answer, Question
 from fedprune.protocol.replies import folded_of, sum_packet
 from fedprune.protocol.running_sum import as_sum, summed
+from fedprune.report import sentences
 from fedprune.report.intervals import interval_sentence
 from fedprune.report.reading import read_run
-from fedprune.report.tables import quality_table
+from fedprune.report.tables import measured_columns, quality_table
 from fedprune.tasks.measures import error_of_mean, spread_sums
 from fedprune.tasks.resampling import intervals
 from tests.runs import house_of, tiny
@@ -81,7 +82,7 @@ def test_a_run_says_intervals_in_its_summary_and_on_its_page(tmp_path):
     federate(config, folder=tmp_path)
     told = json.loads((tmp_path / "summary.json").read_text())
     run = read_run(tmp_path)
-    columns = quality_table(run).columns
+    columns, shown = quality_table(run).columns, measured_columns(run)
     assert set(told["intervals"]) == {"dense_at_pruning", "final", "dense", "newcomers"}
     for name, each in told["intervals"].items():
         assert set(each) == set(told["quality"][name]) - {"count"}
@@ -89,15 +90,47 @@ def test_a_run_says_intervals_in_its_summary_and_on_its_page(tmp_path):
             assert low < high
             assert measure != "loss" or low < told["quality"][name][measure] < high
     assert columns.count("95 % interval") == len(told["intervals"]["final"])
-    assert "bootstrap" in interval_sentence(run)
+    assert "bootstrap" in interval_sentence(run, shown)
     old = replace(run, summary={k: v for k, v in told.items() if k != "intervals"})
     assert quality_table(old).columns.count("95 % interval") == 1
-    assert "Wilson" in interval_sentence(old)
+    assert "Wilson" in interval_sentence(old, shown)
+    assert "The other figures have no interval" in interval_sentence(old, shown)
 
 
-@pytest.mark.parametrize("secure", ["none", "secagg"])
+OPEN = {"dp": "example", "dp_noise": 1.0, "clients": 6, "cohort": 2}
+
+
+@pytest.mark.parametrize(
+    ("keys", "open_"),
+    [
+        ({}, True),
+        ({"secure": "secagg"}, False),
+        (OPEN, False),
+        (OPEN | {"panel": 2}, True),  # who measures is not protected
+        (OPEN | {"panel": 3, "cohort": 3, "secure": "secagg"}, False),
+    ],
+)
 @pytest.mark.parametrize("part", ["validation", "test"])
-def test_what_comes_in_the_open_on_test_is_resampled(secure, part):
+def test_what_comes_in_the_open_on_test_is_resampled(keys, open_, part):
     question = Question("evaluate", 1, {}, {}, part=part)
-    form = form_of(question, tiny(secure=secure), house_of(tiny()).layout)
-    assert form.resampled == (secure == "none" and part == "test")
+    form = form_of(question, tiny(**keys), house_of(tiny()).layout)
+    assert form.resampled == (open_ and part == "test")
+
+
+@pytest.mark.parametrize(
+    ("keys", "columns", "words"),
+    [
+        ({"secure": "secagg"}, 1, "which secure sums hide"),
+        (OPEN | {"clip": 0.0}, 0, "Noise of standard deviation"),
+        (OPEN | {"clip": 0.0, "panel": 3}, 3, "bootstrap"),
+    ],
+)
+def test_no_quality_stands_without_an_interval_or_why_there_is_none(keys, columns, words, tmp_path):
+    federate(tiny(model="mlp", **keys), folder=tmp_path)
+    run = read_run(tmp_path)
+    assert quality_table(run).columns.count("95 % interval") == columns
+    assert words in sentences.tested_on(run)
+    noised = "dp" in keys and "panel" not in keys
+    assert ("each counted once" in sentences.tested_on(run)) == noised
+    assert (", beside the dense" in sentences.result_sentence(run)) == noised
+    assert ("3 more never train" in sentences.what_was_run(run)) == ("panel" in keys)
