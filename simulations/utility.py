@@ -14,7 +14,7 @@ from fedprune.privacy.accounting_terms import SIMULATED
 from fedprune.privacy.calibration import calibrated
 from fedprune.privacy.release import Occasion, Release
 from fedprune.tensors.named import Masks
-from simulations.utility_figures import Cell, utility_curve, utility_table
+from simulations.utility_figures import TALLEST, Cell, utility_curve, utility_table
 
 Keys = dict[str, Any]
 Tick = Callable[[], None]
@@ -94,7 +94,8 @@ def utility_findings(
     cells = [*_scores_only(task, seeds, epsilons, tick), *_covered(task, seeds, epsilons, tick)]
     metric = "perplexity" if task == "shakespeare" else "accuracy"
     title = f"Quality against epsilon ({task}, sparsity {SPARSITY:.0%})"
-    picture = Picture(f"epsilon-{task}", title, CAPTION, utility_curve(cells, metric))
+    beyond = f" Perplexities above {TALLEST:g} are not drawn." if metric == "perplexity" else ""
+    picture = Picture(f"epsilon-{task}", title, CAPTION + beyond, utility_curve(cells, metric))
     section = Passage(title, READING, utility_table(cells, metric), (picture,))
     return [section], {"task": task, "metric": metric, "cells": [vars(c) for c in cells]}
 
@@ -110,10 +111,7 @@ READING = (
 )
 
 
-CAPTION = (
-    "Quality at the end over seeds: mean, and the standard deviation as a bar. Perplexities above "
-    "40 are outside of the picture."
-)
+CAPTION = "Quality at the end over seeds: mean, and the standard deviation as a bar."
 
 
 def _scores_only(

@@ -58,10 +58,10 @@ def utility_table(cells: Sequence[Cell], metric: str) -> Table:
 
 def _spread(values: Sequence[float], metric: str) -> str:
     mean = statistics.fmean(values)
-    sd = statistics.stdev(values) if len(values) > 1 else 0.0
-    if metric != "perplexity":
-        return f"{mean:.1%} ({sd:.1%})"
-    return f"{mean:.2f} ({sd:.2f})" if mean < USELESS else f"over {USELESS:,.0f}"
+    if metric == "perplexity" and not mean < USELESS:
+        return f"over {USELESS:,.0f}"
+    form = ".2f" if metric == "perplexity" else ".1%"
+    return f"{mean:{form}}" + (f" ({statistics.stdev(values):{form}})" if len(values) > 1 else "")
 
 
 USELESS = 1000.0

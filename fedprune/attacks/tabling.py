@@ -35,10 +35,10 @@ def pivot(figures: Sequence[Figure], cell: Callable[[Sequence[Figure]], str]) ->
 
 
 def over_seeds(figures: Sequence[Figure], name: str) -> tuple[float, float]:
-    """Mean over seeds of their means, and the standard deviation of these (0 with one seed)."""
+    """Mean over seeds of their means, and the standard deviation of these (NaN with one seed)."""
     seeds = dict.fromkeys(f["seed"] for f in figures)
     means = [statistics.fmean(f[name] for f in figures if f["seed"] == seed) for seed in seeds]
-    return statistics.fmean(means), statistics.stdev(means) if len(means) > 1 else 0.0
+    return statistics.fmean(means), statistics.stdev(means) if len(means) > 1 else math.nan
 
 
 def error_cell(figures: Sequence[Figure]) -> str:
@@ -47,17 +47,24 @@ def error_cell(figures: Sequence[Figure]) -> str:
     if not known:
         return NO_VALUE
     mean, spread = over_seeds(known, "mse")
-    return "exact" if mean < _EXACT else f"{mean:.3f} ± {spread:.3f}, {decibels(mean):.0f} dB"
+    if mean < _EXACT:
+        return "exact"
+    return f"{mean:.3f}{_more(f' ± {spread:.3f}', spread)}, {decibels(mean):.0f} dB"
+
+
+def _more(text: str, spread: float) -> str:
+    """What is said of a spread; nothing of one that is not known."""
+    return "" if math.isnan(spread) else text
 
 
 def share_cell(name: str) -> Callable[[Sequence[Figure]], str]:
     """A share in percent with its spread over seeds."""
-    return _spread_cell(name, lambda mean, spread: f"{100 * mean:.0f} ± {100 * spread:.0f} %")
+    return _spread_cell(name, lambda m, sd: f"{100 * m:.0f}{_more(f' ± {100 * sd:.0f}', sd)} %")
 
 
 def number_cell(name: str) -> Callable[[Sequence[Figure]], str]:
     """A number in two digits with its spread over seeds."""
-    return _spread_cell(name, lambda mean, spread: f"{mean:.2f} ± {spread:.2f}")
+    return _spread_cell(name, lambda m, sd: f"{m:.2f}{_more(f' ± {sd:.2f}', sd)}")
 
 
 def _spread_cell(

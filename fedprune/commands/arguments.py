@@ -15,7 +15,7 @@ from fedprune.config import (
 from fedprune.config.privacy_matrix import matrix
 from fedprune.config.rules import names_of
 from fedprune.methods.catalog import check_method, methods_of
-from fedprune.options.refusal import ConfigError
+from fedprune.options.refusal import ConfigError, named
 from fedprune.records.resumed import resumed_config, text_at
 from fedprune.tasks.catalog import tasks_of
 
@@ -68,9 +68,8 @@ def listing(plugin: str, wanted: str = "") -> str:
     blocks = {key.replace("_", "-"): _block(key, lines) for key, lines in tables.items()}
     if wanted:
         found = next((k for k in blocks if wanted in (k, f"{k}s")), None)
-        if found is None:
-            raise ConfigError(f"list={wanted!r}: no such table; allowed: {', '.join(blocks)}")
-        return blocks[found]
+        named(("list", found or wanted), blocks, "table")
+        return blocks[found or wanted]
     rules = [
         "\n".join([f"beside --{name}", *(f"  {line}" for line in lines)])
         for name, lines in matrix().items()

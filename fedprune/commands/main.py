@@ -6,11 +6,12 @@ import argparse
 import errno
 import os
 import sys
-from typing import NoReturn
+from difflib import get_close_matches
+from typing import Any, NoReturn
 
 from fedprune.commands.catalog import COMMANDS
 from fedprune.commands.run_options import told_at_once
-from fedprune.options.refusal import ConfigError
+from fedprune.options.refusal import ConfigError, named
 from fedprune.runtime.ending import BAD_INPUT, ended, report_error
 from fedprune.runtime.version import RELEASE
 
@@ -22,6 +23,23 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class _Parser(argparse.ArgumentParser):
+    """Refuses as options of a run are refused: by the command's own name, with what is nearest."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        known, rest = super().parse_known_args(args, namespace)
+        if rest:
+            options = [name for action in self._actions for name in action.option_strings]
+            near = get_close_matches(rest[0].partition("=")[0], options, 1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise ConfigError(f"{rest[0]}: no such option{hint}; allowed: those in {self.prog} -h")
+        return known, rest
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None:
+            key = action.dest.lower().replace("_", "-")
+            noun = "choice" if action.option_strings else "command"
+            named((key, value), action.choices, noun)
+
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (all options are in {self.prog} --help)")
 

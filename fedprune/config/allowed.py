@@ -78,6 +78,8 @@ def refused(error: ErrorDetails, fields: Mapping[str, FieldInfo]) -> ConfigError
 def no_such_key(name: str, value: Any, fields: Mapping[str, FieldInfo]) -> ConfigError:
     """The refusal of a key that is not in the schema, with the nearest that is."""
     key, near = name.replace("_", "-"), get_close_matches(name.replace("-", "_"), fields, 1, 0.0)
+    if isinstance(value, Mapping):
+        return ConfigError(f"{key}: no table is read; allowed: flat keys, as in --help-all", key)
     text = f"no such key; nearest: {near[0].replace('_', '-')}"
     return ConfigError(f"{key}={shown(value)}: {text}; allowed: {_KEYS}", key, _KEYS)
 

@@ -33,8 +33,8 @@ def shown(value: Any) -> str:
     return text if len(text) <= 500 else f"{text[:100]}..."
 
 
-def named(item: tuple[str, Any], table: Iterable[str]) -> None:
-    """Refuse a value that is not a name in the table.
+def named(item: tuple[str, Any], table: Iterable[str], noun: str = "") -> None:
+    """Refuse a value that is not a name in the table, of which each is a `noun`, or the key.
 
     Raises:
         ValueError: with the nearest name and all that are allowed.
@@ -46,7 +46,7 @@ def named(item: tuple[str, Any], table: Iterable[str]) -> None:
     hint = f" (did you mean {near[0]}?)" if near else ""
     allowed = ", ".join(names)
     raise ConfigError(
-        f"{key}={shown(value)}: no such {key}{hint}; allowed: {allowed}", key, allowed
+        f"{key}={shown(value)}: no such {noun or key}{hint}; allowed: {allowed}", key, allowed
     )
 
 

@@ -21,7 +21,7 @@ TABLE = """\
 <thead><tr>{% for column in data.columns %}<th scope="col"{% if column in data.words %} class="words"{% endif %}>{{ column }}</th>{% endfor %}</tr></thead>
 <tbody>
 {% for row in data.rows %}
-<tr>{% for cell in row %}<td{% if data.columns[loop.index0] in data.words %} class="words {{ data.columns[loop.index0] }}"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
+<tr>{% for cell in row %}<td{% if data.columns[loop.index0] in data.words %} class="words {{ data.columns[loop.index0] | replace(" ", "-") }}"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}
 </tbody>
 </table>

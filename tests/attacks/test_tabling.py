@@ -35,6 +35,12 @@ def test_what_was_not_measured_has_no_share():
     ]
 
 
+def test_one_seed_has_no_spread():
+    one = [f for f in FIGURES if f["seed"] == 0]
+    assert pivot(one, share_cell("right")).rows[0] == ["g", "100 %", "0 %"]
+    assert pivot(one, error_cell).rows[0] == ["g", "exact", "0.100, 10 dB"]
+
+
 def test_spread_is_over_seeds_and_not_over_trials():
     trials = [{"seed": s, "x": x} for s, x in [(0, 1.0), (0, 3.0), (1, 2.0)]]
     assert over_seeds(trials, "x") == (2.0, 0.0)

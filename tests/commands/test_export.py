@@ -60,7 +60,7 @@ def test_a_disk_that_takes_no_more_is_one_line(run_folder, tmp_path, capsys, for
         (["RUN", "--to", "hf"], "to='hf': ConvNet is no model whose config"),
         (["RUN", "--to", "gguf"], r"ConvNet (no model of transformers) is no language model of"),
         (["RUN", "--type", "Q8_0"], "type='q8_0': not with --to safetensors; allowed: --to gguf"),
-        (["RUN", "--to", "pickle"], "invalid choice: 'pickle'"),
+        (["RUN", "--to", "pickle"], "to='pickle': no such choice; allowed: safetensors, "),
         (["RUN/model", "--to", "sparse"], "out: has no default"),
         (["RUN", "--quantise", "int4", "--group", "7"], "group=7: two codes make a byte"),
     ],

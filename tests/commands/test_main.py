@@ -32,10 +32,11 @@ def test_a_command_is_run_and_its_exit_code_given_back(run_folder, capsys):
     ("arguments", "words"),
     [
         ([], "required: COMMAND"),
-        (["lok", "x"], "invalid choice: 'lok'"),
+        (["lok", "x"], "command='lok': no such command (did you mean look?); allowed: run, look"),
         (["look"], "required: MODEL (all options are in fedprune look --help)"),
         (["look", "nowhere"], "model='nowhere': nothing is there"),
-        (["look", "x", "--tsk", "digits"], "unrecognized arguments: --tsk"),
+        (["look", "x", "--tsk=digits"], "--tsk=digits: no such option (did you mean --task?)"),
+        (["look", "x", "y"], "y: no such option; allowed: those in fedprune look -h"),
         (["look", "llama", "--task", "digits"], "llama"),
     ],
 )
