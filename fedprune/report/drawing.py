@@ -71,6 +71,8 @@ STYLE: Any = {  # matplotlib names its keys one by one, by version
     "lines.markersize": 2.8,
     "svg.fonttype": "none",
 }
+MOST_MARKS = 60
+"""More rounds than this have no mark each."""
 WIDTH, HEIGHT = 4.2, 2.6  # inches: small, so that text stays readable when scaled to a phone
 LEGEND_ROWS = 3
 
@@ -111,7 +113,13 @@ def draw_line(axes: Axes, rows: Sequence[Row], arm: str, key: str) -> list[float
     """Draw one column of one arm and return its values; rounds without a value leave a gap."""
     rounds, values = series(rows, arm, key)
     color, dashes, marker = ARMS.get(arm, OTHER_ARM)
-    axes.plot(rounds, values, dashes, color=color, marker=marker, label=arm)
+    axes.plot(
+        *(rounds, values, dashes),
+        color=color,
+        marker=marker,
+        markevery=max(1, -(-len(rounds) // MOST_MARKS)),
+        label=arm,
+    )
     return values
 
 
@@ -134,7 +142,7 @@ def legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> 
 def finish(figure: Figure, axes: Axes, rows: Sequence[Row]) -> Figure:
     """Label the rounds, shade the main arm's pruning phase and put the legend above."""
     axes.set_xlabel("round")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
     pruning = pruning_rounds(rows, arms(rows)[0]) if rows else []
     if pruning:
         span = (min(pruning) - 0.5, max(pruning) + 0.5)

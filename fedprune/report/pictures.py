@@ -26,7 +26,6 @@ from fedprune.report.reading import (
     density,
     distinct_arms,
     metric_text,
-    number,
     percent,
     pruning_rounds,
     ratio,
@@ -135,10 +134,10 @@ def sparsity(run: Run) -> Picture:
     removing = pruning_rounds(run.rows, run.main)
     finding = "No weight has been removed."
     if removing:
-        prunable, kept = (run.summary.get(f"{part}_parameters") for part in ("prunable", "kept"))
+        gone = whole(series(run.rows, run.main, "removed")[1][-1])
         finding = (
-            f"Weights were removed {_between(removing)}: "
-            f"{whole(number(prunable) - number(kept))} in all, {percent(values[-1])} of prunable."
+            f"Weights were removed {_between(removing)}: {gone} in all, {percent(values[-1])} of "
+            "prunable."
         )
     hidden = set(arms(run.rows)) - set(distinct_arms(run.rows, "sparsity"))
     if hidden:
@@ -201,7 +200,9 @@ def architecture(run: Run) -> Picture:
     """Which heads, neurons and channels are left."""
     title, groups = "Architecture", run.summary.get("structure") or []
     if not groups:
-        return Picture("architecture", title, "No heads, neurons or channels are known.", None)
+        why = "No heads, neurons or channels are known."
+        why = why if run.over else "It is known when the run has ended."
+        return Picture("architecture", title, why, None)
     return Picture("architecture", title, architecture_finding(run), architecture_figure(groups))
 
 
@@ -210,7 +211,8 @@ def layers(run: Run) -> Picture:
     title = "Density by layer"
     tensors = run.summary.get("layers") or []
     if not tensors:
-        return Picture("layers", title, "No layer was reported.", None)
+        why = "No layer was reported." if run.over else "It is known when the run has ended."
+        return Picture("layers", title, why, None)
     kept, total = (sum(layer[key] for layer in tensors) for key in ("kept", "total"))
     if kept == total:
         return Picture("layers", title, f"All of {len(tensors)} prunable tensors is kept.", None)

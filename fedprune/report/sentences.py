@@ -34,6 +34,7 @@ from fedprune.tasks.owners import sentences
 
 SENTENCES = (
     "{clients_told} trained {model} of {parameters} parameters on the task {task}.",
+    "{clients_running} train on the task {task}. What follows is known so far.",
     "{clients_calibrating} scored {model} of {parameters} parameters on the task {task}.",
     "Their data is split as {split}, {held} training {unit} each.",
     "Each is a device with data of its own, {own_held} training {unit} each.",
@@ -85,6 +86,9 @@ def what_was_run(run: Run) -> str:
         known["clients_told"] = counted(known["clients"] - panel, "client")
     if known.get("cohort") == len(known.get("shard_sizes") or []):
         known["cohort"] = "all"
+    if not run.over and run.rows:
+        known["clients_running"] = known.pop("clients_told", "")
+        known["cohort"] = ""  # said with the rest of what was done
     known["tuned"] = "averaged what the clients then tuned"
     if not clients_train(run):
         known["tuned"] = "no client trained"

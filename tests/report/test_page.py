@@ -236,6 +236,18 @@ def test_a_run_that_completed_nothing_has_a_page(empty_run):
     assert "None of" not in words
 
 
+def test_a_run_that_has_not_ended_says_what_is_known_in_whole_sentences(make_run):
+    folder = make_run()
+    (folder / "summary.json").unlink()
+    (folder / "config.toml").write_text('task = "digits"\nclients = 20\ncohort = 5\n')
+    words = read(folder).words
+    assert "20 clients train on the task digits. What follows is known so far." in words
+    assert "of them in each round" not in words
+    assert "78,643 in all" in words
+    assert "\u2013 in all" not in words
+    assert "It is known when the run has ended." in words
+
+
 def test_an_empty_folder_has_a_page(tmp_path):
     write_report(tmp_path)
     assert (tmp_path / "report.html").exists()

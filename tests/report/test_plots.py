@@ -134,6 +134,13 @@ def test_a_single_round_without_baselines_can_be_drawn():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("rounds", "marks"), [(40, 40), (600, 60)])
+def test_many_rounds_are_a_line_and_few_of_them_have_a_mark(rounds, marks):
+    rows = [{"arm": "pruned", "round": r, "sparsity": r / 1000} for r in range(1, rounds + 1)]
+    drawn = svg(Picture("sparsity", "Sparsity", "x", plots.sparsity_figure(rows)))
+    assert drawn.count("data-value=") == marks
+
+
 def test_svg_takes_its_colours_from_the_page_and_is_the_same_each_time(make_run):
     run = read_run(make_run())
     first, second = ([svg(p) for p in pictures(run).values()] for _ in range(2))
