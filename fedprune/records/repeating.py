@@ -25,9 +25,9 @@ def commands_for(config: RunConfig, folder: Path, port: Port) -> dict[str, str]:
         again, on = as_run_config(config), f"resume={for_flower(str(folder))}"
         return {"command": shlex.join([*put, again]), "resume": shlex.join([*put, on])}
     code = ["--plugin", config.plugin] * bool(config.plugin)  # a file does not choose code
-    again = ["--config", str(folder / CONFIG_NAME), *code, "--out", f"{folder}-again"]
+    anew = ["--config", str(folder / CONFIG_NAME), *code, "--out", f"{folder}-again"]
     return {
-        "command": shlex.join(["fedprune", "run", *again]),
+        "command": shlex.join(["fedprune", "run", *anew]),
         "resume": shlex.join(["fedprune", "run", "--resume", str(folder), *code]),
     }
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from fedprune.report.picture import Picture
-from fedprune.report.reading import percent, significant
+from fedprune.report.reading import density, percent, significant
 from fedprune.study.comparison import (
     Ranking,
     by_place,
@@ -124,7 +124,11 @@ def mask_pictures(collected: Collected) -> list[Picture]:
     }
     if layers and len({tuple(layer["name"] for layer in its) for its in layers.values()}) == 1:
         words = f" at {factors.over} {last[-1]}" if last else ""
-        finding = f"Weights kept of every prunable tensor{words}, of the first run of each."
+        shares = [density(layer) for its in layers.values() for layer in its]
+        finding = (
+            f"Weights kept of every prunable tensor{words}, in the first run of each: "
+            f"{percent(min(shares))} to {percent(max(shares))}."
+        )
         out.append(Picture("densities", "Density by layer", finding, densities_figure(layers)))
     found = {
         label: [o for o in collected.measured if o.labels[factors.compared] == label]

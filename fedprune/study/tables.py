@@ -149,7 +149,7 @@ def tests_table(found: Sequence[Paired], metric: str) -> Table:
 def _difference(one: Paired, metric: str) -> str:
     """Mean and standard deviation over pairs, of shares in points."""
     share = metric_of(metric).form == "share"
-    spread = SeedSpread(abs(one.difference), one.deviation, one.count)
+    spread = SeedSpread(one.count, abs(one.difference), one.deviation)
     mean, deviation = to_the_same_place(spread, 100 if share else 1)
     sign = "+" if one.difference > 0 else "\u2212" if one.difference < 0 else ""
     return f"{sign}{mean}{f'{SPACE}points' * share} ({deviation})"

@@ -5,8 +5,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+from fedprune.attacks.membership_report import curves
+from fedprune.attacks.page import Passage, Picture, Table, write_findings
+from fedprune.attacks.pictures import tiles
+from fedprune.report.reading import read_run
+from fedprune.study.design import factors_of
+from fedprune.study.outcomes import StudyOutcome
+from fedprune.study.page import write_study
+from fedprune.study.pictures import Collected
 from tests.report.pages import write_page
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -109,6 +119,38 @@ def test_an_empty_run_on_a_phone(browser, empty_run):
     path = write_page(empty_run)
     view = look(browser, path, 390, "dark")
     check(view, path, figures=0)
+    view.page.close()
+
+
+def test_a_page_of_attacks_at_any_width_in_any_light(browser, tmp_path, width, scheme):
+    image = torch.linspace(0, 1, 64).reshape(8, 8)
+    sides = {"LiRA": (np.linspace(0, 1, 50), np.linspace(-1, 0.5, 40))}
+    table = Table([f"column {i}" for i in range(9)], [["0.123 ± 0.456, 10 dB"] * 9])
+    pictures = (
+        Picture("a", "Curves", "Of 50 and 40.", curves(sides)),
+        Picture("b", "Images", "Of 64 pixels.", tiles(["x"] * 11, [("|g|", [image] * 11)])),
+    )
+    passage = Passage("Found", ("Words.",), table, pictures)
+    path = write_findings(tmp_path / "page.html", "What leaks", ["About."], [passage], "x " * 99)
+    view = look(browser, path, width, scheme)
+    check(view, path, figures=2)
+    view.page.close()
+
+
+def test_a_page_of_a_study_at_any_width_in_any_light(browser, make_run, tmp_path, width, scheme):
+    runs = [make_run(arms=("pruned",)) for _ in range(4)]
+    labels = [{"score": s, "seed": i} for s in ("a_score_of_a_long_name", "b") for i in "01"]
+    outcomes = [
+        StudyOutcome(f"{i}", its, folder, read_run(folder))
+        for i, (its, folder) in enumerate(zip(labels, runs, strict=True))
+    ]
+    levels = {"score": ("a_score_of_a_long_name", "b"), "seed": ("0", "1")}
+    collected = Collected("Study", factors_of(levels, {}), outcomes, "fedprune study x --out y")
+    path = write_study(tmp_path / "study", collected)
+    view = look(browser, path, width, scheme)
+    check(view, path, figures=2)
+    words = view.page.locator("header").inner_text()
+    assert "Score compared on the task shakespeare: a_score_of_a_long_name, b. 4 runs" in words
     view.page.close()
 
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedprune.study.comparison import (
+    Paired,
     front_of,
     holm,
     least_p,
@@ -14,6 +15,18 @@ from fedprune.study.comparison import (
     ranking_of,
     seed_spread,
 )
+from fedprune.study.tables import tests_table as table_of_tests
+
+
+@pytest.mark.parametrize(
+    ("metric", "cell"),
+    [("accuracy", "\u22126.6\u00a0points (9.9)"), ("perplexity", "\u22120.066 (0.099)")],
+)
+def test_differences_of_shares_are_in_points(metric, cell):
+    one = Paired("a", "b", 6, -0.0664, 0.0992, -0.71, 0.156, 0.31)
+    (row,) = table_of_tests([one], metric).rows
+    assert row == ["a against b", "6", cell, "\u22120.71", "0.156", "0.310"]
+
 
 PS = st.lists(st.floats(0, 1), min_size=1, max_size=8)
 
