@@ -46,7 +46,7 @@ def test_images_in_closed_form(monkeypatch, ticks):
     assert CHANCE in error.table.columns
     assert len(error.pictures) == 1
     assert label.table is not None
-    assert label.table.rows[0][1] == "100 ± 0 %"
+    assert label.table.rows[0][1] == "100 %"
     assert [row[0] for row in label.table.rows] == ["|g|", "|g|, 80 % pruned"]
 
 
@@ -76,7 +76,7 @@ def test_texts(monkeypatch, ticks):
     found = text_report.text_findings([0], [10.0], 2, lambda: ticks.append(1))
     which, listed, order = check(found, ticks)
     assert which.table is not None
-    assert [row[1] for row in which.table.rows] == ["100 ± 0 %"] * 2
+    assert [row[1] for row in which.table.rows] == ["100 %"] * 2
     assert listed.table is not None
     assert order.table is not None
     assert len(listed.table.rows) == 2

@@ -53,4 +53,6 @@ def test_whole_runs_spend_what_they_say(monkeypatch):
     assert 0.0 < noised["overlap"][0] < 1.0
     assert section.table is not None
     assert len(section.table.rows) == len(cells)
-    assert section.pictures[0][1].startswith(b"\x89PNG")
+    assert [p.name for p in section.pictures] == ["epsilon-digits"]
+    assert section.pictures[0].figure is not None
+    assert "Perplexities" not in section.pictures[0].finding
