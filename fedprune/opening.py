@@ -14,7 +14,7 @@ from fedprune.client.teacher import check_distillation, teacher_in
 from fedprune.config import RunConfig
 from fedprune.config.streamed import why_unstreamed
 from fedprune.methods.acting import begun
-from fedprune.methods.catalog import client_parts
+from fedprune.methods.catalog import client_parts, method_of
 from fedprune.methods.measuring import described
 from fedprune.options.refusal import ConfigError
 from fedprune.protocol.broadcast import broadcast
@@ -92,7 +92,8 @@ def opening_of(
 def _fitting(state: State, plan: Plan) -> tuple[State, Plan]:
     """The same with what each simulated device has, if enough have the memory for it."""
     if plan.fleet and plan.config.budget != "none":
-        plan = fitted_tiers(state.model, plan, client_parts(plan.config))
+        whole = method_of(plan.config).whole
+        plan = fitted_tiers(state.model, plan, client_parts(plan.config), whole=whole)
     check_fleet(state.model, plan)
     return begun(state, Round(0, plan)), plan  # methods refuse models that they do not go with
 

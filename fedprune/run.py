@@ -158,7 +158,7 @@ def _federated(
     summary["privacy"] = ledger.closing() | stopped(config, ends[PRUNED][0])
     summary |= failed(end, book.rows, summary["privacy"])
     summary["privacy"]["metrics_sd"] = metric_spread(config)
-    summary |= gap_of(config, tests, played.alone) | played.said
+    summary |= gap_of(config, tests, played.alone, summary["failures"]) | played.said
     summary |= {"resumed_anyway": book.differences} if book.differences else {}
     summary |= choices_in([row for row in book.rows if row["arm"] == PRUNED])
     if before is not None and config.engine != "flower":

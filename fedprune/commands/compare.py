@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedprune.commands.targets import check_file
+from fedprune.commands.study import check_out
 from fedprune.config.toml_text import all_keys, from_toml
 from fedprune.options.refusal import ConfigError
 from fedprune.records.bound import RESUMABLE
 from fedprune.records.folder import CONFIG_NAME
 from fedprune.study.design import SEED, factors_of, label_text
 from fedprune.study.outcomes import RESULTS_NAME, StudyOutcome, outcome_in
-from fedprune.study.page import STUDY_PAGE_NAME, write_study
+from fedprune.study.page import write_study
 from fedprune.study.pictures import Collected
 
 _ALL = "configuration"
@@ -34,8 +34,7 @@ def run(arguments: Namespace) -> int:
     ]
     levels = {name: tuple(dict.fromkeys(its[name] for its in labels)) for name in labels[0]}
     said = {"compare": arguments.by or (_ALL if _ALL in levels else next(iter(levels)))}
-    out.mkdir(parents=True, exist_ok=True)
-    check_file("out", str(out / STUDY_PAGE_NAME))
+    check_out(out)
     by = ["--by", arguments.by] if arguments.by else []
     command = shlex.join(["fedprune", "compare", *arguments.runs, *by, "--out", arguments.out])
     collected = Collected("Runs compared", factors_of(levels, said), named, command)

@@ -11,6 +11,7 @@ from fedprune.options.refusal import ConfigError
 from fedprune.records.folder import fresh_folder
 from fedprune.report.screen import Screen
 from fedprune.runtime.ending import BAD_INPUT, report_error
+from fedprune.server.fleet import fleet_of
 from fedprune.tasks.coverage import reading_of
 
 
@@ -25,7 +26,7 @@ def dry_run(arguments: list[str], program: str) -> int:
         config, _, _ = run_asked_for(arguments, program)
         if config.engine == "flower":
             raise ConfigError("engine='flower': no dry run; allowed: auto, ray, inline")
-        folder = fresh_folder(config)
+        folder, _ = fresh_folder(config), fleet_of(config)
         if config.engine == "ray" or config.ray_address or config.gpus > 0:
             require_ray(config)
         screen.line(to_toml(config).rstrip())

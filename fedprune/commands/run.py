@@ -35,6 +35,7 @@ from fedprune.runtime.ending import (
     resumable,
 )
 from fedprune.runtime.process import trim_memory
+from fedprune.server.fleet import fleet_of
 from fedprune.tasks.coverage import reading_of
 from fedprune.tasks.shards import data_digest
 
@@ -73,6 +74,7 @@ def _main(arguments: list[str], program: str, leaving: bool) -> int:
         if config.engine == "flower":
             raise ConfigError("engine='flower': started by flwr run; allowed: auto, ray, inline")
         check_trackers(config)
+        fleet_of(config)  # its file is read, or refused, before anything is said
         folder = fresh_folder(config) if resume is None else resume
         if resume is not None:
             check_resumable(resume)

@@ -20,7 +20,7 @@ from fedprune.study.playing import CellEnded, play
 
 
 def run(arguments: Namespace) -> int:
-    """Play what is not there yet, and write the page; 1 where a run has no result."""
+    """Play what is not there yet, and write the page; 1 where a run is not what was asked."""
     design = read_design(Path(arguments.file))
     if arguments.dry_run:
         print("\n".join(cell.name for cell in design.cells))
@@ -45,7 +45,7 @@ def played(design: Design, out: Path, command: str, jobs: int | None = None) -> 
         KeyboardInterrupt: it was interrupted; the page is about what was there.
         ValueError: nothing can be written there.
     """
-    _check_out(out)
+    check_out(out)
     jobs = jobs or len(os.sched_getaffinity(0))
     print(f"fedprune study  {design.title}: {counted(len(design.cells), 'run')}, {jobs} at once")
     print(f"  compared    {design.factors.compared}, of {', '.join(design.factors.names)}")
@@ -59,7 +59,7 @@ def played(design: Design, out: Path, command: str, jobs: int | None = None) -> 
     return _written(design, out, command)
 
 
-def _check_out(out: Path) -> None:
+def check_out(out: Path) -> None:
     """Refuse a folder that cannot be written to, before hours of work."""
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def _written(design: Design, out: Path, command: str) -> int:
     outcomes = [outcome_of(cell, out) for cell in design.cells]
     page = write_study(out, Collected(design.title, design.factors, outcomes, command))
     print(f"\nresults   {out / RESULTS_NAME}\ntables    {out / 'tables'}\npage      {page}")
-    missing = [outcome for outcome in outcomes if outcome.run is None]
+    missing = [outcome for outcome in outcomes if not outcome.counts]
     for outcome in missing:
         print(f"no result {outcome.name}: {outcome.reason}")
     return FAILED if missing else 0
@@ -85,8 +85,8 @@ def _say(told: CellEnded, design: Design, out: Path) -> None:
     count = f"[{told.done:>{len(str(len(design.cells)))}}/{len(design.cells)}]"
     labels = ", ".join(told.cell.labels.values())
     outcome = outcome_of(told.cell, out)
-    if outcome.run is None:
-        came = f"failed: {told.error}"
+    if not outcome.counts:
+        came = f"failed: {told.error or outcome.reason}"
     else:
         value = metric_text(outcome.metric, outcome.test(outcome.metric))
         came = f"{worded(outcome.metric)} {value}"

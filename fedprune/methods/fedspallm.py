@@ -1,8 +1,9 @@
 """FedSpaLLM: clients prune some layers by themselves; means over holders, masks grown by votes.
 
 Bai et al. 2025 (NAACL), arXiv 2410.14852. Client k is given some of the blocks (``layers``, a part
-of them; drawn anew for every client and pruning) and prunes these by its own data to the sparsity,
-block by block behind what it pruned; of the others it keeps what it had. Then, eqs. 5 to 7,
+of them: that at k modulo how many there are, or with ``--budget flops|bytes`` its device's; drawn
+anew for every client and pruning) and prunes these by its own data to the sparsity, block by block
+behind what it pruned; of the others it keeps what it had. Then, eqs. 5 to 7,
 
     W_j = Σ_k m_kj W_kj / Σ_k m_kj              (the l0 mean: over the clients that kept weight j)
     removed: what all clients that pruned the layer removed, and then what most of them did, until
@@ -24,6 +25,7 @@ from dataclasses import dataclass, field
 import torch
 
 from fedprune.config import RunConfig
+from fedprune.methods.apart import tier_of
 from fedprune.methods.holders import trained_apart
 from fedprune.methods.method import Method, Refusable, Trained
 from fedprune.methods.tuning import TOO_FEW, tuned, tuning_ask
@@ -47,7 +49,9 @@ Stages = tuple[tuple[str, ...], ...]
 class Options(Section):
     """What ``--method-options`` takes."""
 
-    layers: float = option("method", "part of the blocks that a client prunes", 1.0, gt=0, le=1)
+    layers: tuple[float, ...] = option(
+        "method", "parts of the blocks that clients prune, from above 0 to 1", (1.0,)
+    )
 
 
 @dataclass(frozen=True)
@@ -59,9 +63,10 @@ class Memory:
 
 def blocks_given(clients: Sequence[int], blocks: Stages, r: Round) -> Mapping[int, Stages]:
     """The blocks that each client prunes: drawn, and none that nobody has."""
-    many = max(1, round(r.options.layers * len(blocks)))
+    layers = r.options.layers
     given: dict[int, list[int]] = {}
     for p in clients:
+        many = max(1, round(layers[tier_of(r.plan.tiers, p, len(layers))] * len(blocks)))
         gen = generator(r.config.seed, "blocks", r.number, p)
         given[p] = torch.randperm(len(blocks), generator=gen)[:many].tolist()
     gen = generator(r.config.seed, "blocks", r.number)
@@ -116,10 +121,12 @@ def _expanded(model: Model, memory: Memory, r: Round, changes: Aggregate) -> Tal
 
 def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
     """What it does not go with."""
-    del options
     c, own = config, "clients prune and train under masks of their own"
+    wrong = not options.layers or not all(0 < part <= 1 for part in options.layers)
     sets = scores_of(c.plugin)[c.score].step is not None
     return [
+        ("method-options", wrong, "layers are parts of the blocks", "above 0 to 1"),
+        ("budget", c.budget == "memory", "clients hold the whole model", "none, flops, bytes"),
         ("score", sets, "it sets weights", "a score that only ranks"),
         ("sparsity", c.sparsity is None, "every client prunes to one", "a number"),
         ("schedule", c.schedule == "regrow", "masks only shrink", "one-shot, cubic"),
@@ -147,6 +154,8 @@ METHOD = Method(
     init=lambda *_: Memory(),
     options=Options,
     apart=True,
+    parts=lambda options: options.layers,
+    whole=True,
     conflicts=_conflicts,
     sets={"masks": "intersection"},
     usual={

@@ -93,6 +93,7 @@ class Method:
         usual: values of options that it has unless others are given.
         parts: densities of the parts of the model that clients have, by its options; None: they
             have the whole.
+        whole: clients have the whole model all the same, and `parts` is what they work on in it.
         untrained: it goes with a run in which nobody trains.
         planned: what it does in a round follows from how many rounds there are in all.
     """
@@ -114,6 +115,7 @@ class Method:
     sets: Mapping[str, Any] = field(default_factory=dict)
     usual: Mapping[str, Any] = field(default_factory=dict)
     parts: Callable[[Any], tuple[float, ...]] | None = None
+    whole: bool = False
     untrained: bool = False
     planned: bool = False
 

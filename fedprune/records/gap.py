@@ -68,16 +68,19 @@ def _error(values: Sequence[float]) -> float | None:
     return statistics.stdev(known) / math.sqrt(len(known)) if len(known) > 1 else None
 
 
-def gap_of(config: RunConfig, tests: Mapping[str, Totals], alone: State | None) -> Gap:
+def gap_of(
+    config: RunConfig, tests: Mapping[str, Totals], alone: State | None, failures: int
+) -> Gap:
     """What a summary says of the gap: nothing without both arms that it lies between.
 
     Local losses are those of the clients' models, each on everyone's test parts, as the other two.
+    Of a run in which an answer failed to come nothing is said to be so by construction.
     """
     if not {LOCAL, CENTRAL} <= set(config.baselines) or alone is None:
         return {}
     ours, last = ([mean] if (mean := _mean(tests.get(a, {}))) is not None else [] for a in _SIDES)
     found = gap_closure(losses_alone(alone), ours, last)
-    return {"gap_closure": {**found, "by_construction": by_construction(config)}}
+    return {"gap_closure": {**found, "by_construction": not failures and by_construction(config)}}
 
 
 _SIDES = (PRUNED, CENTRAL)
@@ -90,12 +93,13 @@ def _mean(totals: Totals) -> float | None:
 def by_construction(config: RunConfig) -> bool:
     """Whether the federated model is the centralised one: exact sums of everyone, and no training.
 
-    Then the gap is closed whatever the data, and 1 says nothing about the method.
+    Then the gap is closed whatever the data, and 1 says nothing about the method. Not of scores
+    that ask nobody, by which clients alone have that model, too, nor of devices that may be away.
     """
     c, score = config, scores_of(config.plugin)[config.score]
     asked = c.cohort if c.score_cohort == "cohort" else c.score_cohort
-    everyone = asked == "all" or asked >= c.clients - c.newcomers - c.panel
-    exact = combines_of(c.plugin)[c.combine].pooled and (score.additive or not score.asks)
+    everyone = not c.profiles and (asked == "all" or asked >= c.clients - c.newcomers - c.panel)
+    exact = combines_of(c.plugin)[c.combine].pooled and score.additive and bool(score.asks)
     plain = c.masks == "global" and c.normalise == "none" and c.score_wire == "fp32"
     whole = c.score_examples is None and c.schedule != "adaptive"
     named = c.method == followed_method(c)

@@ -76,7 +76,8 @@ def previous_run(folder: str, plugin: str = "") -> PreviousRun:
         config = recorded(text, plugin, path / CONFIG_NAME)
         measured = summary_in(path).get("quality", {})
     except (OSError, ValueError) as error:
-        raise ConfigError(f"init={folder!r}: {error}; allowed: the folder of a whole run") from None
+        why = str(error).partition("; allowed: ")[0]
+        raise ConfigError(f"init={folder!r}: {why}; allowed: the folder of a whole run") from None
     edits = from_json(json.dumps(head.get("edits", [])))
     return PreviousRun(path, config, weights, masks, edits, measured)
 

@@ -10,7 +10,7 @@ import torch
 from fedprune.adapters.options import Adapting
 from fedprune.config import RunConfig
 from fedprune.config.options import CENTRAL, LOCAL
-from fedprune.methods.catalog import method_of
+from fedprune.methods.catalog import client_parts, method_of
 from fedprune.methods.measuring import own_masks, own_sparsity
 from fedprune.protocol.client_privacy import hides
 from fedprune.records.sizes import Summary, sizes_of_model
@@ -154,7 +154,7 @@ def _devices(config: Adapting, end: State, plan: Plan | None) -> Summary:
         p.name: {
             "clients": sum(q.name == p.name for q in plan.fleet),
             "fits": p.memory >= bytes_needed(end.model, plan, i),
-            **({"part": plan.parts[i]} if plan.parts else {}),
+            **({"part": client_parts(plan.config)[plan.tiers[i]]} if plan.parts else {}),
             **({"rank": config.ranks[plan.tiers[i]]} if plan.tiers and not plan.parts else {}),
         }
         for p, i in {p: i for i, p in enumerate(plan.fleet)}.items()

@@ -49,7 +49,9 @@ def _bytes(model: Model, plan: Plan, part: float, rank: float) -> float:
     return held * 5.0 + (factors or held) * (4.0 + moments)
 
 
-def fitted_tiers(model: Model, plan: Plan, densities: Sequence[float]) -> Plan:
+def fitted_tiers(
+    model: Model, plan: Plan, densities: Sequence[float], *, whole: bool = False
+) -> Plan:
     """The plan with what part of the model each client has, by ``--budget``.
 
     The largest that it has the memory for; or whose share of the whole is at most that of its
@@ -59,10 +61,12 @@ def fitted_tiers(model: Model, plan: Plan, densities: Sequence[float]) -> Plan:
     Args:
         model: as it is before round one.
         plan: with the class of every client.
-        densities: of the method's parts; empty: the parts are ``--ranks``, or all have the whole
-            model and take the part of their steps that their FLOP/s are of those of the fastest.
+        densities: of the method's parts; fewer than two: the parts are ``--ranks``, or all have
+            the same and take the part of their steps that their FLOP/s are of those of the fastest.
+        whole: clients have the whole model, of which these are parts to work on.
     """
     c = plan.config
+    densities = densities if len(densities) > 1 else ()  # one part is everybody's
     if not densities and len(c.ranks) < 2:
         fastest = max(device.flops for device in plan.fleet)
         return replace(plan, steps=tuple(device.flops / fastest for device in plan.fleet))
@@ -79,7 +83,8 @@ def fitted_tiers(model: Model, plan: Plan, densities: Sequence[float]) -> Plan:
 
     found = {d: next((i for i in order if fits(d, shares[i])), order[-1]) for d in set(plan.fleet)}
     tiers = tuple(found[device] for device in plan.fleet)
-    return replace(plan, tiers=tiers, parts=tuple(shares[i] for i in tiers) if densities else ())
+    parts = tuple(1.0 if whole else shares[i] for i in tiers)
+    return replace(plan, tiers=tiers, parts=parts if densities else ())
 
 
 def _goes_backward(plan: Plan) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedprune.config import RunConfig, configure, to_toml, with_values
+from fedprune.config.profiles import profiles_in
 from fedprune.methods.catalog import check_method
 from fedprune.options.refusal import ConfigError
 from fedprune.records.bound import RESUMABLE, began_with
@@ -70,6 +71,11 @@ def _check_own(config: RunConfig) -> None:
         )
     if config.engine == "flower":
         raise ConfigError("engine='flower': started by flwr run; allowed: auto, ray, inline")
+    if config.profiles:
+        profiles_in(config.profiles)
+    for key in ("init", "teacher"):
+        if (path := getattr(config, key)) and not Path(path).exists():
+            raise ConfigError(f"{key}={path!r}: not there; allowed: the folder of a run")
 
 
 def _told(labels: Mapping[str, str]) -> str:
@@ -84,8 +90,8 @@ def _folder_name(labels: Mapping[str, str], digest: str) -> str:
 def cell_digest(config: RunConfig, files: dict[str, str]) -> str:
     """SHA-256 of all that the result of a run depends on, as far as this machine can tell.
 
-    The configuration without what changes no bit, the user's files, the plug-in, the versions of
-    the packages. Not of it: data that comes with an installed package.
+    The configuration without what changes no bit, the user's files, that of the devices' classes,
+    the plug-in, the versions of the packages. Not of it: data that comes with an installed package.
 
     Args:
         config: what would run.
@@ -98,7 +104,7 @@ def cell_digest(config: RunConfig, files: dict[str, str]) -> str:
         if path not in files and Path(path).exists():
             files[path] = _files_digest(Path(path))
     data = "".join(files.get(path, "") for path in filter(None, (config.data, config.model)))
-    bound = began_with(text, config.plugin, data, models)
+    bound = began_with(text, config.plugin, data, models, config.profiles)
     return hashlib.sha256(json.dumps(bound, sort_keys=True).encode()).hexdigest()
 
 

@@ -56,7 +56,7 @@ QualityBlocks = list[dict[str, float]]
 def quality_blocks(outcomes: Sequence[StudyOutcome], factors: Factors) -> QualityBlocks:
     """Test quality in blocks: what differs within one is the factor compared, and nothing else.
 
-    QualityBlocks with fewer than two values are left out.
+    Those with fewer than two values are left out. All runs have one metric.
     """
     rest = [name for name in factors.names if name != factors.compared]
     out = []
@@ -114,8 +114,12 @@ def paired_tests(blocks: QualityBlocks, labels: Sequence[str], *, higher: bool) 
     ]
 
 
+_DECIMALS = 12
+"""Of a difference: 0.3 - 0.2 and 0.2 - 0.1 are a tie, though not in binary."""
+
+
 def _paired(first: str, second: str, pairs: Sequence[tuple[float, float]], sign: int) -> Paired:
-    differences = [a - b for a, b in pairs]
+    differences = [round(a - b, _DECIMALS) for a, b in pairs]
     spread = seed_spread(differences)
     moved = [sign * d for d in differences if d]
     p = float(stats.wilcoxon(moved).pvalue) if moved else 1.0
@@ -199,8 +203,8 @@ def ranking_of(blocks: QualityBlocks, labels: Sequence[str], *, higher: bool) ->
 
 
 def metrics_in(outcomes: Sequence[StudyOutcome]) -> list[str]:
-    """The metrics of the runs that have a result."""
-    return list(dict.fromkeys(outcome.metric for outcome in outcomes if outcome.run is not None))
+    """The metrics of the runs that count."""
+    return list(dict.fromkeys(outcome.metric for outcome in outcomes if outcome.counts))
 
 
 def is_higher(metric: str) -> bool:

@@ -44,6 +44,12 @@ class StudyOutcome:
         """The task's metric; "" without a result."""
         return "" if self.run is None else self.run.metric
 
+    @property
+    def counts(self) -> bool:
+        """Whether its result is of what was asked, pruned as far: means and tests are of such."""
+        said = {} if self.run is None else self.run.summary
+        return bool(said) and "failed" not in said and bool(said.get("reached", True))
+
     def test(self, measure: str, arm: str = "final") -> float:
         """A measure on the test split; NaN where it was not measured."""
         if self.run is None:
@@ -103,6 +109,10 @@ SUMMED = (
 """Keys of a summary that are columns under their own names."""
 
 
+_OF_DEVICES = ("seconds", "joules")
+"""What simulated devices took."""
+
+
 def record_of(outcome: StudyOutcome) -> dict[str, Any]:
     """A run as a row: labels, quality by split, sizes, bytes, digests; empty where unknown.
 
@@ -122,6 +132,7 @@ def _figures_of(run: Run) -> dict[str, Any]:
         for measure, value in (found or {}).items():
             out[f"test_{measure}" if arm == "final" else f"{arm}_test_{measure}"] = value
     out |= {key: run.summary.get(key) for key in SUMMED}
+    out |= {f"devices_{k}": (run.summary.get("devices") or {}).get(k) for k in _OF_DEVICES}
     out |= {f"bytes_on_disk_{k}": v for k, v in (run.summary.get("bytes_on_disk") or {}).items()}
     return out | {"epsilon": (run.summary.get("privacy") or {}).get("total")}
 

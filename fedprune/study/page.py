@@ -12,7 +12,7 @@ from fedprune.report.reading import significant, worded
 from fedprune.report.sentences import listed
 from fedprune.report.tables import Table
 from fedprune.report.template import framed, rendered
-from fedprune.study.beside import fairness_table, gap_table, recovery_table
+from fedprune.study.beside import fairness_table, gap_table, reaching_table, recovery_table
 from fedprune.study.comparison import (
     is_higher,
     least_p,
@@ -23,6 +23,7 @@ from fedprune.study.comparison import (
 from fedprune.study.design import SEED, Factors
 from fedprune.study.outcomes import write_outcomes
 from fedprune.study.pictures import Collected, mask_pictures, panel_pictures, rank_pictures
+from fedprune.study.rules import lacking
 from fedprune.study.tables import (
     Panel,
     panels_of,
@@ -78,6 +79,14 @@ tuned, so the middle column has the tuning of one round behind it, the last one 
 {{ table(recovery, "Before and after tuning") }}
 {% endif %}
 
+{% if reaching.rows %}
+<h2>Until all are as good</h2>
+<p>The level is the best value on validation that every run gets to once all is pruned, of those
+that are compared: rounds, bytes of all clients and the clock until then, mean and standard
+deviation over seeds. The dense rounds before count, their quality does not.</p>
+{{ table(reaching, "Until all are as good") }}
+{% endif %}
+
 {% if fairness.rows %}
 <h2>Clients</h2>
 <p>The {{ fairness_of }} of each client on its own test part, from histograms that clients add up:
@@ -116,9 +125,9 @@ def write_study(out: Path, collected: Collected) -> Path:
     panels = panels_of(outcomes, factors)
     write_outcomes(out, outcomes)
     write_latex(out, panels, factors)
-    drawn = {panel.place: panel_pictures(collected, panel, i) for i, panel in enumerate(panels)}
+    drawn = [panel_pictures(collected, panel, i) for i, panel in enumerate(panels)]
     ranks, masks = rank_pictures(collected), mask_pictures(collected)
-    pictures = [*(p for its in drawn.values() for p in its), *ranks, *masks]
+    pictures = [*(p for its in drawn for p in its), *ranks, *masks]
     made = {picture.name: picture for picture in pictures}
     write_plots(out, made)
     fairness_of, fairness = fairness_table(collected.measured, factors)
@@ -131,14 +140,15 @@ def write_study(out: Path, collected: Collected) -> Path:
         verdicts=[text for panel in panels if (text := _verdict(panel, factors))],
         how=_how(collected),
         panels=[
-            (_place_words(panel, factors), quality_over(panel, factors), drawn[panel.place])
-            for panel in panels
+            (_place_words(panel, factors), quality_over(panel, factors), its)
+            for panel, its in zip(panels, drawn, strict=True)
         ],
         tests=_tests(collected),
         ranks=ranks,
         gaps=gap_table(collected.measured, factors),
         gap_note=GAP_NOTE,
         recovery=recovery_table(collected.measured, factors),
+        reaching=reaching_table(collected.measured, factors),
         fairness_of=fairness_of,
         fairness=fairness,
         masks=masks,
@@ -171,25 +181,32 @@ def _how(collected: Collected) -> str:
     spread = "mean and, in brackets, standard deviation over seeds"
     alone = "one run each, so no spread over seeds is known; each run's own page has intervals"
     said = spread if SEED in collected.factors.names else alone
-    return f"Test {metrics}: {said}. Nothing was chosen on the test split." if metrics else ""
+    lacks = lacking(collected.measured)
+    more = f" Not here, and wanted by ShrinkBench's rules: {', '.join(lacks)}." if lacks else ""
+    return f"Test {metrics}: {said}. Nothing was chosen on the test split.{more}" if metrics else ""
 
 
 def _place_words(panel: Panel, factors: Factors) -> str:
-    return ", ".join(f"{n} {label}" for n, label in zip(factors.rest, panel.place, strict=True))
+    place = [f"{n} {label}" for n, label in zip(factors.rest, panel.place, strict=True)]
+    return ", ".join(place if panel.alone else [*place, worded(panel.metric)])
 
 
 def _verdict(panel: Panel, factors: Factors) -> str:
-    """Who is best on average in each column."""
-    best = {column: panel.best(column) for column in panel.columns}
-    where = f"{_place_words(panel, factors)}: " if panel.place else ""
-    winners = dict.fromkeys(name for name in best.values() if name)
-    if len(panel.rows) < 2 or not winners:
+    """Who is best on average in each column, and where that is not said."""
+    if len(panel.rows) < 2:
         return ""
-    if len(winners) == 1:
+    where = f"{_place_words(panel, factors)}: " if panel.place else ""
+    best = {column: name for column in panel.columns if (name := panel.best(column))}
+    told = [f"{name} at {factors.over} {column}" for column, name in best.items()]
+    said = f"Best on average is {'; '.join(told)}. " if told else ""
+    if len(best) == len(panel.columns) and len(set(best.values())) == 1:
         wide = f", at every {factors.over}" if len(best) > 1 else ""
-        return f"{where}Best on average is {next(iter(winners))}{wide}."
-    told = [f"{name} at {factors.over} {column}" for column, name in best.items() if name]
-    return f"{where}Best on average is {'; '.join(told)}."
+        said = f"Best on average is {next(iter(best.values()))}{wide}. "
+    uneven = [column for column in panel.columns if panel.uneven(column)]
+    if uneven:
+        at = f" at {factors.over} {', '.join(uneven)}" if factors.over else ""
+        said += f"Means{at} are of different seeds: none is called best."
+    return where + said.strip() if said else ""
 
 
 def _tests(collected: Collected) -> list[tuple[str, str, Table]]:
@@ -212,20 +229,23 @@ def _tests_words(pairs: int) -> str:
         "A pair is two runs that differ in nothing else. The difference is the first less the "
         "second, mean and standard deviation over pairs. Effect: the matched-pairs rank-biserial "
         "correlation, +1 where the first is better in every pair. p: Wilcoxon's signed-rank test, "
-        f"two-sided; Holm: corrected for all comparisons in the table. Of {pairs} pairs p cannot "
-        f"be less than {significant(least_p(pairs))}. Pairs that share a seed are not independent, "
-        "so p is a guide, not a proof."
+        "two-sided; Holm: corrected for all comparisons in the table. Of "
+        f"{counted(pairs, 'pair')} p cannot be less than {significant(least_p(pairs))}. Pairs that "
+        "share a seed are not independent, so p is a guide, not a proof."
     )
 
 
 def _played(collected: Collected) -> str:
     missing = [o for o in collected.outcomes if o.run is None]
-    undone = [o for o in collected.measured if o.reason]
-    told = f"{len(collected.measured)} of {counted(len(collected.outcomes), 'run')} have a result."
+    undone = [o for o in collected.outcomes if o.run is not None and o.reason]
+    result = len(collected.outcomes) - len(missing)
+    told = f"{result} of {counted(len(collected.outcomes), 'run')} have a result."
     if missing:
         told += f" {counted(len(missing), 'has', 'have')} none and are in no figure."
     if undone:
         told += (
             f" {counted(len(undone), 'was', 'were')} not done as asked; the last column says why."
         )
+    if out := result - len(collected.measured):
+        told += f" {counted(out, 'was', 'were')} not pruned as asked: in no mean, figure or test."
     return told

@@ -21,6 +21,8 @@ from fedprune.study.comparison import (
 from fedprune.study.design import SEED, Factors
 from fedprune.study.figures import (
     COSTS,
+    Cost,
+    CostPoint,
     agreement_over_rounds,
     agreements,
     cost_figure,
@@ -50,48 +52,55 @@ class Collected:
 
     @property
     def measured(self) -> list[StudyOutcome]:
-        """Those with a result."""
-        return [outcome for outcome in self.outcomes if outcome.run is not None]
+        """Those that count."""
+        return [outcome for outcome in self.outcomes if outcome.counts]
 
 
 def panel_pictures(collected: Collected, panel: Panel, number: int) -> list[Picture]:
-    """Quality against every cost that is known and differs between runs."""
+    """Quality against every cost that is known and differs between runs; those alike have one."""
     factors = collected.factors
     same = by_place(collected.measured, factors.rest)[panel.place]
+    same = [o for o in same if o.metric == panel.metric]
     groups = list(by_place(same, [n for n in factors.names if n != SEED]).values())
-    out, drawn = [], set[tuple[float, ...]]()
+    alike: dict[tuple[float, ...], list[tuple[Cost, list[CostPoint]]]] = {}
     for cost in COSTS:
         points = points_of(groups, factors.compared, cost)
         costs = tuple(float(f"{point.cost:.2g}") for point in points)
-        if len(set(costs)) < 2 or costs in drawn:  # of single weights FLOPs are their density
-            continue
-        drawn.add(costs)
+        if len(set(costs)) > 1:
+            alike.setdefault(costs, []).append((cost, points))
+    out = []
+    for (cost, points), *others in alike.values():
         figure: Figure = cost_figure(points, panel.rows, panel.metric, cost)
         pairs = [(point.cost, point.quality.mean) for point in points]
         front = front_of(pairs, higher=is_higher(panel.metric))
         labels = dict.fromkeys(points[place].label for place in front)
         title = f"Quality against {cost.words}"
-        words = _front_words(labels, SEED in factors.names)
+        words = _front_words(labels, SEED in factors.names, [other.words for other, _ in others])
         out.append(Picture(f"{cost.key}-{number}", title, words, figure))
     return out
 
 
-def _front_words(labels: dict[str, None], repeated: bool) -> str:
+def _front_words(labels: dict[str, None], repeated: bool, others: Sequence[str]) -> str:
     point = "a mean over seeds, its bar the standard deviation" if repeated else "a run"
+    # Of single weights FLOPs are their density.
+    same = f" The picture of {' and '.join(others)} is the same." if others else ""
     return (
         f"Each point is {point}. Ringed are points that no other equals or beats at the same cost "
-        f"or less; from the cheapest on: {'; '.join(labels)}."
+        f"or less; from the cheapest on: {'; '.join(labels)}.{same}"
     )
 
 
 def rank_pictures(collected: Collected) -> list[Picture]:
-    """Mean ranks, where three or more labels were ranked in two or more blocks."""
-    factors, metrics = collected.factors, metrics_in(collected.outcomes)
+    """Mean ranks, where three or more labels were ranked in two or more blocks of one metric."""
+    factors, blocks = collected.factors, list[dict[str, float]]()
     labels = list(dict.fromkeys(o.labels[factors.compared] for o in collected.measured))
-    if len(labels) < 3 or len({is_higher(metric) for metric in metrics}) != 1:
+    if len(labels) < 3:
         return []
-    blocks = quality_blocks(collected.measured, factors)
-    ranking = ranking_of(blocks, labels, higher=is_higher(metrics[0]))
+    for metric in metrics_in(collected.measured):
+        same = [o for o in collected.measured if o.metric == metric]
+        sign = 1 if is_higher(metric) else -1
+        blocks += [{k: sign * v for k, v in b.items()} for b in quality_blocks(same, factors)]
+    ranking = ranking_of(blocks, labels, higher=True)
     if ranking is None:
         return []
     return [Picture("ranks", "Mean ranks", _ranks_words(ranking), ranks_figure(ranking))]

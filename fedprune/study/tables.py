@@ -25,9 +25,10 @@ from fedprune.study.comparison import (
     SeedSpread,
     by_place,
     is_higher,
+    metrics_in,
     seed_spread,
 )
-from fedprune.study.design import Factors
+from fedprune.study.design import SEED, Factors
 from fedprune.study.outcomes import StudyOutcome
 from fedprune.tasks.measures import metric_of
 
@@ -38,10 +39,12 @@ class Panel:
 
     Attributes:
         place: labels of the other factors.
-        metric: of all its runs with a result.
+        metric: of all its runs that count.
         rows, columns: labels of the compared factor, and of the one over which; one column, "",
             without such.
         cells: the spread of test quality over repetitions, by row and column.
+        seeds: of these repetitions.
+        alone: whether the runs of this place have one metric; else each has a panel.
     """
 
     place: GridPlace
@@ -49,46 +52,62 @@ class Panel:
     rows: tuple[str, ...]
     columns: tuple[str, ...]
     cells: dict[tuple[str, str], SeedSpread]
+    seeds: dict[tuple[str, str], frozenset[str]]
+    alone: bool = True
+
+    @property
+    def name(self) -> GridPlace:
+        """What tells it from the other panels."""
+        return self.place if self.alone else (*self.place, worded(self.metric))
+
+    def uneven(self, column: str) -> bool:
+        """Whether means in a column are of different seeds, so that none of them is the best."""
+        return len({seeds for row in self.rows if (seeds := self.seeds[row, column])}) > 1
 
     def best(self, column: str) -> str:
-        """The row that is best on average in a column; "" where none was measured."""
+        """The row that is best on average in a column; "" of one alone, or where seeds differ."""
         known = {r: s.mean for r in self.rows if (s := self.cells[r, column]).count}
         choose = max if is_higher(self.metric) else min
-        return choose(known, key=lambda row: known[row]) if known else ""
+        none = len(known) < 2 or self.uneven(column)
+        return "" if none else choose(known, key=lambda row: known[row])
 
 
 def panels_of(outcomes: Sequence[StudyOutcome], factors: Factors) -> list[Panel]:
-    """A panel for each combination of the labels of the other factors, with a result in it."""
+    """A panel for each combination of the labels of the other factors, and metric, that counts."""
     out = []
     for place, same in by_place(outcomes, factors.rest).items():
-        measured = [o for o in same if o.run is not None]
-        if measured:
-            out.append(_panel(place, measured, same, factors))
+        metrics = metrics_in(same)
+        for metric in metrics:
+            others = {_spot(o, factors) for o in same if o.counts and o.metric != metric}
+            its = [o for o in same if _spot(o, factors) not in others]
+            out.append(_panel(place, metric, its, factors, alone=len(metrics) == 1))
     return out
+
+
+def _spot(outcome: StudyOutcome, factors: Factors) -> tuple[str, str]:
+    """The row and the column that a run is in."""
+    column = outcome.labels[factors.over] if factors.over else ""
+    return outcome.labels[factors.compared], column
 
 
 def _panel(
     place: GridPlace,
-    measured: Sequence[StudyOutcome],
+    metric: str,
     same: Sequence[StudyOutcome],
     factors: Factors,
+    *,
+    alone: bool,
 ) -> Panel:
-    rows = tuple(dict.fromkeys(o.labels[factors.compared] for o in same))
-    over = {o.name: o.labels[factors.over] if factors.over else "" for o in same}
-    columns = tuple(dict.fromkeys(over.values()))
-    metric = measured[0].metric
-    values = {
-        (row, column): seed_spread(
-            [
-                o.test(metric)
-                for o in measured
-                if (o.labels[factors.compared], over[o.name]) == (row, column)
-            ]
-        )
-        for row in rows
-        for column in columns
-    }
-    return Panel(place, metric, rows, columns, values)
+    rows = tuple(dict.fromkeys(_spot(o, factors)[0] for o in same))
+    columns = tuple(dict.fromkeys(_spot(o, factors)[1] for o in same))
+    spots = {(row, column): list[StudyOutcome]() for row in rows for column in columns}
+    for one in same:
+        if one.counts:
+            spots[_spot(one, factors)].append(one)
+    cells = {spot: seed_spread([o.test(metric) for o in its]) for spot, its in spots.items()}
+    named = "" if factors.compared == SEED else SEED
+    seeds = {spot: frozenset(o.labels.get(named, "") for o in its) for spot, its in spots.items()}
+    return Panel(place, metric, rows, columns, cells, seeds, alone)
 
 
 def quality_over(panel: Panel, factors: Factors) -> Table:
@@ -183,9 +202,11 @@ def write_latex(out: Path, panels: Sequence[Panel], factors: Factors) -> list[Pa
     """Write ``tables/*.tex``, one for each panel, for the package booktabs, the best in bold."""
     paths = []
     for panel in panels:
-        name = re.sub(r"[^\w.=-]+", "-", "-".join(panel.place)).strip("-") or "quality"
+        name = re.sub(r"[^\w.=-]+", "-", "-".join(panel.name)).strip("-") or "quality"
         paths.append(out / "tables" / f"{name}.tex")
         write_atomically(paths[-1], latex_of(panel, factors).encode())
+    for old in {*(out / "tables").glob("*.tex")} - {*paths}:  # of what the study was before
+        old.unlink()
     return paths
 
 

@@ -65,3 +65,11 @@ def test_it_is_a_module_too():
     )
     assert done.stdout.startswith("usage: fedprune")
     assert all(name in done.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("how", [[], ["--dry-run"]])
+def test_a_file_of_devices_that_is_not_there_is_refused_before_anything_is_said(how, capsys):
+    assert main(["run", "--task", "digits", "--profiles", "nowhere.toml", *how]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "profiles='nowhere.toml': cannot be read" in said.err

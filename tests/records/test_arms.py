@@ -10,8 +10,9 @@ from fedprune import TASKS, ConfigError, federate
 from fedprune.engines.inline import inline_port
 from fedprune.learning.steps import examples_trained_on, step_rows
 from fedprune.protocol.messages import Question
-from fedprune.records.gap import by_construction, gap_closure
+from fedprune.records.gap import by_construction, gap_closure, gap_of
 from fedprune.report.gap import BY_CONSTRUCTION, gap_words
+from fedprune.server.state import Model, State
 from fedprune.server.watch import Watch
 from tests.runs import Killed, house_of, tiny
 
@@ -87,10 +88,14 @@ def test_of_exact_sums_without_training_the_gap_is_closed_by_construction():
     config = tiny(**keys, cohort=5, warmup=0, model="mlp", score_wire="fp32", baselines=BOTH)
     gap = federate(config).summary["gap_closure"]
     assert gap["by_construction"]
+    tests = {"pruned": {"loss": 1.0, "count": 1.0}, "centralised": {"loss": 1.0, "count": 1.0}}
+    failed = gap_of(config, tests, State(0, Model({}, {})), 1)["gap_closure"]
+    assert not failed["by_construction"]
     losses = [gap["losses"][side]["mean"] for side in ("federated", "centralised")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     assert BY_CONSTRUCTION in gap_words(gap)
-    for change in ({"cohort": 3}, {"combine": "mean"}, {"score_examples": 2}):
+    changes = ({"cohort": 3}, {"combine": "mean"}, {"score_examples": 2}, {"profiles": "f.toml"})
+    for change in (*changes, {"score": "magnitude"}):
         assert not by_construction(config.model_copy(update={"baselines": (), **change}))
 
 

@@ -122,8 +122,9 @@ def test_an_interrupted_run_is_as_good_as_its_checkpoint(before, tmp_path):
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"init=.*allowed: the folder of a whole run"):
+    with pytest.raises(ConfigError, match=r"init=.*allowed: the folder of a whole run") as error:
         previous_run(str(tmp_path))
+    assert str(error.value).count("allowed") == 1
     with pytest.raises(ConfigError, match="init="):
         configure({"init": str(tmp_path)})
 

@@ -301,6 +301,28 @@ def test_a_device_has_the_largest_part_that_its_budget_allows(tmp_path, method, 
     assert result.summary["failures"] == 0
 
 
+@pytest.mark.parametrize(("budget", "slow"), [("flops", {"flops": 1.2e9}), ("bytes", {"up": 3e6})])
+def test_slower_devices_prune_fewer_layers_of_the_whole_model(tmp_path, budget, slow):
+    keys = {"model": "mlp", "cohort": 8, "clients": 8, "rounds": 1, "warmup": 0, "end": 1}
+    keys |= {"method": "fedspallm", "method_options": {"layers": (1.0, 0.5)}, "local_steps": 1}
+    keys |= {"agreement": False, "budget": budget}
+    given = {**TINY, **keys, "profiles": file_of(tmp_path, **slow)}
+    config = configure({k: v for k, v in given.items() if k != "schedule"})
+    fleet, (result, asked, _) = fleet_of(config), overheard(config)
+    pruned = {(fleet[who[0]].name, len(q.names)) for q, who, _ in asked if q.kind == "own"}
+    assert pruned == {("fast", 2), ("slow", 1)}
+    told = result.summary["devices"]["classes"]
+    assert (told["fast"]["part"], told["slow"]["part"]) == (1.0, 0.5)
+    with pytest.raises(ConfigError, match="budget='memory': clients hold the whole model"):
+        federate(config.model_copy(update={"budget": "memory"}))
+
+
+def test_of_one_part_for_all_the_budget_decides_on_steps(tmp_path):
+    keys = {"method": "heterofl", "method_options": {"tiers": (1.0,)}, "unit": "row"}
+    config = simulated(tmp_path, flops=1e9, budget="flops", model="mlp", local_steps=2, **keys)
+    assert set(opening_of(config, None, None)[1].steps) == {1.0, 0.5}
+
+
 @pytest.mark.slow
 def test_ranks_follow_a_budget_and_who_fits_no_rank_is_not_asked(tmp_path):
     keys = {"model": "mlp", "adapters": "lora", "ranks": (1, 2, 4), "cohort": 8, "rounds": 2}

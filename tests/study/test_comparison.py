@@ -76,6 +76,12 @@ def test_pairs_without_a_difference_and_without_a_partner():
     assert paired_tests([{"a": 1.0}, {"b": 1.0}], ["a", "b"], higher=True) == []
 
 
+def test_differences_that_are_a_tie_in_decimals_are_one():
+    blocks = [{"a": 0.3, "b": 0.2}, {"a": 0.2, "b": 0.1}, {"a": 0.1, "b": 0.2}]
+    (one,) = paired_tests(blocks, "ab", higher=True)
+    assert one.effect == pytest.approx(1 / 3)
+
+
 # Demsar 2006, table 5(a): critical values of the two-tailed Nemenyi test at 0.05.
 DEMSAR = {2: 1.960, 3: 2.343, 4: 2.569, 5: 2.728, 6: 2.850, 7: 2.949, 8: 3.031, 9: 3.102, 10: 3.164}
 

@@ -57,6 +57,8 @@ def test_what_is_compared_over_what(grid, words, compared, over):
         ("[base]\nsparsity = 1.5\n[grid]\nseed = [1]", "sparsity=1.5"),
         ("[base]\nout = 'x'\n[grid]\nseed = [1]", "out='x': every run has a folder"),
         ("[base]\nengine = 'flower'\n[grid]\nseed = [1]", "engine='flower'"),
+        ("[base]\ntask = 'r8'\ninit = 'gone'\n[grid]\nseed = [1]", "init='gone': not there"),
+        ("[base]\nprofiles = 'gone'\n[grid]\nseed = [1]", "seed=1: profiles='gone': cannot be"),
         ("[gird]\nseed = [1]", "gird: no table of a study"),
         ("[study]\nover = 'alpha'\n[grid]\nseed = [1]", "over='alpha': not varied"),
         ("[study]\nby = 'alpha'\n[grid]\nseed = [1]", "study.by: no such key"),
@@ -87,6 +89,11 @@ def test_a_digest_changes_with_what_changes_bits_and_with_nothing_else(tmp_path)
     changed = [digest(lr=0.3), digest(rounds=3), digest(local_steps=2)]
     data.write_text("text,label\na,0\nc,1\n")
     assert len({first, *changed, digest()}) == 5
+    fleet = tmp_path / "fleet.toml"
+    fleet.write_text("[a]\nshare = 1\nflops = 1\nup = 1\ndown = 1\n")
+    slow = digest(profiles=str(fleet))
+    fleet.write_text("[a]\nshare = 1\nflops = 2\nup = 1\ndown = 1\n")
+    assert digest(profiles=str(fleet)) != slow
 
 
 @pytest.mark.slow

@@ -87,6 +87,7 @@ def test_the_page_needs_nothing_and_escapes_what_others_wrote(study):
     assert "<i>a" not in text
     assert "&lt;i&gt;a &amp; b" in text
     assert write_study(out, collected).read_bytes() == page
+    assert "The picture of FLOPs of kept weights, of dense is the same." in text
     drawn = {p.stem for p in (out / "plots").glob("*.png")}
     assert drawn >= {"density-0", "bytes-0", "disk-0", "ranks", "densities", "agreement"}
     for name in drawn:
@@ -106,8 +107,10 @@ def test_runs_that_are_there_are_compared(study, tmp_path, capsys):
     assert main(["compare", *folders, "--by", "lr", "--out", str(tmp_path / "d")]) == 2
     assert main(["compare", folders[0], folders[0], "--out", str(tmp_path / "d")]) == 2
     assert main(["compare", folders[0], str(tmp_path), "--out", str(tmp_path / "d")]) == 2
+    assert main(["compare", *folders, "--out", folders[0]]) == 2
+    assert not (collected.outcomes[0].folder / "study.html").exists()
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 4
     assert all("allowed: " in line for line in lines)
     assert not (tmp_path / "d").exists()
 

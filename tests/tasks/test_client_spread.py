@@ -46,9 +46,15 @@ def test_a_histogram_has_every_client_once_and_of_none_says_nothing():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("secure", ["none", "secagg"])
-def test_a_run_says_how_its_clients_do_by_their_own_figures(secure):
-    more = {"secure": secure} if secure != "none" else {}
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"secure": "secagg"},
+        {"dp": "client", "dp_noise": 1.0, "metrics": "exact", "allow_uncovered": True},
+    ],
+)
+def test_a_run_says_how_its_clients_do_by_their_own_figures(more):
     config = tiny(clients=8, cohort=6, client_percentiles=True, model="mlp", **more)
     result = federate(config)
     port = inline_port(build_host(tiny(clients=8, cohort=6, model="mlp")))
