@@ -20,7 +20,7 @@ def lacking(outcomes: Sequence[StudyOutcome]) -> list[str]:
     runs of a seed begin with the same weights, and what they send and compute, is always so.
     """
     runs = [o.run for o in outcomes if o.run is not None]
-    pruned = {run.summary["sparsity_asked"] for run in runs} - {0.0, None}
+    pruned = {run.summary.get("sparsity_asked") for run in runs} - {0.0, None}
     plain = {run.config.get("score") for run in runs if run.config.get("method") in FOLLOWING}
     beside = plain.union(*(arms(run.rows) for run in runs))
     found = {
