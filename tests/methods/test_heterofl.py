@@ -42,6 +42,8 @@ def test_each_weight_is_the_mean_over_the_clients_whose_part_has_it():
             assert torch.allclose(states[round_ - 1].weights[n].double()[some], expected, atol=1e-7)
             assert bool(some.all()) or round_ > 1, "at first everybody trains everything"
     masks = states[-1].memories["heterofl"].tiers
+    for question, (p, *_) in tuned:
+        assert all(torch.equal(question.masks[n], m) for n, m in masks[p % len(TIERS)].items())
     whole, kept = host.layout.whole, count_kept(states[-1].masks)
     for narrow, wide in zip(masks[1:], masks, strict=False):
         assert all(not (narrow[n] & ~m).any() for n, m in wide.items()), "parts are nested"

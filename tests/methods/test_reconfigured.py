@@ -9,9 +9,12 @@ from torch import Tensor
 
 from fedprune import RunConfig
 from fedprune.config import configure
+from fedprune.methods import prunefl
 from fedprune.methods.prunefl import worth
 from fedprune.protocol.messages import Question
 from fedprune.randomness import generator
+from fedprune.scores.gradients import watched_mean_square
+from fedprune.structure.layout import layout_of
 from tests.perceptron import LAYERS, SMALL, count, flat, gradients, kept_by, outputs
 from tests.runs import house_of, overheard, tiny
 
@@ -63,6 +66,7 @@ def two_steps(
 def test_prunefl_is_its_algorithm():
     given = {**SMALL, "method": "prunefl", "rounds": 5, "end": 5, "frequency": 2, "sparsity": 0.3}
     options = {"constant": 1e-3, "comm": 1e-6, "comp": 1e-6, "dec": 0.4, "initial": 2}
+    options["half_life"] = 4
     # So fast that gradients of one round are not those of the next.
     config = configure({**given, "lr": 1.0, "local_epochs": 2, "method_options": options})
     _, asked, states = overheard(config)
@@ -86,13 +90,53 @@ def test_prunefl_is_its_algorithm():
                 size = two_steps(last, *data(config, 0))[1][n].abs().flatten()
             order = torch.where(mask, size, math.inf).argsort(stable=True)
             kept[n] = mask.clone()
-            kept[n][order[: int(0.4 * 0.5 ** (later.round / 10_000) * int(mask.sum()))]] = False
+            kept[n][order[: int(0.4 * 0.5 ** (later.round / 4) * int(mask.sum()))]] = False
         costs = np.full(len(flat(earned)), 2e-6)  # one row of a perceptron's layer an example
         most = count(flat(later.masks), 0.3)
         wanted = greedy(flat(earned).numpy(), costs, flat(kept).numpy(), 1e-3, most)
         assert int((flat(later.masks).numpy() != wanted).sum()) <= 4, "but for rounding"
         sizes.append(int(wanted.sum()))
     assert len(set(sizes)) > 1, "the model's size moves"
+
+
+def test_squares_of_prunefl_are_of_the_mean_step_times_the_labels_trained_on():
+    model = torch.nn.Linear(3, 2)
+    with watched_mean_square(model, layout_of(model), ["weight"]) as watcher:
+        for count, slope in ((4, 1.0), (4, 3.0), (4, -1.0)):
+            model.weight.grad = torch.full_like(model.weight, slope)
+            watcher.after_backward(count)
+    assert (watcher.sums["weight"] == 12 * (3.0 / 3) ** 2).all()
+
+
+def test_the_first_client_of_prunefl_goes_on_until_five_in_a_row_change_a_tenth_at_most(monkeypatch):
+    parts = iter([0.95, 0.95, 0.85, *[0.95] * 7])
+
+    def thinned(model, _r, _found):
+        part = next(parts)
+        return {n: m & (m.cumsum(1) <= part * m.sum(1, keepdim=True)) for n, m in
+                model.masks.items()}  # fmt: skip
+
+    monkeypatch.setattr(prunefl, "reconfigured", thinned)
+    config = configure({**SMALL, "method": "prunefl", "end": 2, "sparsity": 0.6})
+    _, asked, _ = overheard(config)
+    assert [who for q, who, _ in asked if q.kind == "tune"] == [[0]] * 8 + [[0, 1, 2]] * 2
+
+
+@pytest.mark.slow
+def test_a_weight_of_prunefl_costs_the_rows_that_its_layer_sees():
+    options = {"constant": 3.0, "comm": 1e-4, "comp": 1e-3, "initial": 1}
+    keys = {"model": "cnn", "clients": 3, "cohort": 3, "rounds": 2, "warmup": 0, "end": 2}
+    config = tiny(**keys, method="prunefl", sparsity=0.6, method_options=options)
+    result, asked, _ = overheard(config)
+    host, seen = house_of(config), dict[str, int]()
+    modules = {n: host.model.get_submodule(n.rpartition(".")[0]) for n in host.layout.prunable}
+    for n, module in modules.items():
+        module.register_forward_hook(lambda _m, _x, y, n=n: seen.update({n: y[0, 0].numel()}))
+    host.task.loss(host.model, host.shards[0].train)
+    masks = [q for q, _, _ in asked if q.kind == "tune"][-1].masks
+    seconds = 3.0 + sum(int(m.sum()) * (1e-4 + 1e-3 * seen[n]) for n, m in masks.items())
+    assert result.rows[-1]["method"]["round_seconds"] == pytest.approx(seconds)
+    assert len(set(seen.values())) > 1
 
 
 @pytest.mark.slow
@@ -105,8 +149,11 @@ def test_fedtiny_takes_the_candidate_of_the_lowest_loss_and_moves_block_by_block
     losses = [a.totals["loss"] / a.totals["count"] for _, a in tried]
     first = next(q for q, _, _ in asked if q.kind == "tune")
     assert torch.equal(flat(first.masks), flat(tried[losses.index(min(losses))][0].masks))
+    begin = house_of(config).model.state_dict()
     for question, _ in tried:
         assert int(flat(question.masks).sum()) == count(flat(question.masks), 0.6)
+        for n, m in question.masks.items():
+            kept_by(m, begin[n].abs(), int(m.sum()))
     even = tried[0][0].masks
     assert all(abs(int(m.sum()) - 0.4 * m.numel()) <= 1 for m in even.values())
     for i, (question, _) in enumerate(tried):  # times 1 plus what is within the spread, scaled
@@ -122,6 +169,8 @@ def test_fedtiny_takes_the_candidate_of_the_lowest_loss_and_moves_block_by_block
             found = gradients(before.weights, x, y)
             slopes = {n: slopes[n] + len(y) * found[n] for n in LAYERS}
         name = LAYERS[-1 - (step - 1) % 2]
+        (sent,) = [q for q, _, _ in asked if q.kind == "score" and q.round == step + 1]
+        assert (sent.names, sent.dense) == ((name,), True), "all gradients of the block, no others"
         (other,) = set(LAYERS) - {name}
         assert torch.equal(before.masks[other], after.masks[other])
         old, new = before.masks[name], after.masks[name]
