@@ -22,7 +22,12 @@ def flat(masks: Masks, names: list[str]) -> np.ndarray:
 def test_the_mask_is_drawn_from_posteriors_that_every_outcome_moves():
     config = tiny(
         **{"clients": 3, "cohort": 3, "rounds": 6, "warmup": 1, "end": 6, "model": "mlp"},
-        **{"frequency": 2, "method": "fedrts", "schedule": "regrow", "method_options": {"gamma": GAMMA}},
+        **{
+            "frequency": 2,
+            "method": "fedrts",
+            "schedule": "regrow",
+            "method_options": {"gamma": GAMMA},
+        },
     )
     _, asked, states = overheard(config)
     names = list(states[0].masks)  # in the order in which posteriors are drawn
