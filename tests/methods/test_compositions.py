@@ -89,7 +89,7 @@ def test_fedpai_is_its_two_steps():
 
 
 def test_ssfl_keeps_what_the_plain_mean_of_clients_saliency_is_largest_of():
-    given = {**SMALL, "method": "ssfl", "sparsity": 0.7, "score_examples": 10_000}
+    given = {**SMALL, "method": "ssfl", "sparsity": 0.7, "score_examples": 10_000, "rounds": 4}
     config = configure({**given, "lr_schedule": "constant"})
     host = house_of(config)
     _, asked, states = overheard(config)
