@@ -35,7 +35,7 @@ def test_fedprllm_scales_by_the_share_of_votes_to_keep(calibration):
 
 @pytest.mark.parametrize("method", ["rigl", "fedmef", "dispfl", "feddst", "flash"])
 def test_training_begins_at_the_papers_densities_by_chance_or_with_the_largest(method):
-    """Of layers of unequal sides: by Erdős-Rényi-Kernel (Evci et al. 2020), or all alike (FLASH)."""
+    """Of layers of unequal sides: by Erdős-Rényi-Kernel, or all alike (FLASH)."""
     ends = {"rounds": 1, "end": 1} if method == "dispfl" else {"rounds": 3, "end": 3}
     keys = {"model": "cnn", "clients": 3, "cohort": 3, "warmup": 0, "local_steps": 2}
     config = tiny(**keys, **ends, method=method, sparsity=0.8)

@@ -279,9 +279,15 @@ def test_fedspallm_is_its_three_equations():
             held[n] = held.get(n, 0) + m
     after = states[0]
     for n, total in sums.items():
-        mean = torch.where(held[n] > 0, total / held[n].clamp(min=1), start[n].double())
+        sums[n] = mean = torch.where(held[n] > 0, total / held[n].clamp(min=1), start[n].double())
         mean = mean * after.masks.get(n, 1)
         assert torch.allclose(after.weights[n].double(), mean, atol=1e-5), n
+    ties = []
     for n in LAYERS:
         those = [m[n].double() for m in masks.values() if n in m]
         kept_by(after.masks[n], sum(those), count(after.masks[n], 0.47))
+        votes, left = sum(those), after.masks[n]
+        tied = votes == votes[left].min()
+        ties.append(bool((tied & ~left).any()))
+        kept_by(left[tied], sums[n].abs()[tied], int((tied & left).sum()))
+    assert any(ties), "they go by magnitude"

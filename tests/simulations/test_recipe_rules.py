@@ -114,7 +114,7 @@ def test_fedprllm(recipe):
 
 
 def test_fedspallm(recipe):
-    """Clients' own masks, every layer behind the pruned ones; what is made of them is held there."""
+    """Clients' own masks, every layer behind the pruned ones; the rest is held with the methods."""
     run = recipe("fedspallm", rounds=1, method_options={"layers": 1.0})
     own = [each for each in run.asked if each[0].kind == "own"]
     assert [who for _, who, _ in own] == [[0], [1], [2]]
