@@ -12,9 +12,9 @@ Where it departs from the paper, whose code is an empty repository and whose tab
 clients prune by ``--score`` (Wanda) and not by SparseGPT, so that pruning by itself moves no weight
 and what W_k differ in is what clients then train under their masks, each client alike
 (``--weighting equal``); with ``--local-steps 0`` they do not, and only masks travel up. Every block
-is given to somebody: one that no draw gave goes to a client drawn for it; s·d is rounded so that the
-model's number is exact (a reimplementation that cites the equations rounds it up). Ties among votes
-go by magnitude.
+is given to somebody: one that no draw gave goes to a client drawn for it; s·d is rounded so that
+the model's number is exact (a reimplementation that cites the equations rounds it up). Ties among
+votes go by magnitude.
 """
 
 from __future__ import annotations

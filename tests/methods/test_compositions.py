@@ -88,6 +88,19 @@ def test_fedpai_is_its_two_steps():
         )
 
 
+def test_fedpai_with_the_servers_mask_keeps_the_best_of_the_clients_sums():
+    given = {**SMALL, "method": "fedpai", "score": "snip", "sparsity": 0.7}
+    config = configure({**given, "method_options": {"masks": "server"}})
+    _, asked, states = overheard(config)
+    start = next(q for q, _, _ in asked if q.kind == "score").weights
+    slopes = 0.0
+    for x, y in (data(house_of(config), client) for client in range(3)):
+        slopes = slopes + len(y) * flat(gradients(start, x, y))
+    mask = flat(states[0].masks)
+    kept_by(mask, (flat(start) * slopes).abs(), count(mask, 0.7))
+    assert all(torch.equal(flat(q.masks), mask) for q, _, _ in asked if q.kind == "tune")
+
+
 def test_ssfl_keeps_what_the_plain_mean_of_clients_saliency_is_largest_of():
     given = {**SMALL, "method": "ssfl", "sparsity": 0.7, "score_examples": 10_000, "rounds": 4}
     config = configure({**given, "lr_schedule": "constant"})
@@ -113,7 +126,7 @@ def test_ssfl_keeps_what_the_plain_mean_of_clients_saliency_is_largest_of():
 
 def test_movement_pruning_remembers_all_rounds():
     given = {**SMALL, "method": "movement-pruning", "rounds": 3, "warmup": 1, "end": 3}
-    config = configure({**given, "sparsity": 0.6, "lr_schedule": "constant"})
+    config = configure({**given, "sparsity": 0.3, "lr_schedule": "constant"})
     host = house_of(config)
     _, asked, states = overheard(config)
     moved = dict.fromkeys(LAYERS, 0.0)
@@ -132,7 +145,8 @@ def test_movement_pruning_remembers_all_rounds():
         moved = {n: m * state.masks[n] for n, m in moved.items()}
         memory = state.memories["movement-pruning"].moved
         assert all(torch.allclose(memory[n].double(), moved[n], atol=1e-6) for n in LAYERS)
-    assert int(flat(states[-1].masks).sum()) == count(flat(states[-1].masks), 0.6)
+    for state, part in zip(states, (0.0, 1 - 0.5**3, 1.0), strict=True):  # cubic
+        assert int(flat(state.masks).sum()) == count(flat(state.masks), 0.3 * part)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Masks that the server moves, and layers that clients share out, against their rules by hand."""
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,13 +12,14 @@ from torch import Tensor
 from fedprune import RunConfig
 from fedprune.config import configure
 from fedprune.methods import prunefl
+from fedprune.methods.fedspallm import blocks_given
 from fedprune.methods.prunefl import worth
 from fedprune.protocol.messages import Question
 from fedprune.randomness import generator
 from fedprune.scores.gradients import watched_mean_square
 from fedprune.structure.layout import layout_of
 from tests.perceptron import LAYERS, SMALL, count, flat, gradients, kept_by, outputs
-from tests.runs import house_of, overheard, tiny
+from tests.runs import house_of, overheard, same, tiny
 
 
 def data(config: RunConfig, client: int) -> tuple[Tensor, Tensor]:
@@ -291,3 +294,15 @@ def test_fedspallm_is_its_three_equations():
         ties.append(bool((tied & ~left).any()))
         kept_by(left[tied], sums[n].abs()[tied], int((tied & left).sum()))
     assert any(ties), "they go by magnitude"
+    later = [q.masks for q, _, _ in asked if q.kind == "tune" and q.round == 2]
+    assert all(same(masks, after.masks) for masks in later), "then one mask for all"
+
+
+def test_every_block_of_fedspallm_is_somebodys():
+    blocks = tuple((f"block {i}",) for i in range(12))
+    for number in range(20):
+        r: Any = SimpleNamespace(options=SimpleNamespace(layers=0.25), number=number)
+        r.config = SimpleNamespace(seed=0)
+        given = blocks_given([3, 4], blocks, r)
+        assert {b for those in given.values() for b in those} == set(blocks)
+        assert all(len(those) >= 3 for those in given.values())
