@@ -10,7 +10,7 @@ from fedprune.methods.catalog import check_method
 from fedprune.options.refusal import ConfigError
 from tests.gallery import UNPRUNED
 from tests.perceptron import LAYERS, SMALL, count, flat, gradients, kept_by
-from tests.runs import house_of, overheard, tiny
+from tests.runs import house_of, overheard, same, tiny
 
 
 def data(host: Host, client: int) -> tuple[Tensor, Tensor]:
@@ -59,7 +59,7 @@ def test_training_begins_at_the_papers_densities_by_chance_or_with_the_largest(m
 
 
 def test_fedpai_is_its_two_steps():
-    given = {**SMALL, "method": "fedpai", "score": "snip", "sparsity": 0.7, "rounds": 2}
+    given = {**SMALL, "method": "fedpai", "score": "snip", "sparsity": 0.7, "rounds": 4}
     config = configure({**given, "lr_schedule": "constant"})
     host = house_of(config)
     _, asked, states = overheard(config)
@@ -69,7 +69,7 @@ def test_fedpai_is_its_two_steps():
     for client in range(3):
         slopes = gradients(start, *data(host, client))
         kept_by(flat(masks[client]), (flat(start) * flat(slopes)).abs(), count(flat(masks[0]), 0.7))
-    for i in range(2):
+    for i in range(4):
         sums, held = {}, {}
         for client in range(3):
             x, y = data(host, client)
@@ -86,6 +86,8 @@ def test_fedpai_is_its_two_steps():
         assert all(
             torch.allclose(states[i].weights[n].double(), w, atol=1e-5) for n, w in weights.items()
         )
+        later = states[i].memories["fedpai"].masks
+        assert all(same(later[client], masks[client]) for client in range(3)), "once and for all"
 
 
 def test_fedpai_with_the_servers_mask_keeps_the_best_of_the_clients_sums():

@@ -336,6 +336,12 @@ def test_a_tier_of_heterofl_trains_under_a_mask_without_a_scaler_on_all_classes(
             wanted = -0.1 * slopes[n] * question.masks.get(n, 1)
             assert torch.allclose(w.double(), wanted, atol=1e-6), n
     assert len(narrow) == 2
+    sums = 0.0
+    for x, y in (data(config, client) for client in range(3)):
+        sums = sums + len(y) * flat(gradients(states[0].weights, x, y))
+    alive, part = flat(states[0].masks), flat(narrow[1][0].masks)
+    worth = (flat(states[0].weights) * sums).abs()
+    kept_by(part[alive], worth[alive], int(part.sum()))
     for n, m in narrow[1][0].masks.items():
         assert torch.equal(narrow[1][0].weights[n], states[0].weights[n] * m)
     assert (narrow[1][0].masks[LAYERS[0]] != narrow[0][0].masks[LAYERS[0]]).any(), "chosen again"
@@ -536,6 +542,7 @@ HELD: dict[str, dict[str, str]] = {
         "changes no mask after": "test_flash_is_its_two_stages",
     },
     "heterofl": {
+        "parts are chosen by": "test_a_tier_of_heterofl_trains",
         "again at every pruning": "test_a_tier_of_heterofl_trains",
         "under a mask": "test_a_tier_of_heterofl_trains",
         "weighted by labels": "test_a_tier_of_heterofl_trains",

@@ -77,12 +77,15 @@ def test_clients_train_their_ranks_under_their_masks_and_importance_is_of_their_
     worth: dict[str, Tensor] = {}
     for i, (asks, state) in enumerate(zip(tuned, states, strict=True)):
         products, now = dict.fromkeys(PATHS, 0.0), dict.fromkeys(LAYERS, 0.0)
+        if i == 1:
+            kept_by(flat(state.masks), flat(worth), count(flat(state.masks), 0.5))
         for p, (q, _) in enumerate(asks):
             density, rank = ARMS[(p + i) % 4]
             assert q.adapters[f"{PATHS[0]}{UP}"].shape[1] == rank
             if i:
                 kept = count(flat(q.masks), 1 - density * 0.5)
-                kept_by(flat(q.masks), torch.where(flat(state.masks), flat(worth), -1.0), kept)
+                alive = flat(state.masks)
+                kept_by(flat(q.masks)[alive], flat(worth)[alive], kept)
             after = descended(q.weights, q.adapters, q.masks, *data[p])
             for path, name in zip(PATHS, LAYERS, strict=True):
                 share, made = labels[p] / sum(labels), product(after, path)
