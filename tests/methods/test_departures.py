@@ -292,6 +292,7 @@ def test_a_width_of_fjord_trains_the_biases_outside_of_it():
     options = {"widths": (1.0, 0.5)}
     config, asked, _ = run("fjord", rounds=1, unit="row", method_options=options)
     question, _, answer = next(e for e in of_kind(asked, "tune") if e[1] == [1])
+    assert question.regime.widths == (1.0,), "of what it was sent"
     moved = scattered(answer.total, house_of(config).layout.shapes, question.masks)
     outside = ~question.masks[LAYERS[0]].any(1)
     assert outside.any()
