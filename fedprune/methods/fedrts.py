@@ -6,16 +6,20 @@ one number is drawn from each posterior, and the weights with the largest are ke
 one cohort thinks little of is not lost for that: what earlier cohorts said counts, and chance gives
 it a try.
 
-Of n kept weights k = n - (part exchanged)·n are the safe ones. The outcome of a weight that is kept
-is (1-gamma)·[it is among the k best by the pooled score] + gamma·(the share of clients among whose
-own k best it is); of one that is removed (1-gamma)/2 + gamma·[the pooled gradient at it is among
-the n - k largest]. The part exchanged falls with the cosine of `fedprune.selection.schedules`.
+Of n kept weights k = n - (part exchanged)·n are the safe ones, and X = gamma·X_agg + (1-gamma)·(the
+mean of what clients observe). Of a weight that is kept X_agg says whether it is among the k best by
+the pooled score, and a client whether it is among its own k best; of one that is removed X_agg is
+1/2, and beside it stands whether the pooled gradient at it is among the n - k largest. The part
+exchanged falls with the cosine of `fedprune.selection.schedules`.
 
 Where it departs from the paper: clients rank kept weights by ``--score`` at the global weights (in
-the paper by the size of their trained weights), so that their votes are those of any run;
-gradients of removed weights are summed over clients, who send all of them (in the paper each names
-its largest). Posteriors begin uniform (alpha = beta = 1). Sparsity may rise on the way
-(``--schedule``); with ``--schedule regrow`` it is constant, as in the paper.
+the paper by the size of their trained weights), so that their votes are those of any run, in which
+a client counts once (there by its share of the data); outcomes are observed in pruning rounds alone
+(there those of kept weights in every round); gradients of removed weights are summed over clients,
+who send all of them (in the paper each names its largest). Posteriors begin uniform (alpha = beta =
+1), and before the first pruning all weights are kept (the paper draws the first mask, too).
+Sparsity may rise on the way (``--schedule``); with ``--schedule regrow`` it is constant, as in the
+paper.
 """
 
 from __future__ import annotations
@@ -51,7 +55,7 @@ class Options(Section):
     exchange: float = option(
         "method", "part of the kept weights in doubt at first", 0.4, gt=0, le=1
     )
-    gamma: float = option("method", "say of single clients in an outcome (gamma)", 0.5, ge=0, le=1)
+    gamma: float = option("method", "say of the pooled score in outcomes (gamma)", 0.5, ge=0, le=1)
     weight: float = option("method", "what an outcome adds to a posterior (lambda)", 10.0, gt=0)
 
 
@@ -119,7 +123,7 @@ def outcomes(gamma: float, kept: Masks, top: Masks, share: Tensors, wanted: Mask
     """What is observed of each weight, in [0, 1].
 
     Args:
-        gamma: the say of clients.
+        gamma: the say of the pooled score; clients have the rest.
         kept: the mask before.
         top: which kept weights are among the safe ones by the pooled score.
         share: the part of the clients that say so of a kept weight.
@@ -128,8 +132,8 @@ def outcomes(gamma: float, kept: Masks, top: Masks, share: Tensors, wanted: Mask
     return {
         n: torch.where(
             m,
-            (1 - gamma) * top[n].float() + gamma * share[n],
-            (1 - gamma) * 0.5 + gamma * wanted[n].float(),
+            gamma * top[n].float() + (1 - gamma) * share[n],
+            gamma * 0.5 + (1 - gamma) * wanted[n].float(),
         )
         for n, m in kept.items()
     }

@@ -7,14 +7,15 @@ behind what it pruned; of the others it keeps what it had. Then, eqs. 5 to 7,
 
     W_j = Σ_k m_kj W_kj / Σ_k m_kj              (the l0 mean: over the clients that kept weight j)
     removed: what all clients that pruned the layer removed, and then what most of them did, until
-    floor(s·d + 1/2) of the layer's d weights are gone.
+    s·d of the layer's d weights are gone.
 
 Where it departs from the paper, whose code is an empty repository and whose tables were not read:
 clients prune by ``--score`` (Wanda) and not by SparseGPT, so that pruning by itself moves no weight
 and what W_k differ in is what clients then train under their masks, each client alike
 (``--weighting equal``); with ``--local-steps 0`` they do not, and only masks travel up. Every block
-is given to somebody: one that no draw gave goes to a client drawn for it. Ties among votes go by
-magnitude.
+is given to somebody: one that no draw gave goes to a client drawn for it; s·d is rounded so that
+the model's number is exact (a reimplementation that cites the equations rounds it up). Ties among
+votes go by magnitude.
 """
 
 from __future__ import annotations

@@ -10,9 +10,10 @@ that of its simulated device (``--budget``).
 
 Where it departs from the paper: parts are chosen by ``--score`` in place of the first so many
 units, and again at every pruning; a tier trains under a mask, so that it saves bytes, and not yet
-time; no scaler (the paper divides activations by the width while training), batch statistics are
-averaged like weights (the paper measures them once at the end), and the loss of labels that a
-client lacks is not masked.
+time; clients are weighted by labels (the paper counts them alike: ``--weighting equal``); no scaler
+(the paper divides activations by the width while training), batch statistics are averaged like
+weights (the paper measures them once at the end), and the loss of labels that a client lacks is
+not masked.
 """
 
 from __future__ import annotations

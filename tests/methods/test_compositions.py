@@ -10,7 +10,7 @@ from fedprune.methods.catalog import check_method
 from fedprune.options.refusal import ConfigError
 from tests.gallery import UNPRUNED
 from tests.perceptron import LAYERS, SMALL, count, flat, gradients, kept_by
-from tests.runs import house_of, overheard, tiny
+from tests.runs import house_of, overheard, same, tiny
 
 
 def data(host: Host, client: int) -> tuple[Tensor, Tensor]:
@@ -33,24 +33,33 @@ def test_fedprllm_scales_by_the_share_of_votes_to_keep(calibration):
         assert int(state.masks[name].sum()) == count(state.masks[name], 0.5)
 
 
-def test_rigl_begins_by_chance_at_erk():
-    config = configure({**SMALL, "method": "rigl", "rounds": 3, "end": 3, "sparsity": 0.8})
+@pytest.mark.parametrize("method", ["rigl", "fedmef", "dispfl", "feddst", "flash"])
+def test_training_begins_at_the_papers_densities_by_chance_or_with_the_largest(method):
+    """Of layers of unequal sides: by Erdős-Rényi-Kernel, or all alike (FLASH)."""
+    ends = {"rounds": 1, "end": 1} if method == "dispfl" else {"rounds": 3, "end": 3}
+    keys = {"model": "cnn", "clients": 3, "cohort": 3, "warmup": 0, "local_steps": 2}
+    config = tiny(**keys, **ends, method=method, sparsity=0.8)
     _, asked, states = overheard(config)
-    first = next(q for q, _, _ in asked if q.kind == "tune")
-    sides = {n: sum(m.shape) / m.numel() for n, m in first.masks.items()}
-    density = {n: float(m.double().mean()) for n, m in first.masks.items()}
-    a, b = LAYERS
-    assert density[a] / density[b] == pytest.approx(sides[a] / sides[b], rel=1e-2)
-    assert sum(int(m.sum()) for m in first.masks.values()) == count(flat(first.masks), 0.8)
-    kept = torch.where(flat(first.masks), flat(first.weights).abs(), 0.0)
-    largest = kept.argsort(descending=True)[:100]
-    whole = next(q for q, _, _ in asked if q.kind == "evaluate").weights
-    assert not flat(first.masks)[flat(whole).abs().argsort(descending=True)[:100]].all(), largest
-    assert any((states[1].masks[n] & ~first.masks[n]).any() for n in LAYERS)
+    masks = next(q for q, _, _ in asked if q.kind == "tune").masks
+    sides = {n: 1.0 if method == "flash" else sum(m.shape) / m.numel() for n, m in masks.items()}
+    density = {n: float(m.double().mean()) for n, m in masks.items()}
+    (full, *_), *rest = sorted(density.items(), key=lambda x: -x[1])
+    assert full == "features.0.weight" or method == "flash"
+    (a, dense), (b, sparse) = rest
+    assert dense / sparse == pytest.approx(sides[a] / sides[b], rel=2e-2)
+    assert sum(int(m.sum()) for m in masks.values()) == count(
+        torch.cat([m.flatten() for m in masks.values()]), 0.8
+    )
+    assert "head.weight" not in masks, "the output layer is not pruned"
+    sizes = {n: house_of(config).model.state_dict()[n].abs() for n in masks}
+    largest = all(m.flatten()[sizes[n].flatten().argsort()[-9:]].all() for n, m in masks.items())
+    assert largest == (method == "feddst")
+    if method == "rigl":
+        assert any((states[1].masks[n] & ~m).any() for n, m in masks.items())
 
 
 def test_fedpai_is_its_two_steps():
-    given = {**SMALL, "method": "fedpai", "score": "snip", "sparsity": 0.7, "rounds": 2}
+    given = {**SMALL, "method": "fedpai", "score": "snip", "sparsity": 0.7, "rounds": 4}
     config = configure({**given, "lr_schedule": "constant"})
     host = house_of(config)
     _, asked, states = overheard(config)
@@ -60,7 +69,7 @@ def test_fedpai_is_its_two_steps():
     for client in range(3):
         slopes = gradients(start, *data(host, client))
         kept_by(flat(masks[client]), (flat(start) * flat(slopes)).abs(), count(flat(masks[0]), 0.7))
-    for i in range(2):
+    for i in range(4):
         sums, held = {}, {}
         for client in range(3):
             x, y = data(host, client)
@@ -77,10 +86,25 @@ def test_fedpai_is_its_two_steps():
         assert all(
             torch.allclose(states[i].weights[n].double(), w, atol=1e-5) for n, w in weights.items()
         )
+        later = states[i].memories["fedpai"].masks
+        assert all(same(later[client], masks[client]) for client in range(3)), "once and for all"
+
+
+def test_fedpai_with_the_servers_mask_keeps_the_best_of_the_clients_sums():
+    given = {**SMALL, "method": "fedpai", "score": "snip", "sparsity": 0.7}
+    config = configure({**given, "method_options": {"masks": "server"}})
+    _, asked, states = overheard(config)
+    start = next(q for q, _, _ in asked if q.kind == "score").weights
+    slopes = 0.0
+    for x, y in (data(house_of(config), client) for client in range(3)):
+        slopes = slopes + len(y) * flat(gradients(start, x, y))
+    mask = flat(states[0].masks)
+    kept_by(mask, (flat(start) * slopes).abs(), count(mask, 0.7))
+    assert all(torch.equal(flat(q.masks), mask) for q, _, _ in asked if q.kind == "tune")
 
 
 def test_ssfl_keeps_what_the_plain_mean_of_clients_saliency_is_largest_of():
-    given = {**SMALL, "method": "ssfl", "sparsity": 0.7, "score_examples": 10_000}
+    given = {**SMALL, "method": "ssfl", "sparsity": 0.7, "score_examples": 10_000, "rounds": 4}
     config = configure({**given, "lr_schedule": "constant"})
     host = house_of(config)
     _, asked, states = overheard(config)
@@ -104,7 +128,7 @@ def test_ssfl_keeps_what_the_plain_mean_of_clients_saliency_is_largest_of():
 
 def test_movement_pruning_remembers_all_rounds():
     given = {**SMALL, "method": "movement-pruning", "rounds": 3, "warmup": 1, "end": 3}
-    config = configure({**given, "sparsity": 0.6, "lr_schedule": "constant"})
+    config = configure({**given, "sparsity": 0.3, "lr_schedule": "constant"})
     host = house_of(config)
     _, asked, states = overheard(config)
     moved = dict.fromkeys(LAYERS, 0.0)
@@ -123,7 +147,8 @@ def test_movement_pruning_remembers_all_rounds():
         moved = {n: m * state.masks[n] for n, m in moved.items()}
         memory = state.memories["movement-pruning"].moved
         assert all(torch.allclose(memory[n].double(), moved[n], atol=1e-6) for n in LAYERS)
-    assert int(flat(states[-1].masks).sum()) == count(flat(states[-1].masks), 0.6)
+    for state, part in zip(states, (0.0, 1 - 0.5**3, 1.0), strict=True):  # cubic
+        assert int(flat(state.masks).sum()) == count(flat(state.masks), 0.3 * part)
 
 
 @pytest.mark.parametrize(

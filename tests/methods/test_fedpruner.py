@@ -5,7 +5,10 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
 
+from fedprune.methods.fedpruner import linked_groups
 from fedprune.options.refusal import ConfigError
 from fedprune.scores.block_similarity import ASK_BLOCK_SIMILARITY, PROJECTED, similarities
 from fedprune.scores.score import Probe
@@ -69,6 +72,20 @@ def test_a_client_trains_one_of_each_group_of_blocks_and_means_are_over_holders(
         for n, w in whole.items():
             np.testing.assert_allclose(state.weights[n].numpy(), w.numpy(), atol=1e-6)
     assert result.summary["own_sparsity"] == (0 + 64 + 128) / 3 / 216
+
+
+def test_groups_are_those_of_average_linkage():
+    gen = np.random.default_rng(0)
+    for many in range(1, 8):
+        drawn = gen.random((8, 8))
+        alike = (drawn + drawn.T) / 2
+        np.fill_diagonal(alike, 1.0)
+        tree = linkage(squareform(1.0 - alike), "average")
+        wanted = fcluster(tree, many, "maxclust")
+        found = linked_groups(torch.from_numpy(alike), many)
+        assert {frozenset(g) for g in found} == {
+            frozenset(np.flatnonzero(wanted == i).tolist()) for i in set(wanted)
+        }
 
 
 def test_similarity_is_that_of_the_pooled_examples_and_wider_outputs_are_projected():

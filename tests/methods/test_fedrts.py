@@ -9,7 +9,7 @@ import torch
 from fedprune.methods.fedrts import Memory
 from fedprune.randomness import derive
 from fedprune.tensors.named import Masks
-from tests.runs import overheard, tiny
+from tests.runs import overheard, same, tiny
 
 SPARSITY, EXCHANGE, GAMMA, LAMBDA = 0.7, 0.4, 0.3, 10.0
 
@@ -21,8 +21,13 @@ def flat(masks: Masks, names: list[str]) -> np.ndarray:
 @pytest.mark.slow
 def test_the_mask_is_drawn_from_posteriors_that_every_outcome_moves():
     config = tiny(
-        **{"clients": 3, "cohort": 3, "rounds": 4, "warmup": 1, "end": 4, "model": "mlp"},
-        **{"method": "fedrts", "schedule": "regrow", "method_options": {"gamma": GAMMA}},
+        **{"clients": 3, "cohort": 3, "rounds": 6, "warmup": 1, "end": 6, "model": "mlp"},
+        **{
+            "frequency": 2,
+            "method": "fedrts",
+            "schedule": "regrow",
+            "method_options": {"gamma": GAMMA},
+        },
     )
     _, asked, states = overheard(config)
     names = list(states[0].masks)  # in the order in which posteriors are drawn
@@ -30,7 +35,7 @@ def test_the_mask_is_drawn_from_posteriors_that_every_outcome_moves():
     n = sum(sizes)
     kept = n - math.floor(SPARSITY * n + 0.5)
     alpha, beta = np.ones(n, np.float32), np.ones(n, np.float32)
-    for step, round_ in enumerate((2, 3, 4)):
+    for step, round_ in enumerate((2, 4, 6)):
         alive = flat(states[round_ - 2].masks, names)
         (_, _, scored), (_, _, grown) = [
             each for each in asked if each[0].kind == "score" and each[0].round == round_
@@ -38,6 +43,7 @@ def test_the_mask_is_drawn_from_posteriors_that_every_outcome_moves():
         assert scored.total is not None
         assert scored.votes is not None
         assert grown.total is not None
+        assert set(scored.votes.unique().tolist()) <= {0, 1, 2, 3}, "a client counts once"
         doubt = EXCHANGE / 2 * (1 + math.cos(math.pi * step / 3))
         safe = SPARSITY + doubt * (1 - SPARSITY)
         # Flat buffers are in the order of names.
@@ -59,7 +65,7 @@ def test_the_mask_is_drawn_from_posteriors_that_every_outcome_moves():
         wanted = np.zeros(n, bool)
         wanted[np.argsort(-gradient, kind="stable")[:grows]] = True
         x = np.where(
-            alive, (1 - GAMMA) * top + GAMMA * share, (1 - GAMMA) / 2 + GAMMA * wanted
+            alive, GAMMA * top + (1 - GAMMA) * share, GAMMA / 2 + (1 - GAMMA) * wanted
         ).astype(np.float32)
         alpha, beta = alpha + LAMBDA * x, beta + LAMBDA * (1 - x)
         memory = states[round_ - 1].memories["fedrts"]
@@ -76,4 +82,6 @@ def test_the_mask_is_drawn_from_posteriors_that_every_outcome_moves():
         fresh = mask & ~alive
         assert fresh.any() or round_ == 2
         assert all(not state.weights[m][~state.masks[m]].any() for state in states for m in names)
+    for state, after in zip(states[1::2], states[2::2], strict=False):
+        assert same(state.memories["fedrts"].alpha, after.memories["fedrts"].alpha)
     assert torch.equal(states[0].masks[names[0]], torch.ones_like(states[0].masks[names[0]]))

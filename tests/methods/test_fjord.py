@@ -3,7 +3,9 @@
 import numpy as np
 import torch
 
+from fedprune.learning.manners import part_of_step
 from fedprune.randomness import generator
+from fedprune.tensors.named import copied
 from tests.methods.test_regimes import KEYS, slope
 from tests.remembering import apart
 from tests.runs import overheard, tiny
@@ -32,3 +34,19 @@ def test_a_width_is_drawn_for_every_step_and_weights_are_means_over_their_holder
         w = np.where(held > 0, sums / np.maximum(held, 1), 0.0)
         np.testing.assert_allclose(state.weights["weight"].numpy(), w, atol=1e-5)
         assert state.masks["weight"].any(1).tolist() == [True, True, False]
+
+
+def test_a_step_computes_with_its_part_alone():
+    gen = torch.Generator().manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2)).double()
+    x = torch.randn(5, 4, generator=gen, dtype=torch.float64)
+    part = {f"{i}.weight": torch.arange(n) < n - 1 for i, n in ((0, 3), (1, 2))}
+    part = {n: m[:, None].expand_as(net.get_parameter(n)) for n, m in part.items()}
+    before = copied(net.state_dict())
+    with part_of_step({n: net.get_parameter(n) for n in part}, [part], gen).gradients():
+        net(x).square().sum().backward()
+    leaves = {n: (w * part.get(n, 1)).requires_grad_() for n, w in before.items()}
+    torch.func.functional_call(net, leaves, x).square().sum().backward()
+    for n, p in net.named_parameters():
+        torch.testing.assert_close(p.grad, leaves[n].grad * part.get(n, 1))
+        assert torch.equal(p, before[n])

@@ -1,6 +1,8 @@
 """Methods whose clients prune and grow as they train, against their rules in plain torch."""
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +12,10 @@ from fedprune import RunConfig
 from fedprune.config import configure
 from fedprune.engines.inline import inline_port
 from fedprune.methods.catalog import check_method
+from fedprune.methods.dispfl import listened_to
 from fedprune.options.refusal import ConfigError
 from fedprune.selection.regrowth import redistributed
-from fedprune.tensors.named import scattered
+from fedprune.tensors.named import count_kept, scattered
 from tests.perceptron import LAYERS, SMALL, gradients
 from tests.runs import house_of, overheard, played, tiny
 
@@ -132,6 +135,29 @@ def test_dispfl_is_its_algorithm():
     assert any((masks[0][n] != masks[1][n]).any() for n in LAYERS)
 
 
+def test_neighbours_of_dispfl_are_those_of_its_network():
+    def heard(partition: int, network: str, number: int = 1) -> list[int]:
+        options = SimpleNamespace(network=network, neighbours=2)
+        r: Any = SimpleNamespace(cohort=(2, 5, 7, 11, 13), options=options, number=number)
+        r.config = SimpleNamespace(seed=0)
+        return listened_to(partition, r)
+
+    assert heard(2, "ring") == [2, 5, 13]
+    assert heard(7, "ring") == [5, 7, 11]
+    assert heard(7, "full") == [2, 5, 7, 11, 13]
+    drawn = [heard(7, "random", number) for number in range(20)]
+    assert all(len(those) == 3 and 7 in those for those in drawn)
+    assert {p for those in drawn for p in those} == {2, 5, 7, 11, 13}
+
+
+def test_densities_of_dispfl_are_by_partition():
+    given = {**SMALL, "method": "dispfl", "rounds": 1, "method_options": {"tiers": (0.5, 0.2)}}
+    *_, (state,) = overheard(configure(given))
+    for p, masks in state.memories["dispfl"].masks.items():
+        kept, whole = count_kept(masks), sum(m.numel() for m in masks.values())
+        assert kept == whole - math.floor((0.8 if p % 2 else 0.5) * whole + 0.5)
+
+
 def test_random_growth_moves_between_tensors_by_the_size_of_what_they_keep():
     gen = torch.Generator().manual_seed(0)
     masks = {n: torch.rand(40, 50, generator=gen) < 0.3 for n in "abc"}
@@ -190,6 +216,7 @@ def test_flash_is_its_two_stages(stage):
 
     assert (first.grow, everybody) == ("random", [0, 1, 2])
     assert (first.turn, first.exchange) == (0.5, config.regrow), "halfway, and once"
+    assert all(abs(int(m.sum()) - 0.3 * whole[n]) <= 1 for n, m in first.masks.items())
     wanted = scaled(kept(first, everybody), whole, keep)
     mask = later[0][0].masks
     assert all(abs(int(mask[n].sum()) - k) <= 1 for n, k in wanted.items())
@@ -203,7 +230,7 @@ def test_flash_is_its_two_stages(stage):
         size = later[0][0].weights[n].abs()
         assert int(m.sum()) == max(1, round(0.5 * int(mask[n].sum())))
         assert size[m].min() >= size[mask[n] & ~m].max()
-    sums, held = {}, {}
+    sums, held, votes = {}, {}, dict.fromkeys(whole, 0.0)
     for question, who in (x for x in later if x[0].round == 2):
         assert bool(question.grow) == (stage == "jmwst")
         for p in who:
@@ -214,6 +241,7 @@ def test_flash_is_its_two_stages(stage):
             own = question.masks
             if question.grow:
                 own = scattered(answer.votes, {n: m.shape for n, m in question.masks.items()}, {})
+            votes = {n: v + float(own[n].sum()) for n, v in votes.items()}
             for n, w in question.weights.items():
                 m = own[n].double() if n in own else torch.ones(w.shape).double()
                 sums[n] = sums.get(n, 0) + m * w + change[n]
@@ -227,5 +255,8 @@ def test_flash_is_its_two_stages(stage):
             left = after.masks[n]
             size = torch.where(held[n] > 0, (total / held[n].clamp(min=1)).abs(), -1)
             assert size[left].min() >= size[~left].max() - 1e-6
+            room = {n: int((h > 0).sum()) for n, h in held.items() if n in whole}
+            few = scaled(votes, room, min(keep, sum(room.values())))
+            assert abs(int(left.sum()) - few[n]) <= 1, "as many as clients kept, scaled"
     same = all(torch.equal(states[1].masks[n], mask[n]) for n in mask)
     assert same == (stage == "spdst")

@@ -42,6 +42,8 @@ def test_each_weight_is_the_mean_over_the_clients_whose_part_has_it():
             assert torch.allclose(states[round_ - 1].weights[n].double()[some], expected, atol=1e-7)
             assert bool(some.all()) or round_ > 1, "at first everybody trains everything"
     masks = states[-1].memories["heterofl"].tiers
+    for question, (p, *_) in tuned:
+        assert all(torch.equal(question.masks[n], m) for n, m in masks[p % len(TIERS)].items())
     whole, kept = host.layout.whole, count_kept(states[-1].masks)
     for narrow, wide in zip(masks[1:], masks, strict=False):
         assert all(not (narrow[n] & ~m).any() for n, m in wide.items()), "parts are nested"
@@ -50,3 +52,20 @@ def test_each_weight_is_the_mean_over_the_clients_whose_part_has_it():
     own = result.summary["quality"]["own"]
     assert own["count"] == result.summary["quality"]["final"]["count"]
     assert own["loss"] != result.summary["quality"]["final"]["loss"]
+
+
+@pytest.mark.slow
+def test_what_no_client_of_the_cohort_held_stays():
+    keys = {"clients": 2, "cohort": 1, "rounds": 6, "warmup": 0, "end": 1, "model": "mlp"}
+    options = {"tiers": (1.0, 0.5)}
+    config = tiny(**keys, method="heterofl", sparsity=0.4, method_options=options)
+    _, asked, states = overheard(config)
+    narrow = [q for q, (p, *_), _ in asked if q.kind == "tune" and q.round > 1 and p % 2]
+    assert narrow
+    for question in narrow:
+        before, after = states[question.round - 2], states[question.round - 1]
+        for n, m in question.masks.items():
+            outside = after.masks[n] & ~m
+            assert outside.any()
+            assert torch.equal(after.weights[n][outside], before.weights[n][outside])
+            assert before.weights[n][outside].any()

@@ -13,7 +13,7 @@ from fedprune.tensors.models import load_into, state_of
 from fedprune.tensors.named import Masks, Tensors, copied, masked, scattered
 from tests.runs import house_of, tiny
 
-THRESHOLD, RATE, TARGET = 0.12, 0.5, 0.6
+THRESHOLD, RATE, TARGET = 0.12, 0.3, 0.6
 
 
 def accuracy(host: Host, weights: Tensors, partition: int) -> float:
@@ -90,3 +90,12 @@ def test_a_run_is_the_loop_of_the_paper():
     )
     assert abs(result.summary["own_sparsity"] - mean) < 1e-9
     assert result.summary["clients_have"] == "masks"
+
+
+def test_whom_nobody_asked_yet_holds_the_whole_model():
+    config = tiny(
+        **{"clients": 5, "cohort": 2, "rounds": 1, "warmup": 0, "end": 1, "model": "mlp"},
+        **{"method": "lotteryfl", "method_options": {"threshold": 0.0, "rate": 0.5}},
+    )
+    result = federate(config, inline_port(house_of(config)))
+    assert result.summary["own_sparsity"] == pytest.approx(2 / 5 * 0.5)

@@ -1,6 +1,8 @@
 """Masks that the server moves, and layers that clients share out, against their rules by hand."""
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,11 +11,15 @@ from torch import Tensor
 
 from fedprune import RunConfig
 from fedprune.config import configure
+from fedprune.methods import prunefl
+from fedprune.methods.fedspallm import blocks_given
 from fedprune.methods.prunefl import worth
 from fedprune.protocol.messages import Question
 from fedprune.randomness import generator
+from fedprune.scores.gradients import watched_mean_square
+from fedprune.structure.layout import layout_of
 from tests.perceptron import LAYERS, SMALL, count, flat, gradients, kept_by, outputs
-from tests.runs import house_of, overheard, tiny
+from tests.runs import house_of, overheard, same, tiny
 
 
 def data(config: RunConfig, client: int) -> tuple[Tensor, Tensor]:
@@ -63,6 +69,7 @@ def two_steps(
 def test_prunefl_is_its_algorithm():
     given = {**SMALL, "method": "prunefl", "rounds": 5, "end": 5, "frequency": 2, "sparsity": 0.3}
     options = {"constant": 1e-3, "comm": 1e-6, "comp": 1e-6, "dec": 0.4, "initial": 2}
+    options["half_life"] = 4
     # So fast that gradients of one round are not those of the next.
     config = configure({**given, "lr": 1.0, "local_epochs": 2, "method_options": options})
     _, asked, states = overheard(config)
@@ -86,13 +93,55 @@ def test_prunefl_is_its_algorithm():
                 size = two_steps(last, *data(config, 0))[1][n].abs().flatten()
             order = torch.where(mask, size, math.inf).argsort(stable=True)
             kept[n] = mask.clone()
-            kept[n][order[: int(0.4 * 0.5 ** (later.round / 10_000) * int(mask.sum()))]] = False
+            kept[n][order[: int(0.4 * 0.5 ** (later.round / 4) * int(mask.sum()))]] = False
         costs = np.full(len(flat(earned)), 2e-6)  # one row of a perceptron's layer an example
         most = count(flat(later.masks), 0.3)
         wanted = greedy(flat(earned).numpy(), costs, flat(kept).numpy(), 1e-3, most)
         assert int((flat(later.masks).numpy() != wanted).sum()) <= 4, "but for rounding"
         sizes.append(int(wanted.sum()))
     assert len(set(sizes)) > 1, "the model's size moves"
+
+
+def test_squares_of_prunefl_are_of_the_mean_step_times_the_labels_trained_on():
+    model = torch.nn.Linear(3, 2)
+    with watched_mean_square(model, layout_of(model), ["weight"]) as watcher:
+        for count, slope in ((4, 1.0), (4, 3.0), (4, -1.0)):
+            model.weight.grad = torch.full_like(model.weight, slope)
+            watcher.after_backward(count)
+    assert (watcher.sums["weight"] == 12 * (3.0 / 3) ** 2).all()
+
+
+def test_the_first_client_of_prunefl_goes_on_until_five_in_a_row_change_a_tenth_at_most(
+    monkeypatch,
+):
+    parts = iter([0.95, 0.95, 0.85, *[0.95] * 7])
+
+    def thinned(model, _r, _found):
+        part = next(parts)
+        return {n: m & (m.cumsum(1) <= part * m.sum(1, keepdim=True)) for n, m in
+                model.masks.items()}  # fmt: skip
+
+    monkeypatch.setattr(prunefl, "reconfigured", thinned)
+    config = configure({**SMALL, "method": "prunefl", "end": 2, "sparsity": 0.6})
+    _, asked, _ = overheard(config)
+    assert [who for q, who, _ in asked if q.kind == "tune"] == [[0]] * 8 + [[0, 1, 2]] * 2
+
+
+@pytest.mark.slow
+def test_a_weight_of_prunefl_costs_the_rows_that_its_layer_sees():
+    options = {"constant": 3.0, "comm": 1e-4, "comp": 1e-3, "initial": 1}
+    keys = {"model": "cnn", "clients": 3, "cohort": 3, "rounds": 2, "warmup": 0, "end": 2}
+    config = tiny(**keys, method="prunefl", sparsity=0.6, method_options=options)
+    result, asked, _ = overheard(config)
+    host, seen = house_of(config), dict[str, int]()
+    modules = {n: host.model.get_submodule(n.rpartition(".")[0]) for n in host.layout.prunable}
+    for n, module in modules.items():
+        module.register_forward_hook(lambda _m, _x, y, n=n: seen.update({n: y[0, 0].numel()}))
+    host.task.loss(host.model, host.shards[0].train)
+    masks = [q for q, _, _ in asked if q.kind == "tune"][-1].masks
+    seconds = 3.0 + sum(int(m.sum()) * (1e-4 + 1e-3 * seen[n]) for n, m in masks.items())
+    assert result.rows[-1]["method"]["round_seconds"] == pytest.approx(seconds)
+    assert len(set(seen.values())) > 1
 
 
 @pytest.mark.slow
@@ -105,8 +154,11 @@ def test_fedtiny_takes_the_candidate_of_the_lowest_loss_and_moves_block_by_block
     losses = [a.totals["loss"] / a.totals["count"] for _, a in tried]
     first = next(q for q, _, _ in asked if q.kind == "tune")
     assert torch.equal(flat(first.masks), flat(tried[losses.index(min(losses))][0].masks))
+    begin = house_of(config).model.state_dict()
     for question, _ in tried:
         assert int(flat(question.masks).sum()) == count(flat(question.masks), 0.6)
+        for n, m in question.masks.items():
+            kept_by(m, begin[n].abs(), int(m.sum()))
     even = tried[0][0].masks
     assert all(abs(int(m.sum()) - 0.4 * m.numel()) <= 1 for m in even.values())
     for i, (question, _) in enumerate(tried):  # times 1 plus what is within the spread, scaled
@@ -122,6 +174,8 @@ def test_fedtiny_takes_the_candidate_of_the_lowest_loss_and_moves_block_by_block
             found = gradients(before.weights, x, y)
             slopes = {n: slopes[n] + len(y) * found[n] for n in LAYERS}
         name = LAYERS[-1 - (step - 1) % 2]
+        (sent,) = [q for q, _, _ in asked if q.kind == "score" and q.round == step + 1]
+        assert (sent.names, sent.dense) == ((name,), True), "all gradients of the block, no others"
         (other,) = set(LAYERS) - {name}
         assert torch.equal(before.masks[other], after.masks[other])
         old, new = before.masks[name], after.masks[name]
@@ -197,7 +251,7 @@ def test_fedmef_presses_what_is_about_to_go_and_prunes_inputs():
 
 
 def test_fedspallm_is_its_three_equations():
-    given = {**SMALL, "method": "fedspallm", "rounds": 2, "calibration": "dense"}
+    given = {**SMALL, "method": "fedspallm", "rounds": 2, "calibration": "dense", "sparsity": 0.47}
     options = {"layers": 0.5}
     config = configure({**given, "lr_schedule": "constant", "method_options": options})
     _, asked, states = overheard(config)
@@ -216,7 +270,7 @@ def test_fedspallm_is_its_three_equations():
         for n in question.names:
             score = start[n].double().abs() * inputs[n].square().sum(0).sqrt()
             masks[client][n] = parts[n].reshape(score.shape) > 0
-            kept_by(masks[client][n], score, count(score, 0.5))
+            kept_by(masks[client][n], score, count(score, 0.47))
     sums, held = {}, {}
     for client in range(3):
         x, y = data(config, client)
@@ -228,9 +282,27 @@ def test_fedspallm_is_its_three_equations():
             held[n] = held.get(n, 0) + m
     after = states[0]
     for n, total in sums.items():
-        mean = torch.where(held[n] > 0, total / held[n].clamp(min=1), start[n].double())
+        sums[n] = mean = torch.where(held[n] > 0, total / held[n].clamp(min=1), start[n].double())
         mean = mean * after.masks.get(n, 1)
         assert torch.allclose(after.weights[n].double(), mean, atol=1e-5), n
+    ties = []
     for n in LAYERS:
         those = [m[n].double() for m in masks.values() if n in m]
-        kept_by(after.masks[n], sum(those), count(after.masks[n], 0.5))
+        kept_by(after.masks[n], sum(those), count(after.masks[n], 0.47))
+        votes, left = sum(those), after.masks[n]
+        tied = votes == votes[left].min()
+        ties.append(bool((tied & ~left).any()))
+        kept_by(left[tied], sums[n].abs()[tied], int((tied & left).sum()))
+    assert any(ties), "they go by magnitude"
+    later = [q.masks for q, _, _ in asked if q.kind == "tune" and q.round == 2]
+    assert all(same(masks, after.masks) for masks in later), "then one mask for all"
+
+
+def test_every_block_of_fedspallm_is_somebodys():
+    blocks = tuple((f"block {i}",) for i in range(12))
+    for number in range(20):
+        r: Any = SimpleNamespace(options=SimpleNamespace(layers=0.25), number=number)
+        r.config = SimpleNamespace(seed=0)
+        given = blocks_given([3, 4], blocks, r)
+        assert {b for those in given.values() for b in those} == set(blocks)
+        assert all(len(those) >= 3 for those in given.values())

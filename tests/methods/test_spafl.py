@@ -40,7 +40,7 @@ def trained(w: Tensor, tau: Tensor, x: Tensor, y: Tensor, factor: float) -> tupl
 
 
 def test_thresholds_alone_travel_and_clients_keep_what_they_trained():
-    keys = {**KEYS, "rounds": 4, "local_steps": 3, "sparsity": 0.0, "momentum": 0.5}
+    keys = {**KEYS, "rounds": 8, "local_steps": 3, "sparsity": 0.0, "momentum": 0.5}
     keys |= {"warmup": None, "end": None}
     options = {"penalty": PENALTY, "ramp": RAMP}
     config = tiny(**keys, method="spafl", method_options=options)

@@ -113,6 +113,16 @@ def test_fedprllm(recipe):
         kept_by(mask, votes[name].double(), count(mask, 0.5))
 
 
+def test_fedspallm(recipe):
+    """Clients' own masks, every layer behind the pruned ones; the rest is held with the methods."""
+    run = recipe("fedspallm", rounds=1, method_options={"layers": 1.0})
+    own = [each for each in run.asked if each[0].kind == "own"]
+    assert [who for _, who, _ in own] == [[0], [1], [2]]
+    for question, (client,), aggregate in own:
+        masks = wanda(question.weights, run.data(client)[0], 0.5, rows=False)
+        assert int((aggregate.votes != flat(masks)).sum()) <= 4, "but for rounding"
+
+
 def test_rigl(recipe):
     run = recipe("rigl", rounds=4, end=4, optimizer="sgd")
     before, after = run.states[0], run.states[1]
