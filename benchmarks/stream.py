@@ -9,7 +9,7 @@ one-shot at 50 %, nobody trains, all clients in this process, nothing is written
 that the process had resident, pages of files included; `bytes a parameter` is how far that lies
 above what is resident once the imports are done and a run of a tiny model is over. It fails where
 a streamed run takes more than ``--most`` GB, or one in memory more than 6 bytes a parameter, 8 with
-gradients. ``taylor-cut`` is not to be streamed.
+gradients. ``taylor-cut`` and ``taylor-global`` are not to be streamed.
 """
 
 from __future__ import annotations
@@ -55,11 +55,12 @@ CHOICES: dict[str, dict[str, Any]] = {
     "sparsegpt": {"score": "sparsegpt", "scope": "layer"},
     "taylor": {"score": "taylor", "scope": "row", "gradient_blocks": True},
     "fisher": {"score": "fisher", "scope": "layer", "gradient_blocks": True},
+    "taylor-global": {"score": "taylor", "scope": "global", "gradient_blocks": True},
     "taylor-cut": {"score": "taylor", "unit": "head-neuron", "scope": "global",
                    "gradient_blocks": True, "shrink": "end"},
 }  # fmt: skip
 
-BYTES = {"taylor": 8.0, "fisher": 8.0, "taylor-cut": 8.0}
+BYTES = dict.fromkeys(("taylor", "fisher", "taylor-global", "taylor-cut"), 8.0)
 """Bytes a parameter that a run in memory may take, where these are not 6."""
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fedprune.adapters.beginning import begun_adapters, frozen_for
 from fedprune.client.teacher import check_distillation, teacher_in
 from fedprune.config import RunConfig
-from fedprune.config.streamed import why_unstreamed
+from fedprune.config.streamed import only_reads
 from fedprune.methods.acting import begun
 from fedprune.methods.catalog import client_parts, method_of
 from fedprune.methods.measuring import described
@@ -60,7 +60,7 @@ def opening_of(
         resident: a model like it to compute with; by default this one.
     """
     # Where nobody trains, the resident model is as it was built.
-    untouched = resident is not None and weights is None and not why_unstreamed(config)
+    untouched = resident is not None and weights is None and only_reads(config)
     model = resident if resident is not None and untouched else dense_model(config)
     base = base_of(config, model)
     if weights is not None:

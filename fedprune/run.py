@@ -16,7 +16,7 @@ from fedprune.client.memory import in_run
 from fedprune.config import RunConfig, with_values
 from fedprune.config.cohort import newcomers_of
 from fedprune.config.options import Results
-from fedprune.config.streamed import why_unstreamed
+from fedprune.config.streamed import only_reads
 from fedprune.config.terms import accounting_terms_of
 from fedprune.engines.inline import inline_port
 from fedprune.methods.acting import opened
@@ -149,7 +149,7 @@ def _federated(
     end, plan = ends[PRUNED]
     end = replace(end, model=outcome(end, config))
     trim_memory(blank.layout.parameters)
-    model = _holding(end, config, port.model if alone else None)
+    model = _holding(end, plan, port.model if alone else None)
     seconds, sizes = time.perf_counter() - began, dict(port.present())
     about = About(type(model).__name__, sizes, seconds, naive, plan, port.own_data())
     summary = summary_of(config, blank.layout, end, tests, about)
@@ -171,13 +171,18 @@ def _federated(
     return Result(model, end, book.rows, summary, config)
 
 
-def _holding(end: State, config: RunConfig, resident: nn.Module | None) -> nn.Module:
-    """A model with the state's weights: the resident one, if nobody else has it and nobody trained.
+def _holding(end: State, plan: Plan, resident: nn.Module | None) -> nn.Module:
+    """A model with the state's weights: the plan's, which nobody else has any more, if it was cut.
 
-    Of a large model one more is one too many.
+    The resident one, if nobody else has it and nobody trained: one more of a large model is one too
+    many.
     """
-    untouched = resident is not None and not why_unstreamed(config) and not end.edits
-    model = resident if resident is not None and untouched else shaped(config, end.edits)[0]
+    if end.edits and end.edits == plan.edits and plan.model is not None:
+        model = plan.model
+    elif resident is not None and only_reads(plan.config) and not end.edits:
+        model = resident
+    else:
+        model = shaped(plan.config, end.edits)[0]
     load_into(model, end.weights)
     return model.eval()
 

@@ -104,14 +104,23 @@ def _vocabulary(model: nn.Module) -> set[int]:
     return {m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)}
 
 
+def require_peft() -> None:
+    """Refuse adapters where there is no `peft`.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    if importlib.util.find_spec("peft") is None:
+        refuse("adapters", "lora", "peft is not installed", "none, or pip install fedprune[llm]")
+
+
 def check_adaptable(model: nn.Module, layout: Layout, wanted: Sequence[str]) -> None:
     """Refuse what adapters are not for, before anything starts.
 
     Raises:
         ValueError: `peft` is not installed, the model has BatchNorm, or as for `targets_of`.
     """
-    if importlib.util.find_spec("peft") is None:
-        refuse("adapters", "lora", "peft is not installed", "none, or pip install fedprune[llm]")
+    require_peft()
     mixing = [n for n, m in model.named_modules() if isinstance(m, _BatchNorm)]
     if mixing:
         why = f"BatchNorm ({mixing[0]}) moves its statistics while all else is frozen"

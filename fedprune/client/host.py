@@ -36,7 +36,7 @@ from fedprune.tasks.options import is_trained
 from fedprune.tasks.pretrained import place_of
 from fedprune.tasks.shards import checked, shards_of
 from fedprune.tasks.task import Shard, Task
-from fedprune.tensors.models import counters_of
+from fedprune.tensors.models import counters_of, empty_out
 from fedprune.tensors.named import Tensors
 
 log = logging.getLogger("fedprune")
@@ -167,6 +167,7 @@ def with_edits(host: Host, edits: Edits) -> Host:
     if edits in host.rebuilt:
         host.rebuilt[edits] = host.rebuilt.pop(edits)  # the newest again
     else:
+        empty_out(host.model)  # each question brings values
         model = dense_model(host.config)
         layout = layout_after(host.config, model, edits)
         model = model.to(host.device)

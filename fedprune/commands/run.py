@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
+from fedprune.adapters.targets import require_peft
 from fedprune.client.footprint import Footprint, footprint_of
 from fedprune.client.host import Host, build_host, labels_of
 from fedprune.client.memory import in_run
@@ -75,6 +76,8 @@ def _main(arguments: list[str], program: str, leaving: bool) -> int:
             raise ConfigError("engine='flower': started by flwr run; allowed: auto, ray, inline")
         check_trackers(config)
         fleet_of(config)  # its file is read, or refused, before anything is said
+        if config.adapters != "none":
+            require_peft()
         folder = fresh_folder(config) if resume is None else resume
         if resume is not None:
             check_resumable(resume)

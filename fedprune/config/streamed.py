@@ -10,6 +10,7 @@ from fedprune.options.conditions import only
 from fedprune.options.refusal import OUT
 from fedprune.runtime.process import free_memory
 from fedprune.scores.catalog import scores_of
+from fedprune.scores.combine import combines_of
 from fedprune.scores.score import Score
 from fedprune.selection.apart import apart
 from fedprune.selection.options import followed_method
@@ -75,8 +76,7 @@ def is_by_block(score: Score) -> bool:
 
 def why_unstreamed(c: Any) -> str:
     """Why the model of a configuration cannot be streamed; "" where it can."""
-    task = tasks_of(c.plugin)[c.task]
-    if not task.paths or not from_files(c.model, task.models):
+    if not _is_from_files(c):
         return "its weights come from no file"
     if trains(c):
         return "clients train (--local-steps 0 is without)"
@@ -99,6 +99,11 @@ def why_unstreamed(c: Any) -> str:
     return ""
 
 
+def _is_from_files(c: Any) -> bool:
+    task = tasks_of(c.plugin)[c.task]
+    return bool(task.paths and from_files(c.model, task.models))
+
+
 def is_to_stream(c: Any) -> bool:
     """Whether the model of a configuration is to be streamed, if its files can be."""
     if c.stream != "auto" or why_unstreamed(c):
@@ -119,14 +124,61 @@ def _bytes_a_weight(c: Any) -> int:
     return BYTES_A_WEIGHT + max((MORE_BYTES[kind] for kind in found if found[kind]), default=0)
 
 
-def scores_in_parts(c: Any) -> bool:
-    """Whether gradients of some blocks are asked for in a question, and these pruned by them.
+def only_reads(c: Any) -> bool:
+    """Whether nobody writes to the weights of a model from files, which may be read where they lie.
 
-    What `--gradient-blocks` does where a tensor's mask depends on no other tensor: a sum of all
-    gradients takes more memory than the model.
+    So of a streamed model, and of one whose gradients are had a block at a time.
     """
+    if not why_unstreamed(c):
+        return True
+    wanted = {key: _WANTED[key] for key in _WANTED if key not in _CHOOSING}
+    wanted |= {"method": followed_method(c), "shrink": ("never", "end")}
+    there = _is_from_files(c) and not trains(c)
+    return (
+        there
+        and scores_in_parts(c)
+        and not any(wrong for _, wrong, *_ in only(c, True, "", **wanted))
+    )
+
+
+_CHOOSING = ("scope", "unit", "score_steps", "threshold", "target_bytes", "target_flops", "secure")
+"""What says which weights go, or how sums are made."""
+
+
+def prunes_in_parts(c: Any) -> bool:
+    """Whether what clients vote of some tensors prunes these: none depends on another's mask."""
     alone = c.unit == "n:m" or {c.scope, c.vote_scope or c.scope} <= {"row", "layer"}
-    return bool(c.gradient_blocks and alone and not why_unstreamed(c))
+    return bool(c.gradient_blocks and alone and c.combine == "votes" and not why_unstreamed(c))
+
+
+def scores_in_parts(c: Any) -> bool:
+    """Whether gradients of some blocks are asked for in a question: all take more than the model.
+
+    What `--gradient-blocks` does where what clients send of a tensor depends on no other one.
+    """
+    if not c.gradient_blocks or prunes_in_parts(c):
+        return bool(c.gradient_blocks)
+    score, combine = scores_of(c.plugin)[c.score], combines_of(c.plugin)[c.combine]
+    summed = is_by_block(score) and not score.remembers and score.makes_up is None
+    plain = {**_PLAIN, "method": followed_method(c)}
+    alike = all(getattr(c, key) == value for key, value in plain.items())
+    return summed and combine.pooled and alike and not trains(c)
+
+
+def waits(c: Any) -> bool:
+    """Whether clients are asked about tensors in parts that are pruned together."""
+    return scores_in_parts(c) and not prunes_in_parts(c)
+
+
+_PLAIN = {
+    "normalise": "none",
+    "score_wire": "fp32",
+    "agreement": False,
+    "dp": "none",
+    "calibration": "dense",
+    "masks": "global",
+}
+"""With what clients tell of some tensors what they would tell of them in a question about all."""
 
 
 def _processes(c: Any) -> int:

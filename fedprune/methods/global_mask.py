@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from fedprune.config import RunConfig
+from fedprune.config.streamed import waits
 from fedprune.methods.biases import with_biases
 from fedprune.methods.method import Method
 from fedprune.methods.scored import check_seen, scored, votes_by_tensor
@@ -25,18 +26,20 @@ from fedprune.protocol.parts_asked import asked_at_once
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.combine import combines_of
 from fedprune.scores.score import Evidence, Score
+from fedprune.selection.apart import counted_apart
 from fedprune.selection.budget import OutOfReach, sparsest, sparsity_for
 from fedprune.selection.schedules import steps_within
-from fedprune.server.ask import asked
+from fedprune.server.ask import asked, evidence_of
 from fedprune.server.diagnostics import Notes, noted
 from fedprune.server.plan import Plan
 from fedprune.server.round import Round, Step, Talk
 from fedprune.server.state import Model
+from fedprune.streaming.filed import filed
 from fedprune.streaming.packed import under_masks
 from fedprune.structure.flops import flops
 from fedprune.structure.groups import stages_of
 from fedprune.structure.layout import Layout
-from fedprune.tensors.lazy import joined_to
+from fedprune.tensors.lazy import joined_to, some_of
 from fedprune.tensors.models import frozen_of
 from fedprune.tensors.named import Masks, Tensors, count_kept
 
@@ -57,21 +60,59 @@ def thin(
     """
     notes = Notes()
     for sparsity in _steps(model, r):
-        dense = model
+        dense, parts = model, list[Tensors]()
         for names in _stages(r):
             seen = model if r.config.calibration == "sequential" else dense
             aggregate, evidence = yield from asked(seen, r, names, sparsity)
             if evidence is None:
                 return Step(model, memory, undone=TOO_FEW)
-            pruned = decide(model, r, aggregate, evidence, sparsity)
             notes = noted(aggregate, evidence, r.plan)
+            if names and waits(r.config):
+                scores = scored(aggregate, evidence, r.plan)
+                del aggregate, evidence
+                parts.append(_part_of(scores, model, r, sparsity))
+                continue
+            pruned = decide(model, r, aggregate, evidence, sparsity)
             rest = (aggregate, evidence) if further or _makes_up(r.config) else None
             del aggregate, evidence  # sums in float64 are twice the weights that are copied now
             model = pruned()
             if rest:
                 model, r = made_up(model, r, rest[1])
                 model = further(model, *rest) if further else model
+        if parts:
+            model = _decided_by(functools.reduce(joined_to, parts), model, r, sparsity)
     return Step(model, memory, notes)
+
+
+def _part_of(scores: Tensors, model: Model, r: Round, sparsity: float | None) -> Tensors:
+    """What is kept of the scores of some tensors: their masks, or else they, in a file."""
+    wanted = Wanted(sparsity, r.config.scope, r.plan.progress(r.number))
+    if not _decides_at_once(wanted, r):
+        return filed(scores)
+    return chosen_apart(scores.__getitem__, wanted, r.config, r.layout, *_held(model, r), scores)
+
+
+def _decided_by(parts: Tensors, model: Model, r: Round, sparsity: float | None) -> Model:
+    """The model under the mask that is in parts, or that the scores give which wait in files."""
+    wanted = Wanted(sparsity, r.config.scope, r.plan.progress(r.number))
+    if _decides_at_once(wanted, r):
+        return model.under(parts)
+    if chooses_apart(wanted, r.config, r.layout):
+        held = _held(model, r)
+        return model.under(chosen_apart(parts.__getitem__, wanted, r.config, r.layout, *held))
+    return model.under(_selected(parts, sparsity, model, r, evidence_of(model, r, ())))
+
+
+def _decides_at_once(wanted: Wanted, r: Round) -> bool:
+    """Whether the scores of some tensors are all that their masks depend on."""
+    c = r.config
+    return chooses_apart(wanted, c, r.layout) and counted_apart(c.unit, wanted.scope)
+
+
+def _held(model: Model, r: Round) -> tuple[Masks, Tensors]:
+    """Masks and weights of all that is prunable."""
+    names = r.layout.prunable
+    return some_of(model.masks, names), some_of(model.weights, names)
 
 
 def _steps(model: Model, r: Round) -> list[float | None]:
@@ -121,7 +162,7 @@ def decide(
     if found is None:
         scores = scored(aggregate, evidence, r.plan)
         found = _selected(scores, sparsity, model, r, evidence)
-    return partial(model.under, joined_to(model.masks, found))
+    return functools.partial(model.under, joined_to(model.masks, found))
 
 
 def _makes_up(config: RunConfig) -> Callable[[Evidence, Masks], Tensors] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -108,12 +108,20 @@ def chosen_apart(
     layout: Layout,
     alive: Masks,
     weights: Tensors,
+    names: Container[str] | None = None,
 ) -> Masks:
-    """The same, one tensor's scores at a time, where `chooses_apart` allows for it."""
+    """The same, one tensor's scores at a time, where `chooses_apart` allows for it; of `names`."""
 
     def at(share: float) -> Masks:
-        rules = rules_of(wanted, config)
-        return select_apart(rules, score_of, share, alive=alive, magnitude=weights, layout=layout)
+        return select_apart(
+            rules_of(wanted, config),
+            score_of,
+            share,
+            alive=alive,
+            magnitude=weights,
+            layout=layout,
+            names=names,
+        )
 
     return _reached(at, wanted, config, layout, alive)
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from fedprune.adapters.beginning import frozen_for
 from fedprune.config import RunConfig
-from fedprune.config.streamed import why_unstreamed
+from fedprune.config.streamed import only_reads
 from fedprune.protocol.models import layout_for
 from fedprune.streaming.blocks import tensors_over
 from fedprune.streaming.files import MappedFolder, tensors_in
@@ -149,7 +149,7 @@ def _in_files(config: RunConfig, model: nn.Module, name: str) -> Tensors | None:
 
     That is where nobody writes to them, and where they are what the files hold, bit for bit.
     """
-    if why_unstreamed(config):
+    if not only_reads(config):
         return None
     try:
         files = MappedFolder(named_as_modules(tensors_in(Path(place_of(config.model)))), name)

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedprune.config import RunConfig
 from fedprune.options.refusal import refuse
-from fedprune.protocol.choice import Wanted, chosen, rules_of
+from fedprune.protocol.choice import Wanted, chooses_apart, chosen, chosen_apart, rules_of
 from fedprune.protocol.origin import coded_size
 from fedprune.redundancy.reconstruction import RECONSTRUCTIONS
 from fedprune.scores.catalog import scores_of
@@ -20,11 +20,12 @@ from fedprune.selection.ranking import Unreachable
 from fedprune.selection.select import check_reachable
 from fedprune.selection.units import removable
 from fedprune.streaming.blocks import block_paths
+from fedprune.streaming.packed import PackedMasks
 from fedprune.structure.flops import flops, positions_of
 from fedprune.structure.layout import Layout
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.options import Data
-from fedprune.tensors.lazy import in_memory
+from fedprune.tensors.lazy import in_memory, shapes_of
 from fedprune.tensors.models import frozen_of, state_of
 from fedprune.tensors.named import Masks, Tensors, full_masks
 
@@ -129,9 +130,13 @@ def _tried(config: RunConfig, layout: Layout, weights: Tensors) -> None:
     if c.unit == "weight":
         check_reachable(weights, c.sparsity or 0.0, rules_of(Wanted(c.sparsity, c.scope), c))
         return
-    alive = full_masks(weights, weights)
+    wanted, shapes = Wanted(c.sparsity, c.scope), shapes_of(weights)
+    if chooses_apart(wanted, c, layout):
+        alive = PackedMasks(shapes, dict.fromkeys(shapes))
+        chosen_apart(lambda n: weights[n].abs(), wanted, c, layout, alive, weights)
+        return
     scores = {name: w.abs() for name, w in weights.items()}
-    chosen(scores, Wanted(c.sparsity, c.scope), c, layout, alive, weights)
+    chosen(scores, wanted, c, layout, full_masks(weights, weights), weights)
 
 
 def _check_target(config: RunConfig, model: nn.Module, layout: Layout) -> None:

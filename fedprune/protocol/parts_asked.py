@@ -28,7 +28,9 @@ def asked_at_once(
     """
     if score.step is not None and model is not None and is_streamed(model):
         return stages_of(layout)
-    few = scores_in_parts(config) or (score.step is not None and _sums_in_parts(config, layout))
+    # No question carries the weights: each part would carry them again.
+    few = scores_in_parts(config) and has_base(config)
+    few = few or (score.step is not None and _sums_in_parts(config, layout))
     return _few(layout) if few else [()]
 
 

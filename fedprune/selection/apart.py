@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -33,6 +33,12 @@ def apart(unit: str, scope: str) -> bool:
     return unit == "n:m" or (UNITS[unit].along is None and not rule.looks)
 
 
+def counted_apart(unit: str, scope: str) -> bool:
+    """Whether the mask of a tensor depends on nothing but sizes of the others."""
+    rule = SCOPES[scope]
+    return unit == "n:m" or (unit == "weight" and rule.shares is not None and not rule.looks)
+
+
 def select_apart(
     rules: Rules,
     score_of: Callable[[str], Tensor],
@@ -41,6 +47,7 @@ def select_apart(
     alive: Mapping[str, Tensor],
     magnitude: Mapping[str, Tensor],
     layout: Layout | None = None,
+    names: Container[str] | None = None,
 ) -> Masks:
     """What `select` gives, with one tensor's scores at a time.
 
@@ -52,6 +59,7 @@ def select_apart(
         alive: here it says which tensors there are.
         magnitude: breaks ties.
         layout: the model's.
+        names: which masks are wanted, where `counted_apart`; None: all.
 
     Raises:
         ValueError: as `select`, at the first tensor that it is about.
@@ -62,18 +70,12 @@ def select_apart(
         return _together(rules, score_of, sparsity, alive, magnitude)
     if rules.unit not in ("weight", "n:m"):
         return _units_apart(rules, score_of, sparsity, alive, magnitude, layout)
-    shapes, floor, patterns = shapes_of(alive), rules.floor, rules.unit == "n:m"
-    ground = Ground(shapes, sparsity, (), rules.densities, rules.progress)
-    # Of the scores only the sizes matter for how many go.
-    counted = [layer_sizes(layer_of(t, t, None, floor, rules.part)) for t in alive.values()]
-    counts: Sequence[int] = [0] * len(counted)
-    if not patterns:
-        total = total_of(ground, rules.scope)
-        check_count(counted, total, floor, exact=True)
-        limits = [Limits(x.size, x.must, x.most) for x in counted]
-        counts = counter(ground, rules.scope)(limits, total)
+    patterns = rules.unit == "n:m"
+    counts = [0] * len(alive) if patterns else _counts(rules, sparsity, alive)
     masks: Masks = some_of(alive, ())
-    for name, count in zip(shapes, counts, strict=True):
+    for name, count in zip(alive, counts, strict=True):
+        if names is not None and name not in names:
+            continue
         one = {name: score_of(name)}
         layer = _layer(rules, one, alive, magnitude)
         if patterns and rules.unit_shape is not None:
@@ -82,6 +84,16 @@ def select_apart(
             left = left_of_tensor(layout, name, layer, count, rules.scope)
         masks = joined_to(masks, as_masks(one, [left]))
     return masks
+
+
+def _counts(rules: Rules, sparsity: float, alive: Mapping[str, Tensor]) -> Sequence[int]:
+    """How many weights of each tensor are gone in the end; of the scores only sizes matter."""
+    ground = Ground(shapes_of(alive), sparsity, (), rules.densities, rules.progress)
+    counted = [layer_sizes(layer_of(t, t, None, rules.floor, rules.part)) for t in alive.values()]
+    total = total_of(ground, rules.scope)
+    check_count(counted, total, rules.floor, exact=True)
+    limits = [Limits(x.size, x.must, x.most) for x in counted]
+    return counter(ground, rules.scope)(limits, total)
 
 
 def _layer(
@@ -104,13 +116,17 @@ def _together(
 ) -> Masks:
     """The same where all tensors are one ranking: their scores are gone through several times."""
     total = total_of(Ground(shapes_of(alive), sparsity), rules.scope)
-    layers = [layer_of(m, m, magnitude[n], rules.floor, rules.part) for n, m in alive.items()]
+    layers = [layer_of(m, m, None, rules.floor, rules.part) for m in alive.values()]
 
     def scored(name: str) -> Array:
         return _layer(rules, {name: score_of(name)}, alive, magnitude).scores
 
+    def sized(name: str) -> Array:
+        return _layer(rules, {name: magnitude[name]}, alive, magnitude).scores
+
     check_count(layers, total, rules.floor, exact=True)
-    return as_masks(alive, ranked_together(layers, total, Made(alive, scored)))
+    left = ranked_together(layers, total, Made(alive, scored), Made(alive, sized))
+    return as_masks(alive, left)
 
 
 def _units_apart(

@@ -67,13 +67,19 @@ class Layer:
         return self.gone if self.cap is None else max(self.gone, self.size - self.cap)
 
 
-def drop(layers: Sequence[Layer], count: int, scores: Sequence[Array] | None = None) -> list[Bools]:
+def drop(
+    layers: Sequence[Layer],
+    count: int,
+    scores: Sequence[Array] | None = None,
+    sizes: Sequence[Array] | None = None,
+) -> list[Bools]:
     """What is alive in the layers, without the `count` lowest ranked of all of them.
 
     Args:
         layers: what is ranked.
         count: at most what is alive.
         scores: instead of those in the layers; gone through several times, one after the other.
+        sizes: instead of the magnitudes in the layers.
 
     Returns:
         New arrays, (size,) each.
@@ -88,9 +94,10 @@ def drop(layers: Sequence[Layer], count: int, scores: Sequence[Array] | None = N
     kept, tied, out = _split(keys, alive, count)
     if out == sum(int(np.count_nonzero(t)) for t in tied):
         return kept
-    magnitudes = [layer.magnitude for layer in layers if layer.magnitude is not None]
-    if magnitudes:
-        kept, tied, out = _with_larger(kept, tied, magnitudes, out)
+    if sizes is None:
+        sizes = [layer.magnitude for layer in layers if layer.magnitude is not None]
+    if sizes:
+        kept, tied, out = _with_larger(kept, tied, sizes, out)
     return _union(kept, _without_first(tied, out))
 
 
@@ -111,7 +118,10 @@ def _with_larger(
 
 
 def ranked_together(
-    layers: Sequence[Layer], total: int, scores: Sequence[Array] | None = None
+    layers: Sequence[Layer],
+    total: int,
+    scores: Sequence[Array] | None = None,
+    sizes: Sequence[Array] | None = None,
 ) -> list[Bools]:
     """What is left of the layers when `total` weights are gone, all of them in one ranking.
 
@@ -124,11 +134,12 @@ def ranked_together(
         total: weights gone in the end, those gone before included; between the sums of `must` and
             of `most`.
         scores: as of `drop`.
+        sizes: as of `drop`.
     """
 
     def left_of(those: Sequence[int], count: int) -> list[Bools]:
-        own = None if scores is None else Made(those, lambda i: scores[i])
-        return drop([layers[i] for i in those], count, own)
+        own = (None if x is None else Made(those, x.__getitem__) for x in (scores, sizes))
+        return drop([layers[i] for i in those], count, *own)
 
     fixed: dict[int, Bools] = {}
     while True:

@@ -18,6 +18,8 @@ from fedprune.structure.edits import Edits
 from fedprune.structure.flops import positions_of
 from fedprune.structure.layout import Layout
 from fedprune.tasks.catalog import tasks_of
+from fedprune.tensors.lazy import some_of
+from fedprune.tensors.models import empty_out
 from fedprune.tensors.named import Tensors, count_kept
 
 
@@ -50,7 +52,7 @@ def cut_to(model: Model, plan: Plan, edits: Edits) -> tuple[Model, Plan]:
 def _moving(old: Layout, new: Layout) -> Callable[[Tensors], Tensors]:
     def moved(tensors: Tensors) -> Tensors:
         left = new.from_origin(old.in_origin(tensors))
-        return {name: left[name] for name in tensors if name in left}
+        return some_of(left, [name for name in tensors if name in left])
 
     return moved
 
@@ -100,15 +102,18 @@ def _changed(value: Any, change: Callable[[Tensors], Tensors]) -> Any:
 
 
 def fitted(plan: Plan, edits: Edits) -> Plan:
-    """The plan of a model with these edits."""
+    """The plan of a model with these edits; the models of both plans hold no values."""
     if edits == plan.edits:
         return plan
+    if plan.model is not None:
+        empty_out(plan.model)  # of a large model one more is one too many
     model, layout = shaped(plan.config, edits)
     task = tasks_of(plan.config.plugin)[plan.config.task]
     positions = {}
     if plan.positions and plan.dummy is not None:
         positions = positions_of(model, layout, plan.dummy, task.loss)
     passes = passes_for(plan.config, model, plan.dummy, positions)
+    empty_out(model)
     what: dict[str, Any] = {
         "positions": positions,
         "passes": passes,

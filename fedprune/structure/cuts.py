@@ -14,6 +14,7 @@ from fedprune.structure.edits import Edit, Edits
 from fedprune.structure.groups import Group
 from fedprune.structure.layout import Layout, as_rows
 from fedprune.structure.surgery import ordered, reshaped
+from fedprune.tensors.lazy import LazyTensors, bare_of, in_memory
 from fedprune.tensors.models import state_of
 from fedprune.tensors.named import Masks, Tensors
 
@@ -87,10 +88,18 @@ class Places:
     def restrict(self, tensors: Mapping[str, Tensor]) -> Tensors:
         """Tensors of dense shapes in cut shapes; what is gone is left out.
 
-        Names may be any part of the dense state's. Tensors that are whole are not copied.
+        Names may be any part of the dense state's. Tensors that are whole are not copied, and such
+        as are made when they are asked for are so still.
         """
-        kept = {name: t for name, t in tensors.items() if name not in self.gone}
-        return {name: _taken(t, self.axes.get(name, ())) for name, t in kept.items()}
+        names = [name for name in tensors if name not in self.gone]
+
+        def taken(name: str) -> Tensor:
+            return _taken(tensors[name], self.axes.get(name, ()))
+
+        if in_memory(tensors):
+            return {name: taken(name) for name in names}
+        bare = bare_of(tensors)
+        return LazyTensors({n: _taken(bare[n], self.axes.get(n, ())) for n in names}, taken)
 
     def expand(
         self,

@@ -1,3 +1,4 @@
+import importlib.util
 import subprocess
 import sys
 
@@ -19,6 +20,17 @@ def _look(arguments) -> int:
 def look(monkeypatch: pytest.MonkeyPatch) -> None:
     table = {"look": Command("Prints the model's class.", "  fedprune look X", add_subject, _look)}
     monkeypatch.setattr(command, "COMMANDS", table)
+
+
+def test_a_package_that_is_missing_is_said_before_the_opening_lines(monkeypatch, capsys):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda n, *a: None if n == "peft" else real(n, *a)
+    )
+    assert main(["run", "--adapters", "lora", "--rounds", "1"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.endswith("peft is not installed; allowed: none, or pip install fedprune[llm]\n")
 
 
 @pytest.mark.usefixtures("look")

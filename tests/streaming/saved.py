@@ -12,7 +12,12 @@ from fedprune.tasks.tokenization import characters
 
 
 def saved_model(
-    folder: Path, family: str, dtype: torch.dtype, shard: str = "20KB", blocks: int = 3
+    folder: Path,
+    family: str,
+    dtype: torch.dtype,
+    shard: str = "20KB",
+    blocks: int = 3,
+    width: int = 32,
 ) -> Path:
     """A small model of a family with its tokenizer, in files of at most a size."""
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
@@ -21,12 +26,12 @@ def saved_model(
         if family == "gpt2":
             made: Any = GPT2LMHeadModel(
                 GPT2Config(
-                    **{"vocab_size": 98, "n_layer": blocks, "n_embd": 32, "n_head": 2},
+                    **{"vocab_size": 98, "n_layer": blocks, "n_embd": width, "n_head": 2},
                     **{"bos_token_id": None, "eos_token_id": None},
                 )
             )
         else:
-            sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+            sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_attention_heads": 2}
             sizes |= {"num_hidden_layers": blocks, "num_key_value_heads": 1, "vocab_size": 98}
             made = LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=family == "tied"))
     made.to(dtype).save_pretrained(folder, max_shard_size=shard)

@@ -66,20 +66,6 @@ def test_masks_weights_and_losses_are_those_of_the_whole_model(tmp_path, family,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("score", ["taylor", "fisher", "second_moment_per_client"])
-def test_gradients_a_block_at_a_time_make_the_same_masks(tmp_path, score):
-    folder = saved_model(tmp_path / "base", "llama", torch.bfloat16)
-    ways = ({}, {"gradient_blocks": True}, {"gradient_blocks": True, "stream": "on"})
-    few = {"score": score, "score_examples": 20, "batch_size": 8}
-    whole, block, read = (federate(untrained(folder, **few, **how)) for how in ways)
-    assert is_streamed(read.model)
-    assert not is_streamed(block.model)
-    assert isinstance(block.state.weights, LazyTensors)
-    assert digest(block.state.weights) == digest(whole.state.weights)
-    assert digest(read.state.weights) == digest(whole.state.weights)
-
-
-@pytest.mark.slow
 def test_weights_of_the_whole_model_are_not_held_twice(tmp_path, monkeypatch):
     folder = saved_model(tmp_path / "base", "tied", torch.bfloat16)
     config = untrained(folder, stream="off", schedule="cubic", rounds=3, end=2)

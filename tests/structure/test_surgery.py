@@ -16,7 +16,7 @@ from fedprune.structure.flops import flops, positions_of
 from fedprune.structure.layout import layout_of
 from fedprune.structure.surgery import ordered, reshaped
 from fedprune.tasks.task import Loss
-from fedprune.tensors.lazy import shapes_of
+from fedprune.tensors.lazy import LazyTensors, shapes_of
 from fedprune.tensors.models import load_into, state_of
 from fedprune.tensors.named import Masks, full_masks, masked
 
@@ -73,6 +73,11 @@ def test_what_stays_are_the_same_numbers_under_the_same_names(name, case):
     assert list(got) == list(want)
     assert all(torch.equal(got[n], want[n]) for n in want)
     assert all(p.is_contiguous() for p in small.parameters())
+    state = state_of(f.model)
+    made = there.restrict(LazyTensors(state, state.__getitem__))  # as of a model in files
+    assert isinstance(made, LazyTensors)
+    assert made.shapes == shapes_of(want)
+    assert all(torch.equal(made[n], want[n]) for n in want)
 
 
 @pytest.mark.sampled(6)
