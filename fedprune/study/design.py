@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,13 @@ from fedprune.study.cells import GridCell, Levels, cells_of
 
 SEED = "seed"
 """The factor whose values are repetitions: means and spreads go over it."""
+
+USUAL = {"sparsity": (0.5, 0.8, 0.9), SEED: (0, 1, 2)}
+"""What varies where a file says nothing of it: several amounts of pruning and three repetitions, as
+Blalock et al. 2020 (arXiv 2003.03033, ShrinkBench) ask for. How many, and which, is our choice."""
+
+_AMOUNTS = {"sparsity", "threshold", "target_bytes", "target_flops", "unit_shape", "init"}
+"""Keys that say how much is pruned, or of what."""
 
 _TABLES = ("study", "base", "grid")
 _WORDS = ("title", "compare", "over")
@@ -45,21 +52,47 @@ class Factors:
 
 @dataclass(frozen=True)
 class Design:
-    """What a study's file asks for."""
+    """What a study's file asks for.
+
+    Attributes:
+        title: of the page.
+        factors: of the grid.
+        cells: the runs.
+        usual: factors of which the file said nothing.
+    """
 
     title: str
     factors: Factors
     cells: tuple[GridCell, ...]
+    usual: tuple[str, ...] = ()
 
 
 def read_design(path: Path) -> Design:
     """The cells of a study's file, all of which have a valid configuration.
 
+    What is compared there is compared over `USUAL` sparsities and seeds, unless the file says of
+    either what it is.
+
     Raises:
         ConfigError: the file, a key or a value of it is wrong, or a combination of values; it is
             named.
     """
-    return design_of(_document(path), path.stem)
+    document = _document(path)
+    usual = _usual(document)
+    if usual:
+        document = document | {"grid": document["grid"] | usual}
+    return replace(design_of(document, path.stem), usual=tuple(usual))
+
+
+def _usual(document: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Factors that a file which compares something says nothing of."""
+    base, grid = (_table(document, key) for key in ("base", "grid"))
+    tables = [v for vs in grid.values() if isinstance(vs, list) for v in vs if isinstance(v, dict)]
+    said = {key for table in (base, grid, *tables) for key in flat(table)}
+    if not grid.keys() - {SEED}:
+        return {}
+    known = {"sparsity": _AMOUNTS, SEED: {SEED}}
+    return {name: list(values) for name, values in USUAL.items() if not known[name] & said}
 
 
 def design_of(document: Mapping[str, Any], title: str) -> Design:

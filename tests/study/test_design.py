@@ -44,6 +44,31 @@ def test_what_is_compared_over_what(grid, words, compared, over):
 
 
 @pytest.mark.parametrize(
+    ("base", "grid", "usual"),
+    [
+        ("", "score = ['random', 'taylor']", ("sparsity", "seed")),
+        ("sparsity = 0.5", "score = ['random']", ("seed",)),
+        ("seed = 1", "score = ['random']", ("sparsity",)),
+        ("seed = 1", "score = ['random']\nsparsity = [0.5]", ()),
+        ("", "sparsity = [0.5, 0.6]", ("seed",)),
+        ("", "seed = [4]", ()),
+        ("", "a = [{score = 'taylor', threshold = 0.1}, {score = 'random', seed = 3}]", ()),
+        ("unit = 'n:m'\nunit-shape = [2, 4]", "score = ['random']", ("seed",)),
+        ("target-bytes = 9999", "score = ['random']", ("seed",)),
+    ],
+)
+def test_what_a_file_does_not_say_is_several_sparsities_and_three_seeds(
+    base, grid, usual, tmp_path
+):
+    (tmp_path / "s.toml").write_text(f"[base]\ntask = 'digits'\n{base}\n[grid]\n{grid}")
+    design = read_design(tmp_path / "s.toml")
+    assert design.usual == usual
+    for name, values in {"sparsity": {0.5, 0.8, 0.9}, "seed": {0, 1, 2}}.items():
+        found = {getattr(cell.config, name) for cell in design.cells}
+        assert (found == values) == (name in usual)
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("[grid]\nseed = 3", "grid.seed=3: allowed: a list"),
@@ -53,7 +78,7 @@ def test_what_is_compared_over_what(grid, words, compared, over):
         ("[grid]\nseed = [1, 1]", "grid.seed: '1' is there twice"),
         ("[grid]\nm = [{score = 'random'}]\nscore = ['taylor']", "score: in grid.m and in grid"),
         ("[grid]\nscroe = ['random']", "scroe"),
-        ("[grid]\nscore = ['random', 'tailor']", "cell score=tailor: score='tailor'"),
+        ("[grid]\nscore = ['random', 'tailor']", "seed=0: score='tailor'"),
         ("[base]\nsparsity = 1.5\n[grid]\nseed = [1]", "sparsity=1.5"),
         ("[base]\nout = 'x'\n[grid]\nseed = [1]", "out='x': every run has a folder"),
         ("[base]\nengine = 'flower'\n[grid]\nseed = [1]", "engine='flower'"),

@@ -16,6 +16,8 @@ model = "mlp"
 clients = 3
 rounds = 2
 local-steps = 2
+sparsity = 0.8
+seed = 0
 [grid]
 score = ["magnitude", "taylor", "random"]
 """
