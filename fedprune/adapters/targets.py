@@ -114,11 +114,12 @@ def require_peft() -> None:
         refuse("adapters", "lora", "peft is not installed", "none, or pip install fedprune[llm]")
 
 
-def check_adaptable(model: nn.Module, layout: Layout, wanted: Sequence[str]) -> None:
+def check_adaptable(model: nn.Module, layout: Layout, wanted: Sequence[str], rank: int = 1) -> None:
     """Refuse what adapters are not for, before anything starts.
 
     Raises:
-        ValueError: `peft` is not installed, the model has BatchNorm, or as for `targets_of`.
+        ValueError: `peft` is not installed, the model has BatchNorm, no layer with factors has so
+            high a rank, or as for `targets_of`.
     """
     require_peft()
     mixing = [n for n, m in model.named_modules() if isinstance(m, _BatchNorm)]
@@ -128,4 +129,7 @@ def check_adaptable(model: nn.Module, layout: Layout, wanted: Sequence[str]) -> 
     odd = [n for n in layout.shapes if n.endswith((DOWN, UP))]
     if odd:
         refuse("adapters", "lora", f"the model has some already ({odd[0]})", "a merged model")
-    targets_of(model, layout, wanted)
+    paths = targets_of(model, layout, wanted)
+    most = max(min(layout.shapes[f"{path}.weight"]) for path in paths)
+    if rank > most:
+        refuse("rank", rank, f"no layer with factors has a rank above {most}", f"1 to {most}")

@@ -62,8 +62,10 @@ def _of_ranks(c: AllOptions) -> list[Conflict]:
         f"adapter-mean {c.adapter_mean} is of each client's own factors",
         "factors begin anew",
     )
+    spare = len(c.ranks) > c.clients and not c.profiles
     return [
         ("ranks", bool(small), f"no rank: {small}", "whole numbers from 1 to 100000"),
+        ("ranks", spare, f"of {c.clients} clients nobody has the last", f"at most {c.clients}"),
         (
             "rank",
             largest,

@@ -24,7 +24,7 @@ from fedprune.adapters.factors import (
 )
 from fedprune.adapters.layers import lora_copy, put_masks
 from fedprune.adapters.products import mean_of_products, of_rank, stacked
-from fedprune.adapters.targets import adaptable, targets_of
+from fedprune.adapters.targets import adaptable, check_adaptable, targets_of
 from fedprune.config import configure
 from fedprune.export.adapter_folder import write_adapter
 from fedprune.protocol.models import dense_model
@@ -110,6 +110,14 @@ def test_a_target_that_is_none_is_refused_with_those_that_are(wanted):
     its = family("llama")
     with pytest.raises(ValueError, match=r"^targets=.*; allowed: q_proj, k_proj, .*, or a regular"):
         targets_of(its.model, its.layout, ("q_proj", wanted))
+
+
+def test_a_rank_that_no_layer_with_factors_has_is_refused_with_the_largest():
+    its = family("llama")
+    most = max(min(its.layout.shapes[f"{p}.weight"]) for p in targets_of(its.model, its.layout, ()))
+    check_adaptable(its.model, its.layout, (), most)
+    with pytest.raises(ValueError, match=f"^rank={most + 1}.*allowed: 1 to {most}$"):
+        check_adaptable(its.model, its.layout, (), most + 1)
 
 
 def test_a_layer_whose_weight_is_also_the_embedding_gets_no_factors():

@@ -198,6 +198,7 @@ adapters=lora vocabulary=used | vocabulary | full
 adapters=lora blend=global | blend | none
 adapters=lora moving=ema | moving | none
 adapters=lora ranks=0,2 | ranks | whole numbers from 1 to 100000
+adapters=lora ranks=1,2,3 clients=2 cohort=2 | ranks | at most 2
 adapters=lora ranks=1,2 rank=3 | rank | 2, or leave it out
 adapters=lora ranks=1,2 adapter-mean=factors | adapter-mean | products, stack
 adapters=lora ranks=1,2 secure=secagg | secure | none
