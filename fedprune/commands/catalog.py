@@ -107,6 +107,7 @@ COMMANDS: dict[str, Command] = {
   fedprune study simulations/studies/digits.toml --out runs/digits-study
   fedprune study my.toml --out runs/mine --dry-run
   fedprune study my.toml --out runs/mine --jobs 4     # again: what is there is not played anew
+  fedprune study my.toml --out /shared/mine --ray-address HEAD:6379    # on a cluster's nodes
 """,
         study_options,
         _of("study"),

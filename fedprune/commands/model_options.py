@@ -186,6 +186,13 @@ def study_options(parser: ArgumentParser) -> None:
         "--jobs", type=_positive, metavar="N", help="runs at once (default: one a processor)"
     )
     parser.add_argument(
+        "--ray-address",
+        metavar="ADDRESS",
+        default="",
+        help="play the runs on the nodes of the Ray cluster there, which all see DIR (HOST:PORT, "
+        "or auto: the one whose head is on this machine)",
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="check the file and list the runs, play none"
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from argparse import Namespace
 from pathlib import Path
@@ -16,6 +15,7 @@ from fedprune.study.design import USUAL, Design, read_design
 from fedprune.study.outcomes import RESULTS_NAME, outcome_of
 from fedprune.study.page import STUDY_PAGE_NAME, write_study
 from fedprune.study.pictures import Collected
+from fedprune.study.places import place_at
 from fedprune.study.playing import CellEnded, play
 
 
@@ -26,10 +26,15 @@ def run(arguments: Namespace) -> int:
         print("\n".join(cell.name for cell in design.cells))
         return 0
     command = ["fedprune", "study", arguments.file, "--out", arguments.out]
-    return played(design, Path(arguments.out), shlex.join(command), arguments.jobs)
+    out, address = Path(arguments.out), arguments.ray_address
+    if address:  # a node may not have the folder that the command is given in
+        command, out = [*command, "--ray-address", address], out.absolute()
+    return played(design, out, shlex.join(command), arguments.jobs, address)
 
 
-def played(design: Design, out: Path, command: str, jobs: int | None = None) -> int:
+def played(
+    design: Design, out: Path, command: str, jobs: int | None = None, address: str = ""
+) -> int:
     """Play the cells of a study that are not there yet, and write the page about all.
 
     Args:
@@ -37,29 +42,36 @@ def played(design: Design, out: Path, command: str, jobs: int | None = None) -> 
         out: where everything goes; made if it is not there.
         command: that does this again.
         jobs: runs at once; None: one for each processor.
+        address: of the Ray cluster whose nodes play them; "": this machine does.
 
     Returns:
         The exit code: 0, or 1 where a run has no result.
 
     Raises:
         KeyboardInterrupt: it was interrupted; the page is about what was there.
-        ValueError: nothing can be written there.
+        ValueError: nothing can be written there, or the cluster cannot play them.
     """
     check_out(out)
-    jobs = jobs or len(os.sched_getaffinity(0))
-    print(f"fedprune study  {design.title}: {counted(len(design.cells), 'run')}, {jobs} at once")
+    with resumable(f"to go on: {command}"):
+        try:
+            with place_at(address, out, design.cells) as place:
+                at_once = jobs or place.jobs
+                _begin(design, out, f"{at_once} at once{place.told}")
+                play(design.cells, out, place, at_once, lambda told: _say(told, design, out))
+        except KeyboardInterrupt:
+            _written(design, out, command)
+            raise
+    return _written(design, out, command)
+
+
+def _begin(design: Design, out: Path, how: str) -> None:
+    """What will be played, before the first run is."""
+    print(f"fedprune study  {design.title}: {counted(len(design.cells), 'run')}, {how}")
     print(f"  compared    {design.factors.compared}, of {', '.join(design.factors.names)}")
     for name in design.usual:
         values = ", ".join(map(str, USUAL[name]))
         print(f"  {name:<11} {values}: the file says nothing of it ({name} in [base] is for all)")
     print(f"  results     {out}", flush=True)
-    with resumable(f"to go on: {command}"):
-        try:
-            play(design.cells, out, jobs, lambda told: _say(told, design, out))
-        except KeyboardInterrupt:
-            _written(design, out, command)
-            raise
-    return _written(design, out, command)
 
 
 def check_out(out: Path) -> None:

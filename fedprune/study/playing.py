@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -14,8 +12,9 @@ from pathlib import Path
 from fedprune.config import to_toml
 from fedprune.records.folder import CONFIG_NAME
 from fedprune.runtime.files import write_atomically
-from fedprune.runtime.sums import SUMMARY_NAME, check_sums
+from fedprune.runtime.sums import SUMMARY_NAME, SUMS_NAME, check_sums
 from fedprune.study.cells import GridCell
+from fedprune.study.places import RunPlace, RunProcess
 
 _POLL = 0.1
 """Seconds between two looks at the processes."""
@@ -62,7 +61,11 @@ def is_there(folder: Path) -> bool:
 
 
 def play(
-    cells: Sequence[GridCell], out: Path, jobs: int, tell: Callable[[CellEnded], None]
+    cells: Sequence[GridCell],
+    out: Path,
+    place: RunPlace,
+    jobs: int,
+    tell: Callable[[CellEnded], None],
 ) -> None:
     """Play the cells that are not there yet; one that was interrupted goes on where it was.
 
@@ -70,6 +73,7 @@ def play(
         cells: of the study. A cell has the folder of its digest, so one that is there was made from
             the same configuration, data and versions.
         out: the study's folder.
+        place: where they are played.
         jobs: how many run at once.
         tell: told of every cell that has ended. What it raises ends those that run, too.
     """
@@ -82,7 +86,7 @@ def play(
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
-                running.append(_Playing(waiting[0], _started(waiting.pop(0), out)))
+                running.append(_Playing(waiting[0], _started(waiting.pop(0), out, place)))
             time.sleep(_POLL)
             for playing in [p for p in running if p.process.poll() is not None]:
                 running.remove(playing)
@@ -97,27 +101,24 @@ def play(
 @dataclass(frozen=True)
 class _Playing:
     cell: GridCell
-    process: subprocess.Popen[bytes]
+    process: RunProcess
     since: float = field(default_factory=time.perf_counter)
 
 
-def _started(cell: GridCell, out: Path) -> subprocess.Popen[bytes]:
-    """The process that plays a cell, or goes on with it."""
+def _started(cell: GridCell, out: Path, place: RunPlace) -> RunProcess:
+    """What plays a cell, or goes on with it."""
+    shows = cell_folder(cell, out) / SUMS_NAME
+    return place.start(lambda: _words(cell, out), shows, log_of(cell, out))
+
+
+def _words(cell: GridCell, out: Path) -> list[str]:
+    """The command that plays a cell, or goes on with it, without the program's name."""
     folder, file = cell_folder(cell, out), out / CELLS / f"{cell.name}.toml"
     write_atomically(file, to_toml(cell.config).encode())
     begun = (folder / CONFIG_NAME).is_file() and not (folder / SUMMARY_NAME).is_file()
     which = ["--resume", str(folder)] if begun else ["--config", str(file), "--out", str(folder)]
     code = ["--plugin", cell.config.plugin] if cell.config.plugin else []
-    home = str(Path(__file__).parents[2])
-    path = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))
-    with log_of(cell, out).open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "fedprune", "run", *which, *code],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=os.environ | {"PYTHONPATH": path},
-        )
+    return ["run", *which, *code]
 
 
 def _error_of(cell: GridCell, out: Path) -> str:
@@ -132,7 +133,7 @@ def last_line(log: Path) -> str:
     return lines[-1].partition("error: ")[2] or lines[-1] if lines else "it wrote nothing"
 
 
-def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+def _end(processes: Sequence[RunProcess]) -> None:
     """Interrupt what still runs, and see it end: its checkpoints are whole then."""
     for process in processes:
         with suppress(OSError):

@@ -78,13 +78,14 @@ def node_files_of(config: RunConfig, shards: Mapping[int, Shard]) -> NodeFiles:
     looks = {key: look_of(path) for key, path in files.items()}
     if len(files_of(config.plugin)) > 1:
         looks["plugin"] = []  # its path says nothing of where its imports are found: it is sent
-    versions = {name: v for name in SAME if (v := _version(name))}
-    needs = {
-        "versions": versions,
-        "package": sources_digest(_HOME),
-        "files": {key: (named[key], looks[key]) for key in files},
-    }
+    needs = {**packages_needed(), "files": {key: (named[key], looks[key]) for key in files}}
     return NodeFiles(needs, files, ray.put(shards_sent(config, shards)))
+
+
+def packages_needed() -> dict[str, Any]:
+    """What a node has to have, as it is here: versions of packages, and this one by its sources."""
+    versions = {name: v for name in SAME if (v := _version(name))}
+    return {"versions": versions, "package": sources_digest(_HOME)}
 
 
 def _version(name: str) -> str:
