@@ -15,6 +15,7 @@ from fedprune.client.host import build_host
 from fedprune.client.memory import in_run
 from fedprune.config import RunConfig, with_values
 from fedprune.config.cohort import newcomers_of
+from fedprune.config.measured_noise import metric_spread
 from fedprune.config.options import Results
 from fedprune.config.streamed import only_reads
 from fedprune.config.terms import accounting_terms_of
@@ -25,7 +26,6 @@ from fedprune.methods.measuring import outcome
 from fedprune.opening import opening_of, unfailed, without_model
 from fedprune.privacy.ledger import open_ledger
 from fedprune.privacy.ledger_file import LEDGER_NAME
-from fedprune.protocol.limits import metric_spread
 from fedprune.protocol.models import shaped
 from fedprune.protocol.port import Port
 from fedprune.protocol.server_privacy import ready_port as opened_port

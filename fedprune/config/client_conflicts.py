@@ -29,12 +29,10 @@ def _new(c: AllOptions) -> list[Conflict]:
     new, most = c.newcomers > 0, c.clients - max(c.cohort, c.min_clients)
     some = f"0 to {most}, or a smaller --cohort" if most else "0, or a smaller --cohort"
     counted_on, real = "newcomers never train", "devices say themselves whether they take part"
-    noised = f"metrics is noised: of {c.clients} clients in many bins the counts would be noise"
     return [
         ("newcomers", new and c.newcomers > most, "too few are left to train", some),
         *only(c, new, counted_on, dp="none", sampling="fixed"),
         *only(c, new, real, engine=Not("flower")),
-        *only(c, c.dp != "none" and c.metrics == "noised", noised, client_percentiles=False),
     ]
 
 

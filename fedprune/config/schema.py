@@ -20,7 +20,7 @@ from pydantic import (
 
 from fedprune.config.allowed import check_keys, refused, unreadable
 from fedprune.config.defaults import beside_noise, completed
-from fedprune.config.rules import check_options
+from fedprune.config.rules import check_noise, check_options
 from fedprune.config.sections import AllOptions
 from fedprune.options.option import may_be_none
 from fedprune.options.refusal import ConfigError
@@ -73,6 +73,7 @@ class RunConfig(AllOptions):
             with put_back():  # the accountant's package is told to be quiet
                 self.__dict__["dp_noise"] = noise_of_budget(self)
         self.__dict__.update(beside_noise(self))
+        check_noise(self)
         return self
 
     @property

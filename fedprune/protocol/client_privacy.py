@@ -23,6 +23,7 @@ from fedprune.privacy.noise import Source, gaussian
 from fedprune.protocol.failures import Failure
 from fedprune.protocol.messages import Answer, Question
 from fedprune.scores.catalog import scores_of
+from fedprune.tasks.client_spread import PREFIX
 
 if TYPE_CHECKING:
     from fedprune.config import RunConfig
@@ -134,15 +135,20 @@ def means(totals: Mapping[str, float], config: Privacy) -> dict[str, float]:
     """A client's totals as means over its own labels, together of bounded norm, without the count.
 
     So every client has the same say, whatever the size of its shard. A mean that is NaN or infinite
-    is the norm itself: an example that spoils it is not told from one that is predicted badly.
+    is the norm itself: an example that spoils it is not told from one that is predicted badly. The
+    client's place in a histogram is no sum over labels: it stays 1, and the means have the norm
+    that it leaves, so that a client that is predicted badly counts as much as others.
     """
     count, norm = totals["count"], config.dp_metric_clip or 10.0
     names = sorted(name for name in totals if name != "count")
     if not count:
         return dict.fromkeys(names, 0.0)
-    flat = torch.tensor([totals[n] / count for n in names], dtype=torch.float64)
+    placed = {n: totals[n] for n in names if n.startswith(PREFIX)}
+    summed = [n for n in names if n not in placed]
+    norm = math.sqrt(norm**2 - math.hypot(*placed.values()) ** 2) if placed else norm
+    flat = torch.tensor([totals[n] / count for n in summed], dtype=torch.float64)
     flat = torch.nan_to_num(flat, nan=norm, posinf=norm, neginf=-norm)
-    return dict(zip(names, clipped(flat, norm).tolist(), strict=True))
+    return dict(zip(summed, clipped(flat, norm).tolist(), strict=True)) | placed
 
 
 def noises_itself(kind: str, config: RunConfig) -> bool:

@@ -6,9 +6,7 @@ import math
 
 from fedprune.config import RunConfig
 from fedprune.config.kinds import KINDS
-from fedprune.privacy.clipping import sensitivity
 from fedprune.privacy.options import Privacy
-from fedprune.protocol.client_privacy import noised_metrics
 from fedprune.protocol.form import Form
 from fedprune.protocol.messages import Question
 from fedprune.selection.options import Pruning
@@ -54,15 +52,3 @@ def noise_of(kind: str, config: RunConfig) -> float:
         "scores": config.dp_score_noise,
     }
     return noises[KINDS[kind].own_options] or 0.0
-
-
-def metric_spread(config: RunConfig) -> float:
-    """Standard deviation of the noise on every mean that is measured; 0.0 where there is none."""
-    if not noised_metrics("evaluate", config):
-        return 0.0
-    z, clip = noise_of("evaluate", config), clip_of("evaluate", config)
-    if config.dp == "example":
-        alone = z * sensitivity(clip, signed=True, sampling="fixed")
-        # Each client adds its own, unless they share it out under a secure sum.
-        return alone / (config.clients**0.5 if config.secure == "none" else config.clients)
-    return z * sensitivity(clip, signed=True, sampling=config.sampling) / config.clients

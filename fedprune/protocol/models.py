@@ -162,5 +162,5 @@ def _checked_layout(config: RunConfig, model: nn.Module) -> Layout:
     if config.vocabulary == "used":
         embedding_path(model)  # refused here, before anything starts
     if config.adapters != "none":
-        check_adaptable(model, layout, config.targets, config.rank)
+        check_adaptable(model, layout, config.targets, config.rank or 1)
     return layout

@@ -19,6 +19,7 @@ from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.client_privacy import asks_signed
 from fedprune.protocol.form import Form
 from fedprune.protocol.messages import Question
+from fedprune.tasks.client_spread import PREFIX
 from fedprune.tasks.measures import COUNTS_BY_LABEL
 from fedprune.tasks.options import Data
 
@@ -82,8 +83,9 @@ def _measured(
     noise = gaussian(len(names), sd, draw).tolist() if sd else [0.0] * len(names)
     sums = {n: aggregate.totals.get(n, 0.0) + extra for n, extra in zip(names, noise, strict=True)}
     # A part of a client's labels is between 0 and 1; a loss, or bytes a label, only not negative.
-    # Losses of candidates stay as they are: of two below 0 the lower one is likelier to be better.
+    # Losses of candidates stay as they are: of two below 0 the lower one is likelier to be better;
+    # and so do counts of clients, which add up: cut at 0, noise would be clients.
     most = {n: size if n.startswith(COUNTS_BY_LABEL) else math.inf for n in names}
-    least = {n: -math.inf if n.startswith("loss_") else 0.0 for n in names}
+    least = {n: -math.inf if n.startswith(("loss_", PREFIX)) else 0.0 for n in names}
     totals = {n: min(most[n], max(least[n], value)) for n, value in sums.items()}
     return replace(aggregate, totals={**totals, "count": size})

@@ -9,6 +9,7 @@ import torch
 
 from fedprune.adapters.options import Adapting
 from fedprune.config import RunConfig
+from fedprune.config.measured_noise import rank_spread
 from fedprune.config.options import CENTRAL, LOCAL
 from fedprune.methods.catalog import client_parts, method_of
 from fedprune.methods.measuring import own_masks, own_sparsity
@@ -132,7 +133,8 @@ def _spread_over_clients(config: RunConfig, end: State, tests: Mapping[str, Tota
     others = [(arm, totals) for arm, totals in others if arm not in (LOCAL, CENTRAL)]
     arms = {"final": final, **dict(others)}
     arms |= {"own": end.tested_own or {}, "newcomers": end.tested_new or {}}
-    found = {arm: client_percentiles(metric, totals) for arm, totals in arms.items()}
+    off = 2 * rank_spread(config)
+    found = {arm: client_percentiles(metric, totals, off) for arm, totals in arms.items()}
     return {"client_spread": {"of": figure_name(metric)} | {a: f for a, f in found.items() if f}}
 
 

@@ -79,6 +79,7 @@ def _over_clients(summary: Mapping[str, Any]) -> list[str]:
     return [
         f"  {arm}: {told['of']} over clients: "
         + ", ".join(f"{text} {found[key]:.3g}" for key, text in names.items())
+        + (f"; noise: ranks to {off:.2g} points" if (off := found.get("rank_off")) else "")
         for arm, found in told.items()
         if arm != "of"
     ]

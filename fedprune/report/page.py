@@ -45,6 +45,7 @@ from fedprune.report.tables import (
     layer_table,
     provenance_table,
     quality_table,
+    rank_sentence,
     spread_table,
     staying_table,
 )
@@ -74,6 +75,7 @@ def write_html(folder: Path, run: Run, made: dict[str, Picture]) -> Path:
         tested_on=tested_on(run),
         spread=spread_table(run),
         spread_of=worded(str((run.summary.get("client_spread") or {}).get("of", ""))),
+        rank_off=rank_sentence(run),
         gap=gap_words(run.summary.get("gap_closure")),
         alone=ALONE if {"local-only", "centralised"} & {*baselines_in(run)} else "",
         earlier=earlier_task(run),

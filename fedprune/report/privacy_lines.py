@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedprune.config import RunConfig
+from fedprune.config.measured_noise import metric_spread
 from fedprune.config.neighbours import colluders_of, others_of
 from fedprune.config.terms import keys_follow, simulated
 from fedprune.options.refusal import counted
 from fedprune.privacy.accounting_terms import SIMULATED
-from fedprune.protocol.limits import metric_spread
 
 _MUCH = 0.05
 """Noise on an accuracy beyond which it says nothing worth reading."""

@@ -92,6 +92,18 @@ def spread_table(run: Run) -> Table:
     return Table(columns, rows, ("model",))
 
 
+def rank_sentence(run: Run) -> str:
+    """How far noise may move the ranks of the spread; nothing where there is no noise."""
+    off = ((run.summary.get("client_spread") or {}).get("final") or {}).get("rank_off")
+    if not off:
+        return ""
+    return (
+        f" Noise on the counts may move a rank by {off:.2g} points (two standard deviations): the "
+        "10 % may be another percentile by so much. In the worst tenth the outermost so many count "
+        "as the next do."
+    )
+
+
 def measured_columns(run: Run) -> list[str]:
     """What is shown of quality on test: the metric, the loss, and what is measured beside them."""
     further = beside((run.summary.get("quality") or {}).get("final") or {}, run.metric)

@@ -122,7 +122,7 @@ RUN_PAGE = framed(
 <p class="quiet">{{ tested_on }}</p>
 {% if spread.rows %}
 {{ table(spread, "Spread over clients: " ~ spread_of) }}
-<p class="quiet">The {{ spread_of }} of each client on its own test part, from a histogram that clients add up: known to a bin's width.</p>
+<p class="quiet">The {{ spread_of }} of each client on its own test part, from a histogram that clients add up: known to a bin's width.{{ rank_off }}</p>
 {% endif %}
 {% endif %}
 {% if gap %}

@@ -1,7 +1,8 @@
 """How a quality is spread over clients, from a histogram that they add up.
 
 Each client adds 1 to the bin of its own figure, so that no client's figure is sent by itself and
-the counts can be summed securely. A percentile is known to a bin's width.
+the counts can be summed securely. A percentile is known to a bin's width. Noise on the counts moves
+the ranks that percentiles are of.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Mapping
+from itertools import accumulate, pairwise
 
 from fedprune.tasks.measures import metric_of
 
@@ -53,21 +55,59 @@ def in_bin(metric: str, totals: Mapping[str, float]) -> dict[str, float]:
     return found
 
 
-def client_percentiles(metric: str, totals: Mapping[str, float]) -> dict[str, float] | None:
+def client_percentiles(
+    metric: str, totals: Mapping[str, float], off: float = 0.0
+) -> dict[str, float] | None:
     """The 10th, 50th and 90th percentile over clients, and the mean of the worst tenth.
 
-    Within a bin clients are taken to be spread evenly. Counts that noise brought below 0 are 0.
-    None where nobody was counted.
+    Within a bin clients are taken to be spread evenly. None where nobody was counted.
+
+    Args:
+        metric: the task's.
+        totals: the counts; with noise also how many clients there are, as "count".
+        off: share of the clients by which noise may move a rank; 0.0: there is none.
+
+    Returns:
+        With noise "clients" is how many there are, not how many were counted (nobody knows), and
+        "rank_off" is `off` in percent. Who is so far out that noise may have put them there counts
+        in the mean of the worst tenth as the best of them does.
     """
     edges = edges_of(metric)
-    counts = [max(0.0, totals.get(name, 0.0)) for name in spread_names(metric)]
+    counts = [totals.get(name, 0.0) for name in spread_names(metric)]
+    counts = _denoised(counts) if off else [max(0.0, n) for n in counts]
     whole = sum(counts)
     if not whole:
         return None
     found = {f"p{q}": _quantile(counts, edges, whole * q / 100) for q in (10, 50, 90)}
     if figure_name(metric) == "loss":
         counts, edges = counts[::-1], edges[::-1]
-    return {**found, "worst_tenth": _mean_of_first(counts, edges, whole / 10), "clients": whole}
+    found["worst_tenth"] = _mean_of_first(_held(counts, off * whole), edges, whole / 10)
+    told = {"clients": totals["count"], "rank_off": 100 * off} if off else {"clients": whole}
+    return found | told
+
+
+def _denoised(counts: list[float]) -> list[float]:
+    """The counts whose sums up to each bin rise, and come nearest to those of the noisy counts.
+
+    Nearest in the largest difference, so that no rank is moved further than noise moved one:
+    halfway between the largest sum up to a bin and the smallest from it on (Stout 2012, "Strict
+    L-infinity isotonic regression"), which favours neither end. All that were counted are as many
+    as the noisy counts add up to: who has nothing to be measured on does not say so.
+    """
+    whole = max(0.0, sum(counts))
+    below = [min(max(0.0, n), whole) for n in accumulate(counts)]
+    below[-1] = whole
+    rising = accumulate(below, max)
+    after = [*accumulate(reversed(below), min)][::-1]
+    halfway = [(a + b) / 2 for a, b in zip(rising, after, strict=True)]
+    return [b - a for a, b in pairwise([0.0, *halfway])]
+
+
+def _held(counts: list[float], many: float) -> list[float]:
+    """The counts with the first so many in the bin that the last of them is in."""
+    sums = [*accumulate(counts)]
+    at = next((i for i, n in enumerate(sums) if n >= many), len(sums) - 1)
+    return [*[0.0] * at, sums[at], *counts[at + 1 :]]
 
 
 def _quantile(counts: list[float], edges: tuple[float, ...], below: float) -> float:

@@ -289,7 +289,11 @@ clients=9 cohort=4 secure=secagg newcomers=2 | newcomers | 0, or 3 or more
 clients=9 cohort=4 newcomers=2 dp=client dp-noise=1 | dp | none
 clients=9 cohort=4 newcomers=2 sampling=round-robin | sampling | fixed
 clients=9 cohort=4 newcomers=2 engine=flower | engine | another --engine
-CLIENT client-percentiles=true | client-percentiles | false
+CLIENT dp-metric-noise=1 client-percentiles=true | client-percentiles | false, --clients 7072 or ...
+CLIENT client-percentiles=true | client-percentiles | false, --clients 7072 or more...
+EXAMPLE client-percentiles=true | client-percentiles | false, --clients 5000000...
+dp=client epsilon=8 client-percentiles=true | client-percentiles | false, --clients ...
+CLIENT dp-metric-noise=1e-4 dp-metric-clip=1 client-percentiles=true | dp-metric-clip | above 1
 schedule=one-shot warmup=3 rounds=9 end=5 | end | 4, or leave it out
 schedule=one-shot frequency=2 | frequency | 1, or leave it out
 local-steps=2 local-epochs=1 | local-steps | one of them
@@ -455,6 +459,20 @@ def test_a_contradiction_is_refused(row):
     assert refusal.key == key
     whole = allowed.removesuffix("...")
     assert refusal.allowed == allowed or (whole != allowed and refusal.allowed.startswith(whole))
+
+
+@pytest.mark.parametrize(
+    "way", ["CLIENT", "EXAMPLE", "CLIENT secure=secagg", "sampling=poisson CLIENT"]
+)
+def test_as_many_clients_or_as_little_noise_as_a_refusal_says_would_do(way):
+    more = {"dp_metric_noise": 0.013, "dp_metric_clip": 3.0, "client_percentiles": True}
+    keys = keys_of(f"{way} min-clients=1") | more
+    words = refused(keys).allowed.replace(",", "").split()
+    clients, noise = int(words[2]), float(words[words.index("--dp-metric-noise") + 1])
+    assert configure({**keys, "clients": clients}).clients == clients
+    assert refused({**keys, "clients": clients - 1}).key == "client-percentiles"
+    assert configure({**keys, "dp_metric_noise": noise}).client_percentiles
+    assert refused({**keys, "dp_metric_noise": 1.02 * noise}).key == "client-percentiles"
 
 
 def lists() -> Iterator[tuple[str, Callable[..., list[Conflict]]]]:

@@ -73,6 +73,19 @@ def test_metrics_become_bounded_means_without_a_count():
     assert vars(leaving(answer, question("evaluate"), panel)) == vars(answer)
 
 
+def test_a_place_in_a_histogram_of_clients_stays_one_within_the_norm():
+    totals = {"loss": 30.0, "correct": 4.0, "count": 10.0, "clients_in_0": 0.0, "clients_in_7": 1.0}
+    answer, c = Answer(torch.empty(0), 1.0, totals), config_of(**PRIVATE, dp_metric_clip=2.0)
+    left = leaving(answer, question("evaluate"), config_of(**PRIVATE)).totals
+    told = {"loss": 3.0, "correct": 0.4, "clients_in_0": 0.0, "clients_in_7": 1.0}
+    assert left == pytest.approx(told)
+    lost = replace(answer, totals=totals | {"loss": float("inf")})
+    for one in (answer, lost):
+        left = leaving(one, question("evaluate"), c).totals
+        assert (left["clients_in_0"], left["clients_in_7"]) == (0.0, 1.0)
+        assert sum(v * v for v in left.values()) ** 0.5 == pytest.approx(2.0)
+
+
 def test_a_client_cannot_vote_for_more_than_a_mask_may_keep():
     c = config_of(**PRIVATE, combine="votes")
     votes = torch.tensor([True, True, False])

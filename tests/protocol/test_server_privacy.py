@@ -10,6 +10,7 @@ from fedprune import federate
 from fedprune.client.host import Host, build_host
 from fedprune.client.partition_answers import answered
 from fedprune.config import RunConfig, configure
+from fedprune.config.measured_noise import metric_spread
 from fedprune.config.terms import accounting_terms_of
 from fedprune.engines.inline import inline_port
 from fedprune.learning.candidates import HERE, Candidate
@@ -18,7 +19,6 @@ from fedprune.privacy.release import Release
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.client_privacy import leaving
 from fedprune.protocol.forms import form_of
-from fedprune.protocol.limits import metric_spread
 from fedprune.protocol.messages import Answer, Question
 from fedprune.protocol.models import layout_at
 from fedprune.protocol.port import Port
@@ -161,6 +161,10 @@ def test_only_parts_of_the_labels_are_held_to_one_each():
     c = config_of(dp="client", dp_noise=0.01, cohort=6, clients=6)
     found = _measured(aggregate, c, (release,), lambda count: torch.zeros(count))
     assert found.totals == {"bytes": 24.0, "correct": 6.0, "squared": 0.0, "count": 6.0}
+    release = Release("metrics", ("totals.clients_in_0", "totals.clients_in_1"))
+    aggregate = Aggregate(totals={"clients_in_0": -0.5, "clients_in_1": 6.5})
+    found = _measured(aggregate, c, (release,), lambda count: torch.zeros(count))
+    assert found.totals == {"clients_in_0": -0.5, "clients_in_1": 6.5, "count": 6.0}
 
 
 def test_metrics_are_noised_means_over_everyone(host):
