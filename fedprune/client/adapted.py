@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import nn
 
 from fedprune.adapters.beginning import begun_adapters, frozen_for
@@ -19,8 +18,8 @@ from fedprune.learning.preparation import prepared
 from fedprune.protocol.messages import Question
 from fedprune.scores.score import Shapes
 from fedprune.tasks.task import output_of
-from fedprune.tensors.lazy import shapes_of
-from fedprune.tensors.models import hollow, load_into, state_of
+from fedprune.tensors.lazy import shapes_of, some_of
+from fedprune.tensors.models import hollow, load_into, load_some
 from fedprune.tensors.named import Masks, Tensors, masked
 
 
@@ -64,10 +63,7 @@ def _held_in_codes(own: nn.Module, apart: nn.Module, frozen: Tensors, bits: int)
     for module in weights.values():
         layer: Any = module
         layer.weight.data = hollow(layer.weight)
-    with torch.no_grad():
-        for name, t in state_of(own).items():
-            if name not in weights:
-                t.copy_(frozen[name])
+    load_some(own, some_of(frozen, [n for n in frozen if n not in weights]))
 
 
 _APART: WeakKeyDictionary[nn.Module, tuple[object, nn.Module, nn.Module]] = WeakKeyDictionary()

@@ -189,6 +189,18 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
                 state[name].copy_(value)
 
 
+def load_some(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy values of some tensors into the model in place, as `load_into`; the others stay."""
+    return_lent(model)
+    state = _moving(model)
+    with torch.no_grad():
+        for name, value in tensors.items():
+            t = state[name]
+            if _is_hollow(t):
+                t.data = torch.empty(t.shape, dtype=t.dtype, device=t.device)
+            t.copy_(value)
+
+
 def lend_to(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Let a model compute with these very tensors: who writes to one writes to the other.
 

@@ -194,6 +194,15 @@ def test_the_result_is_the_merged_model_as_sparse_as_its_mask(run):
     assert 2 * wanted == sum(m.numel() for m in model.masks.values())
 
 
+def test_codes_are_measured_by_a_model_that_another_question_had_emptied():
+    """An arm after a run that was cut: the dense model has let go of its values by then."""
+    keys = {"adapters": "lora", "rank": 1, "adapter_base": "int8", "rounds": 2, "warmup": 0}
+    keys |= {"model": "mlp", "unit": "channel", "shrink": "end", "sparsity": 0.5, "end": 1}
+    result = federate(tiny(**keys, baselines=("magnitude",)))
+    assert {row["arm"] for row in result.rows} == {"pruned", "magnitude"}
+    assert not [failure for row in result.rows for failure in row["failures"]]
+
+
 @pytest.mark.slow
 def test_the_count_of_labels_is_about_no_adapters():
     """Every client failed it, so that the run lacked what the commonest label reaches."""

@@ -301,8 +301,8 @@ def test_fedspallm_is_its_three_equations():
 def test_every_block_of_fedspallm_is_somebodys():
     blocks = tuple((f"block {i}",) for i in range(12))
     for number in range(20):
-        r: Any = SimpleNamespace(options=SimpleNamespace(layers=0.25), number=number)
-        r.config = SimpleNamespace(seed=0)
+        r: Any = SimpleNamespace(options=SimpleNamespace(layers=(0.25,)), number=number)
+        r.config, r.plan = SimpleNamespace(seed=0), SimpleNamespace(tiers=())
         given = blocks_given([3, 4], blocks, r)
         assert {b for those in given.values() for b in those} == set(blocks)
         assert all(len(those) >= 3 for those in given.values())
