@@ -11,7 +11,7 @@ from fedprune.options.refusal import ConfigError, counted
 from fedprune.records.folder import CONFIG_NAME
 from fedprune.report.reading import SPACE, duration, metric_text, worded
 from fedprune.runtime.ending import FAILED, resumable
-from fedprune.study.design import USUAL, Design, read_design
+from fedprune.study.design import COMPARED_OVER, Design, read_design
 from fedprune.study.outcomes import RESULTS_NAME, outcome_of
 from fedprune.study.page import STUDY_PAGE_NAME, write_study
 from fedprune.study.pictures import Collected
@@ -69,7 +69,7 @@ def _begin(design: Design, out: Path, how: str) -> None:
     print(f"fedprune study  {design.title}: {counted(len(design.cells), 'run')}, {how}")
     print(f"  compared    {design.factors.compared}, of {', '.join(design.factors.names)}")
     for name in design.usual:
-        values = ", ".join(map(str, USUAL[name]))
+        values = ", ".join(map(str, COMPARED_OVER[name]))
         print(f"  {name:<11} {values}: the file says nothing of it ({name} in [base] is for all)")
     print(f"  results     {out}", flush=True)
 

@@ -16,7 +16,7 @@ from fedprune.study.cells import GridCell, Levels, cells_of
 SEED = "seed"
 """The factor whose values are repetitions: means and spreads go over it."""
 
-USUAL = {"sparsity": (0.5, 0.8, 0.9), SEED: (0, 1, 2)}
+COMPARED_OVER = {"sparsity": (0.5, 0.8, 0.9), SEED: (0, 1, 2)}
 """What varies where a file says nothing of it: several amounts of pruning and three repetitions, as
 Blalock et al. 2020 (arXiv 2003.03033, ShrinkBench) ask for. How many, and which, is our choice."""
 
@@ -70,8 +70,8 @@ class Design:
 def read_design(path: Path) -> Design:
     """The cells of a study's file, all of which have a valid configuration.
 
-    What is compared there is compared over `USUAL` sparsities and seeds, unless the file says of
-    either what it is.
+    What is compared there is compared over the sparsities and seeds of `COMPARED_OVER`, unless the
+    file says of either what it is.
 
     Raises:
         ConfigError: the file, a key or a value of it is wrong, or a combination of values; it is
@@ -92,7 +92,7 @@ def _usual(document: Mapping[str, Any]) -> dict[str, list[Any]]:
     if not grid.keys() - {SEED}:
         return {}
     known = {"sparsity": _AMOUNTS, SEED: {SEED}}
-    return {name: list(values) for name, values in USUAL.items() if not known[name] & said}
+    return {name: list(values) for name, values in COMPARED_OVER.items() if not known[name] & said}
 
 
 def design_of(document: Mapping[str, Any], title: str) -> Design:

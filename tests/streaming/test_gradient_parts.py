@@ -131,7 +131,6 @@ class Alive(TorchDispatchMode):
     "changes",
     [
         {"score": "taylor", "scope": "global", "unit": "head-neuron", "shrink": "end"},
-        {"score": "fisher", "scope": "global"},
         {"score": "taylor", "scope": "row"},
     ],
     ids=str,

@@ -105,27 +105,28 @@ def test_counts_without_noise_give_the_same_percentiles_by_either_way():
 
 
 NOISED = {
-    "dp": {"dp": "client", "dp_metric_noise": 0.02},
-    "secure": {"dp": "client", "dp_metric_noise": 0.02, "secure": "secagg"},
-    "example": {"dp": "example", "dp_metric_noise": 0.002},
+    "dp": (60, {"dp": "client", "dp_metric_noise": 0.02}),
+    "secure": (10, {"dp": "client", "dp_metric_noise": 0.004, "secure": "secagg"}),
+    "example": (60, {"dp": "example", "dp_metric_noise": 0.002}),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", NOISED)
 def test_a_run_with_noise_says_how_its_clients_do_and_how_far_ranks_are_off(way, tmp_path):
-    keys = {"clients": 60, "model": "mlp", "alpha": 100.0}
+    clients, more = NOISED[way]
+    keys = {"clients": clients, "model": "mlp", "alpha": 100.0}
     noise = {"dp_noise": 1.0, "dp_metric_clip": 3.0, "noise_source": "seeded"}
-    config = tiny(**keys, **noise, **NOISED[way], client_percentiles=True)
+    config = tiny(**keys, **noise, **more, client_percentiles=True)
     result = federate(config, folder=tmp_path)
     port = inline_port(build_host(tiny(**keys)))
     question = Question("evaluate", 9, result.state.weights, result.state.masks, part="test")
-    each = [port.ask(replace(question), [p]).totals for p in range(60)]
+    each = [port.ask(replace(question), [p]).totals for p in range(clients)]
     shares = [t["correct"] / t["count"] for t in each if t["count"]]
     spread = result.summary["client_spread"]["final"]
-    z, power = (0.002, 0.5) if way == "example" else (0.02, 1.0)
-    assert spread["rank_off"] == pytest.approx(200 * 50**0.5 * z * 2 * 3.0 / 60**power)
-    assert spread["clients"] == 60
+    z, power = more["dp_metric_noise"], 0.5 if way == "example" else 1.0
+    assert spread["rank_off"] == pytest.approx(200 * 50**0.5 * z * 2 * 3.0 / clients**power)
+    assert spread["clients"] == clients
     for q in (10, 50, 90):
         off = 1.5 * spread["rank_off"]
         low, high = np.percentile(shares, [max(0, q - off), min(100, q + off)])

@@ -35,6 +35,8 @@ def test_sums_are_in_memory_only_while_something_is_made_of_them(
 ):
     config = configure({**RUN, "combine": combine, "local_steps": 1})
     whole = federate(config, grid_port(devices(3), config))
+    gc.collect()
+    gc.freeze()  # what other tests hold in this process is not looked through, or counted
     reading, pruning, under = list[int](), list[int](), Model.under
 
     def read(message: Message) -> Incoming:
