@@ -34,7 +34,7 @@ GROUPS = {
 """Comparison group of each method: the same for federated, centralised and local evidence."""
 
 
-LOCAL = {"wanda": AMOUNTS, "ria": ("50", "2:4"), "sparsegpt": ("50",), "flap": ("20",)}
+LOCAL = {"wanda": AMOUNTS, "ria": AMOUNTS, "sparsegpt": AMOUNTS, "flap": UNITS}
 """Amounts at which clients prune by their own evidence alone; two clients do (bible, news)."""
 
 Line = dict[str, Any]
