@@ -36,6 +36,20 @@ TINY = {
 _dealt: dict[tuple[Any, ...], Mapping[int, Shard]] = {}
 _done: dict[str, Result] = {}
 
+STUDY = """\
+[base]
+task = "digits"
+model = "mlp"
+clients = 3
+rounds = 2
+local-steps = 2
+sparsity = 0.8
+seed = 0
+[grid]
+score = ["magnitude", "taylor", "random"]
+"""
+"""The file of a study of three small runs."""
+
 
 def tiny(**changes: Any) -> RunConfig:
     """A run of five rounds on five clients: two dense, two that prune, one that recovers.

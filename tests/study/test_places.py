@@ -12,19 +12,7 @@ from fedprune.commands.main import main
 from fedprune.study.design import read_design
 from fedprune.study.playing import cell_folder
 from tests.machines import impossible, machines
-
-STUDY = """\
-[base]
-task = "digits"
-model = "mlp"
-clients = 3
-rounds = 2
-local-steps = 2
-sparsity = 0.8
-seed = 0
-[grid]
-score = ["magnitude", "taylor", "random"]
-"""
+from tests.runs import STUDY
 
 
 @pytest.fixture

@@ -8,19 +8,7 @@ from fedprune import federate
 from fedprune.commands.main import main
 from fedprune.study.design import read_design
 from fedprune.study.playing import cell_folder, last_line
-
-STUDY = """\
-[base]
-task = "digits"
-model = "mlp"
-clients = 3
-rounds = 2
-local-steps = 2
-sparsity = 0.8
-seed = 0
-[grid]
-score = ["magnitude", "taylor", "random"]
-"""
+from tests.runs import STUDY
 
 
 @pytest.mark.slow
