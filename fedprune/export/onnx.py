@@ -83,7 +83,7 @@ def write_onnx(model: nn.Module, forward: Forward, path: Path) -> Agreement:
             input_names=called,
             output_names=["logits"],
             dynamo=True,
-            dynamic_shapes=(tuple(_free(t) for t in tensors),),
+            dynamic_shapes=(tuple(_free(n, t) for n, t in zip(called, tensors, strict=True)),),
             verbose=False,
         )
         assert program is not None  # what the dynamo exporter gives back
@@ -124,10 +124,15 @@ def _compared(session: Any, logits: nn.Module, given: Mapping[str, Tensor]) -> t
     return float((said - expected).abs().max()), float(expected.abs().max())
 
 
-def _free(tensor: Tensor) -> dict[int, Any]:
-    """Batch, and of ids the length too, as far as the graph allows."""
-    auto = torch.export.Dim.AUTO
-    return {0: auto, 1: auto} if tensor.dim() == 2 and not tensor.is_floating_point() else {0: auto}
+def _free(name: str, tensor: Tensor) -> dict[int, str]:
+    """Batch, and of ids the length too, as far as the graph allows, by their names.
+
+    What a model is to say may be longer than what it reads.
+    """
+    free = {0: "batch"}
+    if tensor.dim() == 2 and not tensor.is_floating_point():
+        free[1] = "labels_length" if name == "labels" else "length"
+    return free
 
 
 def _runtime() -> Any:

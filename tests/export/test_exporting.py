@@ -174,6 +174,7 @@ def test_onnxruntime_says_the_same(family, to_export, tmp_path):
     exported = to_export(family)
     checked = export(exported, "onnx", tmp_path / "out")
     assert "run by onnxruntime" in checked
+    assert "inputs: input_ids [batch, length]" in checked
     session = runtime.InferenceSession(str(tmp_path / "out" / "model.onnx"))
     probe = probe_of(exported, examples=3)  # another batch than it was traced with
     tensors = [t for t in probe.kwargs.values() if isinstance(t, torch.Tensor)]
