@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass, field, replace
 
 from flwr.serverapp import Grid
 
+from fedprune.engines.flower.announced import Announced, clock_off
 from fedprune.engines.flower.exchange import patiently
 from fedprune.protocol.failures import Failure, plain
 from fedprune.runtime.version import RELEASE
@@ -23,9 +25,11 @@ class News:
 
     Attributes:
         names: by node, name and address, where Flower knows them; kept for who has left.
+        began: when, in seconds since 1970.
     """
 
     names: dict[int, str] = field(default_factory=dict)
+    began: float = field(default_factory=time.time)
     _said: set[tuple[int, str]] = field(default_factory=set)
     _failures: list[Failure] = field(default_factory=list)
     _notices: list[str] = field(default_factory=list)
@@ -62,11 +66,17 @@ class News:
             self._notices.append(text)
             log.warning("%s", text)
 
-    def of_version(self, i: int, version: str) -> None:
-        """Tell that a node has another version of fedprune, which speaks the same protocol."""
-        if version != RELEASE:
-            what = f"{self.name(i)} has fedprune {version}, the server {RELEASE}"
+    def of_node(self, i: int, node: Announced) -> None:
+        """Tell that a node has another version of fedprune, which speaks the same protocol.
+
+        And that it was refused for its clock, if that was since this run began.
+        """
+        if node.version != RELEASE:
+            what = f"{self.name(i)} has fedprune {node.version}, the server {RELEASE}"
             self.notice(i, "version", f"{what}: they go on together, results may differ")
+        if node.clock is not None and node.clock[1] >= self.began:
+            off = clock_off(node.clock[0])
+            self.notice(i, "clock", f"{self.name(i)} was refused until now: its clock was {off}")
 
     def failed(self, i: int, failure: Failure) -> None:
         """Tell that a node's partition cannot take part, unless that was told before."""
