@@ -78,29 +78,29 @@ def await_clock(address: str, ca: str) -> float:
     word of why. 0: the clock is right, or nobody knows.
     """
     ahead, allowed = clock_ahead(address, ca), f"{_AHEAD} s ahead to {_BEHIND} s behind"
-    if not wrong(ahead):
+    if ahead is None or taken(ahead):
         return 0.0
     off = clock_off(ahead)
     print(f"clock: {off}, which refuses this device; allowed: {allowed}; waiting", flush=True)
-    while wrong(clock_ahead(address, ca)):
+    while (now := clock_ahead(address, ca)) is None or not taken(now):
         time.sleep(LOOK_AGAIN)
     print("clock: right now", flush=True)
     return ahead
 
 
-def wrong(ahead: float) -> bool:
-    """Whether a clock that is so many seconds ahead is refused."""
-    return not -_BEHIND <= ahead <= _AHEAD
+def taken(ahead: float) -> bool:
+    """Whether a SuperLink takes a clock that is so many seconds ahead."""
+    return -_BEHIND <= ahead <= _AHEAD
 
 
-def clock_ahead(address: str, ca: str) -> float:
-    """By how many seconds this machine's clock is ahead of the SuperLink's; 0: nobody knows."""
+def clock_ahead(address: str, ca: str) -> float | None:
+    """By how many seconds this machine's clock is ahead of the SuperLink's; None: nobody knows."""
     try:
         known = ssl.create_default_context(cafile=ca)
         with urllib.request.urlopen(f"https://{address}/health", timeout=5, context=known) as reply:
             there = parsedate_to_datetime(reply.headers["Date"]).timestamp()
     except (OSError, HTTPException, TypeError, ValueError):
-        return 0.0
+        return None
     return time.time() - there
 
 

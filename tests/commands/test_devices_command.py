@@ -277,11 +277,13 @@ def test_a_node_that_has_the_same_data_is_found(tmp_path: Path):
 def test_a_node_waits_until_its_clock_is_one_that_is_taken(
     made: Path, monkeypatch: Any, capsys: Any, ahead: int
 ):
-    now, offs = 1_700_000_000, iter([ahead, ahead, 2, 2])
+    now, offs = 1_700_000_000, iter([ahead, ahead, None, 2, 2])
     refused = ahead not in (-60, 4)
 
     def asked(*_: Any, **__: Any) -> Any:
-        clock.now = now + next(offs)
+        if (off := next(offs)) is None:
+            raise OSError("it is restarted")
+        clock.now = now + off
         answer = SimpleNamespace(headers={"Date": formatdate(now, usegmt=True)})
         return nullcontext(answer)
 
@@ -293,7 +295,7 @@ def test_a_node_waits_until_its_clock_is_one_that_is_taken(
     monkeypatch.setattr(programs.os, "execve", lambda *given: started.append(given[2]))
     main.main(["devices", "node", str(made), "--superlink", "127.0.0.1:1", "--config", NODE])
     shown, said = capsys.readouterr().out, started[0].get("FEDPRUNE_CLOCK")
-    assert (said, len(waited)) == ((f"{ahead} {now + 2}", 1) if refused else (None, 0))
+    assert (said, len(waited)) == ((f"{ahead} {now + 2}", 2) if refused else (None, 0))
     if refused:
         side = "ahead of" if ahead > 0 else "behind"
         assert f"clock: 600 s {side} the SuperLink's, which refuses this device" in shown
@@ -303,4 +305,4 @@ def test_a_node_waits_until_its_clock_is_one_that_is_taken(
 
 
 def test_of_a_superlink_that_does_not_answer_no_clock_is_known(tmp_path: Path):
-    assert device_node.clock_ahead("127.0.0.1:1", str(tmp_path / "none.crt")) == 0.0
+    assert device_node.clock_ahead("127.0.0.1:1", str(tmp_path / "none.crt")) is None
