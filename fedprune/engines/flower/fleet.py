@@ -102,6 +102,7 @@ class Fleet:
             raise ConfigError(
                 f"over-select={self.config.over_select:g}: {what}; allowed: {allowed}"
             )
+        self.news.missing(self.grid, self.config.clients, self.nodes.values())
         self._began, self.gathering = True, False
         return dict(sorted(self._labels().items()))
 

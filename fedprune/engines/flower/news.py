@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from flwr.serverapp import Grid
 
-from fedprune.engines.flower.announced import Announced, clock_off
+from fedprune.engines.flower.announced import Announced, clock_off, networked
 from fedprune.engines.flower.exchange import patiently
 from fedprune.protocol.failures import Failure, plain
 from fedprune.runtime.version import RELEASE
@@ -17,6 +18,11 @@ MOST_NOTICES = 10
 """Nodes that could not join of which a round's row says why."""
 
 log = logging.getLogger("fedprune")
+
+_ALL = -1
+"""No node's number."""
+
+_WHY = "not started, no network, or refused for its key or its clock: its own log says which"
 
 
 @dataclass
@@ -78,6 +84,14 @@ class News:
             off = clock_off(node.clock[0])
             self.notice(i, "clock", f"{self.name(i)} was refused until now: its clock was {off}")
 
+    def missing(self, grid: Grid, clients: int, nodes: Collection[Announced]) -> None:
+        """Tell, once, of which partitions nothing was heard on a network."""
+        heard = {p for node in nodes for p in node.labels}
+        heard |= {node.failure.partition for node in nodes if node.failure}
+        gone = [p for p in range(clients) if p not in heard]
+        if gone and networked(grid):
+            self.notice(_ALL, "missing", f"nothing is heard of client {_few(gone)}: {_WHY}")
+
     def failed(self, i: int, failure: Failure) -> None:
         """Tell that a node's partition cannot take part, unless that was told before."""
         if self._first(i, failure.field):
@@ -91,3 +105,9 @@ class News:
         said = said[:MOST_NOTICES] + ([f"{more} more nodes could not join"] if more > 0 else [])
         self._failures, self._notices = [], []
         return failures, tuple(said)
+
+
+def _few(partitions: Sequence[int]) -> str:
+    more = len(partitions) - MOST_NOTICES
+    told = ", ".join(map(str, partitions[:MOST_NOTICES]))
+    return f"{told} and {more} more" if more > 0 else told
