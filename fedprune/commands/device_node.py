@@ -67,7 +67,7 @@ _AHEAD, _BEHIND = 5, 300
 """Seconds that Flower allows a registered device's clock to differ from its SuperLink's."""
 
 
-LOOK_AGAIN = 15.0
+_LOOK_AGAIN = 15.0
 """Seconds between looks at a clock that is wrong."""
 
 
@@ -83,7 +83,7 @@ def await_clock(address: str, ca: str) -> float:
     off = clock_off(ahead)
     print(f"clock: {off}, which refuses this device; allowed: {allowed}; waiting", flush=True)
     while (now := clock_ahead(address, ca)) is None or not taken(now):
-        time.sleep(LOOK_AGAIN)
+        time.sleep(_LOOK_AGAIN)
     print("clock: right now", flush=True)
     return ahead
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedprune.learning.robust_rules import ROBUST, VALUES_WIDENED, Rule, nearest_shares
 from fedprune.structure.layout import Layout
-from fedprune.tensors.named import places_in
+from fedprune.tensors.named import flat_places
 
 _Read = Callable[[Tensor], Tensor]
 """From positions to the changes there, (clients, positions) float64."""
@@ -42,7 +42,7 @@ def robust_change(
         masks: the mask that was sent to the clients.
         layout: the model's layout.
     """
-    its, places = ROBUST[rule], places_in(layout.shapes, masks)
+    its, places = ROBUST[rule], flat_places(layout.shapes, masks)
     out = torch.empty(singles.shape[1], dtype=torch.float64)
     for group in (False, True):
         those = [place for name, place in places.items() if (name in layout.statistics) == group]

@@ -149,7 +149,7 @@ def scattered(
     Raises:
         ValueError: `flat` holds more or fewer values than the masks keep.
     """
-    places = places_in(shapes, masks)
+    places = flat_places(shapes, masks)
     expected = max((place.stop for place in places.values()), default=0)
     if flat.numel() != expected:
         raise ValueError(f"expected {expected} values, got {flat.numel()}")
@@ -165,7 +165,7 @@ def scattered(
     return {name: out[name] for name in shapes}
 
 
-def places_in(shapes: Mapping[str, torch.Size], masks: Mapping[str, Tensor]) -> dict[str, slice]:
+def flat_places(shapes: Mapping[str, torch.Size], masks: Mapping[str, Tensor]) -> dict[str, slice]:
     """Where the values of each tensor are among those of `gathered`, in their order."""
     out, start = dict[str, slice](), 0
     for name in sorted(shapes):

@@ -117,8 +117,8 @@ def test_a_run_is_waited_for_whatever_becomes_of_its_log(
 
 
 def test_the_systemd_unit_of_the_docs_starts_a_node(made: Path, tmp_path: Path, monkeypatch: Any):
-    def stopped(*words: str) -> None:
-        raise Replaced(*words)
+    def stopped(*words: str, more: dict[str, str]) -> None:
+        raise Replaced(*words, more)
 
     docs = (Path(__file__).parents[2] / "docs" / "devices.md").read_text()
     unit = docs.partition("```ini\n")[2].partition("```")[0]
@@ -133,7 +133,7 @@ def test_the_systemd_unit_of_the_docs_starts_a_node(made: Path, tmp_path: Path, 
     monkeypatch.setattr(device_node, "become", stopped)
     with pytest.raises(Replaced) as ran:
         main.main([at.get(word, word) for word in words])
-    assert (ran.value.args[0], ran.value.args[-1]) == ("flower-supernode", NODE)
+    assert (ran.value.args[0], *ran.value.args[-2:]) == ("flower-supernode", NODE, {})
     if shutil.which("systemd-analyze") is None:
         return  # what else stands there is looked at where systemd is
     (tmp_path / "node.service").write_text(unit.replace(program, sys.executable))
@@ -287,14 +287,18 @@ def test_a_node_waits_until_its_clock_is_one_that_is_taken(
         answer = SimpleNamespace(headers={"Date": formatdate(now, usegmt=True)})
         return nullcontext(answer)
 
-    waited, started = list[float](), list[dict[str, str]]()
+    def replaced(_: str, words: list[str], env: dict[str, str]) -> None:
+        raise Replaced(words, env)
+
+    waited = list[float]()
     clock = SimpleNamespace(now=now, time=lambda: clock.now, sleep=waited.append)
     monkeypatch.setattr(device_node, "time", clock)
     monkeypatch.setattr(device_node.urllib.request, "urlopen", asked)
     monkeypatch.setattr(programs, "with_path", list)
-    monkeypatch.setattr(programs.os, "execve", lambda *given: started.append(given[2]))
-    main.main(["devices", "node", str(made), "--superlink", "127.0.0.1:1", "--config", NODE])
-    shown, said = capsys.readouterr().out, started[0].get("FEDPRUNE_CLOCK")
+    monkeypatch.setattr(programs.os, "execve", replaced)
+    with pytest.raises(Replaced) as ran:
+        main.main(["devices", "node", str(made), "--superlink", "127.0.0.1:1", "--config", NODE])
+    shown, said = capsys.readouterr().out, ran.value.args[1].get("FEDPRUNE_CLOCK")
     assert (said, len(waited)) == ((f"{ahead} {now + 2}", 2) if refused else (None, 0))
     if refused:
         side = "ahead of" if ahead > 0 else "behind"
