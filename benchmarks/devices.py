@@ -121,7 +121,8 @@ def measured(place: Path, size: str, more: str, devices: int = 2) -> dict[str, A
         done = flower.flwr("run", str(ROOT), "--run-config", f"{given} {more} out='o'")
         path = flower.folder / "o" / "summary.json"
         while not path.is_file():
-            if watched.ended("server app") or not run_in(done.stdout):
+            gone = any(process.poll() is not None for process in flower.started)
+            if gone or watched.ended("server app") or not run_in(done.stdout):
                 shown = flower.flwr("log", "--show", run_in(done.stdout))
                 said = done.stdout + done.stderr + shown.stdout + shown.stderr
                 raise SystemExit(f"{said}\n{ended_early(flower)}")
@@ -208,16 +209,23 @@ def main() -> None:
     print(f"| size | weights, MB | {names} | database, MB | left in it | socket, MB | n | s each |")
     print("|---|" + "---:|" * (len(shown) + 6))
     base: dict[str, Any] | None = None
-    phases = []
-    for size in given.sizes.split(","):
-        with tempfile.TemporaryDirectory() as place:
-            found = measured(Path(place), size, given.more, given.devices)
-        base = base or found
-        print(row_of(size, found, base), flush=True)
-        phases += phases_of(size, found)
+    phases = list[str]()
+    try:
+        for size in given.sizes.split(","):
+            with tempfile.TemporaryDirectory() as place:
+                found = measured(Path(place), size, given.more, given.devices)
+            base = base or found
+            print(row_of(size, found, base), flush=True)
+            phases += phases_of(size, found)
+    finally:
+        show_phases(phases)
+
+
+def show_phases(lines: list[str]) -> None:
+    """The second table, also of a run that failed at a later size."""
     print(f"\n| size | question | n | {' | '.join(PARTS)} | all |")
     print("|---|---|" + "---:|" * (len(PARTS) + 2))
-    print("\n".join(phases))
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

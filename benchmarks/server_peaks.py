@@ -1,6 +1,6 @@
 """Peak memory of the server app alone: its devices answer one after the other, without a network.
 
-    python benchmarks/server_peaks.py [--sizes small,23M,109M,135M]
+    python benchmarks/server_peaks.py [--sizes small,23M,109M,135M] [--more '{"dp": "client"}']
 
 One process is the server app over Flower's own `HttpGrid`; what that would send to a SuperLink lies
 as files in a folder. Another reads them as `flwr-clientapp` does, has the client app answer and
@@ -155,7 +155,7 @@ class Looking(threading.Thread):
                 self.most, self.where = now, " < ".join(names[:5])
 
 
-def serve(size: str, place: Path) -> None:
+def serve(size: str, place: Path, more: str) -> None:
     """Run the server app; its last line: bytes of its weights, its peak and where that was."""
     from fedprune.engines.flower.server_app import run_app
 
@@ -165,7 +165,7 @@ def serve(size: str, place: Path) -> None:
     empty: dict[str, Any] = dict.fromkeys((each.name for each in fields(Run)), "")
     grid.set_run(Run(**{**empty, "run_id": 1}))
     looking.start()
-    given = {**RUN, **SIZES[size], "out": str(place / "o")}
+    given = {**RUN, **SIZES[size], **json.loads(more), "out": str(place / "o")}
     run_app(grid, Context(1, 1, {}, RecordDict(), given), {})
     looking.over.set()
     assert link.devices.stdin is not None
@@ -175,12 +175,12 @@ def serve(size: str, place: Path) -> None:
     print(json.dumps([4 * parameters, resident("VmHWM"), looking.where]))
 
 
-def peaks(size: str) -> tuple[int, int, str]:
+def peaks(size: str, more: str) -> tuple[int, int, str]:
     """What `serve` says of a size, in a process of its own."""
     with tempfile.TemporaryDirectory() as place:
         (Path(place) / "data").mkdir()
         folders(Path(place) / "data")
-        words = [sys.executable, __file__, "--serve", size, "--place", place]
+        words = [sys.executable, __file__, "--serve", size, "--place", place, "--more", more]
         told = subprocess.run(words, capture_output=True, text=True, check=False)
         if told.returncode:
             raise SystemExit(told.stdout + told.stderr)
@@ -191,25 +191,26 @@ def peaks(size: str) -> tuple[int, int, str]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--sizes", default="small,23M,109M,135M")
+    parser.add_argument("--more", default="{}", help="more of the run config, in JSON")
     for name in ("--serve", "--devices", "--place"):
         parser.add_argument(name, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.devices:
         answer_all(Path(given.devices))
     elif given.serve:
-        serve(given.serve, Path(given.place))
+        serve(given.serve, Path(given.place), given.more)
     else:
-        show(given.sizes.split(","))
+        show(given.sizes.split(","), given.more)
 
 
-def show(sizes: list[str]) -> None:
+def show(sizes: list[str], more: str) -> None:
     """The table, a row as soon as it is there."""
     print(
         "| size | weights, MB | server app, MB (times) | where it had most |\n|---|---:|---:|---|"
     )
     base = 0
     for size in sizes:
-        weights, peak, where = peaks(size)
+        weights, peak, where = peaks(size, more)
         base = base or peak
         times = (peak - base) / weights
         print(f"| {size} | {weights / 1e6:,.1f} | {peak / 1e6:,.0f} ({times:.1f}) | {where} |")

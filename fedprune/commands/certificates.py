@@ -33,13 +33,16 @@ def make_certificates(given: Namespace) -> int:
     keys = [k for k in given.keys.split(",") if k]
     if not names and not keys:
         raise ConfigError("names: nothing asked for; allowed: --names A,B, --keys P,Q, or both")
-    for key in keys:
-        if not re.fullmatch(r"\d{1,9}", key):
-            raise ConfigError(f"keys={key!r}: no partition; allowed: whole numbers, as 0,1,2")
+    for i, key in enumerate(keys):
+        if not re.fullmatch("0|[1-9][0-9]{0,8}", key) or key in keys[:i]:
+            raise ConfigError(f"keys={given.keys!r}: no partitions; allowed: numbers, as 0,1,2")
         if (folder / key).exists():
             raise ConfigError(f"keys={key!r}: {folder / key} is there; allowed: another folder")
     alternatives = ",".join(map(_alternative, names))
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ConfigError(f"folder={str(folder)!r}: a file is there; allowed: a folder") from None
     if names:
         _server(folder, names[0], alternatives, given.days)
     for key in keys:
@@ -101,7 +104,7 @@ def check_there(folder: Path, names: Sequence[str], how: str) -> list[str]:
 
 def show(command: Sequence[str], settings: Mapping[str, str] | None = None) -> None:
     """Print a command as one types it."""
-    before = [f"{key}={value}" for key, value in (settings or {}).items()]
+    before = [f"{key}={shlex.quote(value)}" for key, value in (settings or {}).items()]
     print("$ " + " ".join([*before, shlex.join(command)]), flush=True)
 
 
@@ -113,7 +116,9 @@ def _do(command: Sequence[str]) -> None:
     """
     show(command)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, capture_output=True, stdin=subprocess.DEVNULL, text=True, check=False
+        )
     except FileNotFoundError:
         raise ConfigError(f"{command[0]}: no such program; allowed: install it") from None
     if done.returncode:

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from fedprune.commands.certificates import AUTHORITY, check_there
 from fedprune.commands.orphans import commands_of, end_orphans
 from fedprune.commands.programs import become, check_address
+from fedprune.engines.flower.announced import CLOCK, clock_off
 from fedprune.engines.flower.node_config import device_of
 from fedprune.options.refusal import ConfigError, Refused
 
@@ -38,14 +39,14 @@ def become_node(given: Namespace) -> NoReturn:
     if not Path(here.data).exists():
         allowed = "a file or folder that is there"
         raise ConfigError(f"config: data={here.data!r}: nothing there; allowed: {allowed}")
-    how = ["--insecure"]
+    how, more = ["--insecure"], {}
     if not given.insecure:
         (ca,) = check_there(folder, [f"{AUTHORITY}.crt"], "--names SERVER, on the server: copy it")
         name = str(here.partitions[0])
         (key,) = check_there(folder, [name], f"--keys {name}")
         how = ["--root-certificates", ca, "--auth-supernode-private-key", key]
-        if clock := clock_line(given.superlink, ca):
-            print(clock, flush=True)
+        if ahead := await_clock(given.superlink, ca):
+            more[CLOCK] = f"{ahead:.0f} {time.time():.0f}"
     for pid in end_orphans(given.port):
         print(f"ended process {pid}: a flower-superexec whose SuperNode is gone", flush=True)
     for pid in nodes_with(here.data):
@@ -58,6 +59,7 @@ def become_node(given: Namespace) -> NoReturn:
         *how,
         *("--superlink", given.superlink, "--port", str(given.port)),
         *("--node-config", given.config),
+        more=more,
     )
 
 
@@ -65,23 +67,41 @@ _AHEAD, _BEHIND = 5, 300
 """Seconds that Flower allows a registered device's clock to differ from its SuperLink's."""
 
 
-def clock_line(address: str, ca: str) -> str:
-    """What is to be said of this machine's clock; "" where it is right, or nobody knows.
+_LOOK_AGAIN = 15.0
+"""Seconds between looks at a clock that is wrong."""
 
-    Flower refuses signatures of another time, and its node then tries again without a word of why.
+
+def await_clock(address: str, ca: str) -> float:
+    """Wait until the SuperLink takes this machine's clock; by how many seconds it was ahead.
+
+    Flower refuses signatures of another time, and its node then ends, or ends at once, without a
+    word of why. 0: the clock is right, or nobody knows.
     """
+    ahead, allowed = clock_ahead(address, ca), f"{_AHEAD} s ahead to {_BEHIND} s behind"
+    if ahead is None or taken(ahead):
+        return 0.0
+    off = clock_off(ahead)
+    print(f"clock: {off}, which refuses this device; allowed: {allowed}; waiting", flush=True)
+    while (now := clock_ahead(address, ca)) is None or not taken(now):
+        time.sleep(_LOOK_AGAIN)
+    print("clock: right now", flush=True)
+    return ahead
+
+
+def taken(ahead: float) -> bool:
+    """Whether a SuperLink takes a clock that is so many seconds ahead."""
+    return -_BEHIND <= ahead <= _AHEAD
+
+
+def clock_ahead(address: str, ca: str) -> float | None:
+    """By how many seconds this machine's clock is ahead of the SuperLink's; None: nobody knows."""
     try:
         known = ssl.create_default_context(cafile=ca)
         with urllib.request.urlopen(f"https://{address}/health", timeout=5, context=known) as reply:
             there = parsedate_to_datetime(reply.headers["Date"]).timestamp()
     except (OSError, HTTPException, TypeError, ValueError):
-        return ""
-    ahead = time.time() - there
-    if -_BEHIND <= ahead <= _AHEAD:
-        return ""
-    off = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the SuperLink's"
-    allowed = f"{_AHEAD} s ahead to {_BEHIND} s behind"
-    return f"clock: {off}, which refuses this device until it is right; allowed: {allowed}"
+        return None
+    return time.time() - there
 
 
 def nodes_with(data: str) -> list[int]:

@@ -14,6 +14,7 @@ from fedprune.options.refusal import ConfigError, counted
 from fedprune.options.values import for_flower
 from fedprune.records.arms import PRUNED
 from fedprune.records.folder import CONFIG_NAME, ROWS_NAME, check_resumable, read_rows
+from fedprune.report.closing import came_short
 from fedprune.runtime.connection import CONNECTION
 from fedprune.runtime.ending import FAILED
 from fedprune.runtime.sums import check_sums, summary_in
@@ -43,8 +44,11 @@ def status_of(folder: Path) -> int:
     for text in _failures(rows):
         print(f"failed      {text}")
     print(f"outcome     {_outcome(folder, summary, void)}")
-    if summary:
-        return 0 if summary.get("reached") else FAILED
+    pruned = bool(summary.get("reached"))
+    if pruned and not came_short(summary):
+        return 0
+    if summary and ("failed" in summary or not pruned):
+        return FAILED
     check_resumable(folder)
     command = ["flwr", "run", ".", CONNECTION, "--stream", "--run-config"]
     print("go on       " + shlex.join([*command, f"resume={for_flower(str(folder.resolve()))}"]))
@@ -62,12 +66,17 @@ def _failures(rows: Sequence[dict[str, Any]]) -> list[str]:
     return told + [f"and {len(every) - _MOST} more"] * (len(every) > _MOST)
 
 
-def _outcome(folder: Path, summary: dict[str, Any], void: int) -> str:
+def _ended(summary: dict[str, Any], void: int) -> str:
+    why = came_short(summary)
     if summary.get("reached"):
-        return f"ended as asked, sparsity {summary['sparsity']:.4f}"
+        pruned = f"ended as asked, sparsity {summary['sparsity']:.4f}"
+        return f"{pruned}; but {why}" if why else pruned
+    void_why = f"{counted(void, 'round')} void" if void else "it failed"
+    return f"ended before it was pruned as asked: {summary.get('short_why') or void_why}"
+
+
+def _outcome(folder: Path, summary: dict[str, Any], void: int) -> str:
     if summary:
-        void_why = f"{counted(void, 'round')} void" if void else "it failed"
-        why = summary.get("short_why") or void_why
-        return f"ended before it was pruned as asked: {why}"
+        return _ended(summary, void)
     last = max(path.stat().st_mtime for path in folder.iterdir())
     return f"under way, or interrupted: its files are {max(0.0, time.time() - last):.0f} s old"

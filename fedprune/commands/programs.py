@@ -8,7 +8,7 @@ import subprocess
 import sys
 import sysconfig
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from fedprune.commands.certificates import show
@@ -56,11 +56,11 @@ def _environment() -> dict[str, str]:
     return {**SETTINGS, **os.environ, "PATH": path}
 
 
-def become(*command: str) -> NoReturn:
+def become(*command: str, more: Mapping[str, str] | None = None) -> NoReturn:
     """Print a command and become it, so that who started this one can end it."""
-    found = with_path(command)
-    show(command, SETTINGS)
-    os.execve(found[0], found, _environment())
+    found, own = with_path(command), dict(more or {})
+    show(command, {**SETTINGS, **own})
+    os.execve(found[0], found, {**_environment(), **own})
 
 
 def run_shown(command: Sequence[str]) -> tuple[int, list[str]]:

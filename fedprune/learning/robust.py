@@ -11,14 +11,14 @@ other. What is not protected: a minority that stays close to the others (Baruch 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from fedprune.learning.robust_rules import ROBUST, VALUES_WIDENED, Rule, nearest_shares
 from fedprune.structure.layout import Layout
-from fedprune.tensors.named import Tensors, scattered
+from fedprune.tensors.named import flat_places
 
 _Read = Callable[[Tensor], Tensor]
 """From positions to the changes there, (clients, positions) float64."""
@@ -42,44 +42,64 @@ def robust_change(
         masks: the mask that was sent to the clients.
         layout: the model's layout.
     """
-    its = ROBUST[rule]
-    where = scattered(torch.arange(singles.shape[1]), layout.shapes, masks)
-    numbers = torch.zeros(singles.shape[1], dtype=torch.bool)
-    for name in layout.statistics:
-        numbers[where[name].reshape(-1)] = True
+    its, places = ROBUST[rule], flat_places(layout.shapes, masks)
     out = torch.empty(singles.shape[1], dtype=torch.float64)
-    for group in (~numbers, numbers):
-        at = group.nonzero().reshape(-1)
-        read = _reading(its, singles, at, byzantine)
-        out[at] = _of_group(its, read, at, byzantine)
+    for group in (False, True):
+        those = [place for name, place in places.items() if (name in layout.statistics) == group]
+        read = _reading(its, singles, those, byzantine)
+        for at, block in _of_group(its, read, those, byzantine):
+            out[at] = block
     if its.middle is not None and layout.variances:
-        out = _with_variances(its.middle, read, byzantine, out, weights, where, layout)
+        out = _with_variances(its.middle, read, byzantine, out, weights, places, layout)
     return out
 
 
-def _reading(rule: Rule, singles: Tensor, at: Tensor, byzantine: int) -> _Read:
-    """What a rule sees at these positions: the changes, or their mixtures."""
+def _positions(places: Sequence[slice]) -> Iterator[Tensor]:
+    """The positions of some places, so many at a time as are widened, and never all."""
+    some, room = list[Tensor](), VALUES_WIDENED
+    for place in places:
+        at = place.start
+        while at < place.stop:
+            end = min(place.stop, at + room)
+            some.append(torch.arange(at, end))
+            room -= end - at
+            at = end
+            if not room:
+                yield torch.cat(some)
+                some, room = [], VALUES_WIDENED
+    if some:
+        yield torch.cat(some)
+
+
+def _reading(rule: Rule, singles: Tensor, places: Sequence[slice], byzantine: int) -> _Read:
+    """What a rule sees at positions of these places: the changes, or their mixtures."""
 
     def plain(some: Tensor) -> Tensor:
         return singles[:, some].double()
 
-    if not rule.mixes or not at.numel():
+    if not rule.mixes or all(place.start == place.stop for place in places):
         return plain
-    shares = nearest_shares(lambda: map(plain, at.split(VALUES_WIDENED)), byzantine)
+    shares = nearest_shares(lambda: map(plain, _positions(places)), byzantine)
     return lambda some: shares @ plain(some)
 
 
-def _of_group(rule: Rule, read: _Read, at: Tensor, byzantine: int) -> Tensor:
-    def blocks() -> Iterator[Tensor]:
-        return map(read, at.split(VALUES_WIDENED))
+def _of_group(
+    rule: Rule, read: _Read, places: Sequence[slice], byzantine: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Positions of the places, and the change there, some at a time."""
 
-    if not at.numel():
-        return torch.empty(0, dtype=torch.float64)
-    if rule.middle is not None:
-        return torch.cat([rule.middle(block, byzantine) for block in blocks()])
-    assert rule.factors is not None  # one or the other
-    factors = rule.factors(blocks, byzantine)
-    return torch.cat([factors @ block for block in blocks()])
+    def blocks() -> Iterator[Tensor]:
+        return map(read, _positions(places))
+
+    if all(place.start == place.stop for place in places):
+        return
+    factors = None if rule.factors is None else rule.factors(blocks, byzantine)
+    for at in _positions(places):
+        if factors is not None:
+            yield at, factors @ read(at)
+        else:
+            assert rule.middle is not None  # one or the other
+            yield at, rule.middle(read(at), byzantine)
 
 
 def _with_variances(
@@ -88,7 +108,7 @@ def _with_variances(
     byzantine: int,
     out: Tensor,
     weights: Mapping[str, Tensor],
-    where: Tensors,
+    places: Mapping[str, slice],
     layout: Layout,
 ) -> Tensor:
     """The change, with second moments from the middle of the clients' variances.
@@ -97,7 +117,7 @@ def _with_variances(
     variance: it may be negative. Factors have no such trouble, a mixture's moments are moments.
     """
     for variance, mean in layout.variances.items():
-        at, its = where[variance].reshape(-1), where[mean].reshape(-1)
+        at, its = (torch.arange(p.start, p.stop) for p in (places[variance], places[mean]))
         old_mean = weights[mean].double().reshape(-1)
         old = weights[variance].double().reshape(-1) + old_mean**2
         means = old_mean + read(its)

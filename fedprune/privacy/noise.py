@@ -98,7 +98,7 @@ def uniforms(size: int, source: Source) -> Floats:
     return ((source.words(size) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
 
-_AT_ONCE = 2**20
+DRAWN_AT_ONCE = 2**20
 """How many numbers are drawn at a time, so that only the result is as large as the model."""
 
 
@@ -108,8 +108,8 @@ def gaussian(size: int, sd: float, source: Source) -> Tensor:
     Box and Muller 1958; none is further than 8.6 standard deviations from 0.
     """
     out = np.empty(size)
-    for start in range(0, size, _AT_ONCE):
-        some = min(_AT_ONCE, size - start)
+    for start in range(0, size, DRAWN_AT_ONCE):
+        some = min(DRAWN_AT_ONCE, size - start)
         pairs = (some + 1) // 2
         radius = np.sqrt(-2.0 * np.log(uniforms(pairs, source)))
         angle = 2.0 * math.pi * uniforms(pairs, source)
@@ -130,8 +130,8 @@ def skellam(size: int, variance: float, source: Source) -> Integers:
     if not 0.0 <= variance <= LARGEST_VARIANCE:
         raise ValueError(f"variance={variance}: out of range; allowed: 0 to {LARGEST_VARIANCE:g}")
     out = np.empty(size, dtype=np.int64)
-    for start in range(0, size, _AT_ONCE):
-        some = min(_AT_ONCE, size - start)
+    for start in range(0, size, DRAWN_AT_ONCE):
+        some = min(DRAWN_AT_ONCE, size - start)
         left, right = (_poisson_offsets(some, variance / 2.0, source) for _ in range(2))
         out[start : start + some] = left - right
     return out

@@ -57,6 +57,7 @@ class Aggregate:
         cost: of simulated devices, where there are some.
         resampled: the totals in every resample of clients, flat (`fedprune.tasks.resampling`), or
             None.
+        fresh: the total is in nobody else's hands, so that it may be written over.
     """
 
     total: Tensor | None = None
@@ -76,6 +77,7 @@ class Aggregate:
     notices: tuple[str, ...] = ()
     cost: PhaseCost | None = None
     resampled: Tensor | None = None
+    fresh: bool = False
 
     def without_tensors(self) -> Aggregate:
         """The same without what is as large as a model."""

@@ -91,8 +91,10 @@ class RunningSum:
         """The sum so far; it is written over where more is added."""
         rows = self._rows
         singles = rows[0] if len(rows) == 1 else torch.cat(rows) if rows else None
-        total = self._sum.total if self._outside is None else self._outside.total()
-        return replace(self._sum, total=total, singles=singles)
+        if self._outside is None:
+            return replace(self._sum, singles=singles)
+        total = self._outside.total()
+        return replace(self._sum, total=total, singles=singles, fresh=total is not None)
 
 
 def _tensors(piece: Aggregate) -> list[Tensor]:

@@ -13,7 +13,7 @@ from fedprune.config import RunConfig
 from fedprune.config.cohort import asked_of
 from fedprune.config.kinds import KINDS
 from fedprune.privacy.mechanisms import GAUSSIAN
-from fedprune.privacy.noise import Source, gaussian
+from fedprune.privacy.noise import DRAWN_AT_ONCE, Source, gaussian
 from fedprune.privacy.release import Release
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.client_privacy import asks_signed
@@ -40,12 +40,13 @@ def noised_sum(
     size = float(asked_of(question.kind, config))
     sd = {f: _server_noise(r) for r in booked if r.way == "up" for f in r.fields}
 
-    def with_noise(sum_: Tensor | None, length: int, name: str) -> Tensor | None:
-        return _with_noise(sum_, length, sd.get(name, 0.0), draw)
+    def with_noise(sum_: Tensor | None, length: int, name: str, **how: bool) -> Tensor | None:
+        return _with_noise(sum_, length, sd.get(name, 0.0), draw, **how)
 
-    total = with_noise(aggregate.total, form.values, "values")
-    if total is not None and not asks_signed(question, config):
-        total = total.clamp(min=0.0)  # sums of what is never negative
+    positive = not asks_signed(question, config)  # sums of what is never negative
+    total = with_noise(
+        aggregate.total, form.values, "values", fresh=aggregate.fresh, positive=positive
+    )
     return replace(
         aggregate,
         total=total,
@@ -62,12 +63,36 @@ def _server_noise(release: Release) -> float:
     return (release.z or 0.0) * (release.sensitivity or 0.0) if here else 0.0
 
 
-def _with_noise(total: Tensor | None, size: int, sd: float, draw: Source) -> Tensor | None:
-    """A sum with noise on every coordinate; of nobody's answers, noise alone."""
+def _with_noise(
+    total: Tensor | None,
+    size: int,
+    sd: float,
+    draw: Source,
+    *,
+    fresh: bool = False,
+    positive: bool = False,
+) -> Tensor | None:
+    """A sum with noise on every coordinate; of nobody's answers, noise alone.
+
+    Args:
+        total: the sum.
+        size: its values.
+        sd: standard deviation of the noise.
+        draw: where it comes from.
+        fresh: the sum may be written over.
+        positive: what is below 0 becomes 0.
+    """
     if not size:
         return total
-    flat = torch.zeros(size, dtype=torch.float64) if total is None else total.double()
-    return flat + gaussian(size, sd, draw) if sd else flat
+    if total is None:
+        own = torch.zeros(size, dtype=torch.float64)
+    elif fresh or not (sd or positive):
+        own = total.double()
+    else:
+        own = total.to(torch.float64, copy=True)
+    for part in own.split(DRAWN_AT_ONCE) if sd else ():
+        part.add_(gaussian(len(part), sd, draw))  # the same words as drawn all together
+    return own.clamp_(min=0.0) if positive else own
 
 
 def _measured(

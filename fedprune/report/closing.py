@@ -15,6 +15,21 @@ from fedprune.report.unpruned import model_word
 from fedprune.tasks.measures import beside, metric_of
 
 
+def came_short(summary: Mapping[str, Any]) -> str:
+    """Why a run that has ended is a failed one; "" where it is not.
+
+    One that the budget stopped is none: it ended as it was asked to.
+    """
+    if "failed" in summary:
+        return str(summary["failed"])
+    if "stopped" in (summary.get("privacy") or {}):
+        return ""
+    if not summary["reached"]:
+        return "not pruned as asked: too few clients answered"
+    unmeasured = summary["quality"]["final"] is None
+    return "no client could measure the model at the end" if unmeasured else ""
+
+
 def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
     """The last lines of a run, from its summary."""
     metric, quality = summary["metric"], summary["quality"]

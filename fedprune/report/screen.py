@@ -19,7 +19,7 @@ from fedprune.protocol.votes import vote_words
 from fedprune.records.previous import data_gone
 from fedprune.records.staying import staying_kinds, staying_summary, uncut, uncut_summary
 from fedprune.records.summary import population_of
-from fedprune.report.closing import closing_lines, figure, in_bytes
+from fedprune.report.closing import came_short, closing_lines, figure, in_bytes
 from fedprune.report.privacy_lines import before
 from fedprune.report.reading import left_out_text, worded
 from fedprune.report.remaining import RoundTimes
@@ -219,14 +219,8 @@ class Screen:
         summary = json.loads((folder / SUMMARY_NAME).read_text())
         for text in closing_lines(summary, folder):
             self.line(text)
-        if "failed" in summary:
-            raise SystemExit(f"fedprune: {summary['failed']}")
-        if "stopped" in (summary.get("privacy") or {}):
-            return
-        if not summary["reached"]:
-            raise SystemExit("fedprune: not pruned as asked: too few clients answered")
-        if summary["quality"]["final"] is None:
-            raise SystemExit("fedprune: no client could measure the model at the end")
+        if why := came_short(summary):
+            raise SystemExit(f"fedprune: {why}")
 
 
 def _untrained(c: RunConfig) -> bool:

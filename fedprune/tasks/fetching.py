@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -19,6 +20,9 @@ from fedprune.tasks.pretrained import place_of
 
 if TYPE_CHECKING:
     from fedprune.tasks.options import Data
+
+_OF_A_TOKENIZER = re.compile(r"tokenizer(?!_config)|vocab|dict|codes|\.(model|spm|tiktoken|gguf)$")
+"""What is in the name of a file that holds a tokenizer's words, by transformers' tokenizers."""
 
 
 def from_pretrained(auto: Any, name: str, task: str, **options: Any) -> Any:
@@ -39,6 +43,8 @@ def from_pretrained(auto: Any, name: str, task: str, **options: Any) -> Any:
         try:
             with bounded_by_files(Path(name)) if folder else nullcontext():
                 _check_kernels(name, here)
+                if folder and auto.__name__ == "AutoTokenizer":
+                    _check_tokenizer(Path(name))
                 with panics_as_errors():
                     return auto.from_pretrained(name, **options, **here)
         except UnpicklingError:  # torch's words for it end in how to run what is in there
@@ -56,6 +62,16 @@ def from_pretrained(auto: Any, name: str, task: str, **options: Any) -> Any:
         f"model={name!r}: neither a family of task {task} nor a folder, and the hub is not "
         f"reachable or has no such model; allowed: a name of --list, {allowed}, a hub id"
     )
+
+
+def _check_tokenizer(folder: Path) -> None:
+    """Refuse a folder without a tokenizer: transformers may make an empty one, or say much else.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    if not any(_OF_A_TOKENIZER.search(path.name) for path in folder.iterdir()):
+        raise ValueError("there is no tokenizer in it, such as tokenizer.json")
 
 
 def _check_kernels(name: str, here: dict[str, Any]) -> None:

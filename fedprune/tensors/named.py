@@ -149,11 +149,13 @@ def scattered(
     Raises:
         ValueError: `flat` holds more or fewer values than the masks keep.
     """
-    sizes = {n: _size(n, shapes, masks) for n in sorted(shapes)}
-    if flat.numel() != sum(sizes.values()):
-        raise ValueError(f"expected {sum(sizes.values())} values, got {flat.numel()}")
+    places = flat_places(shapes, masks)
+    expected = max((place.stop for place in places.values()), default=0)
+    if flat.numel() != expected:
+        raise ValueError(f"expected {expected} values, got {flat.numel()}")
     out: Tensors = {}
-    for part, name in zip(flat.split(list(sizes.values())), sizes, strict=True):
+    for name, place in places.items():
+        part = flat[place]
         if len(part) == shapes[name].numel():
             whole = part.reshape(shapes[name])
             out[name] = whole if shared else whole.clone()
@@ -161,6 +163,16 @@ def scattered(
             out[name] = torch.zeros(shapes[name], dtype=flat.dtype)
             out[name][masks[name]] = part
     return {name: out[name] for name in shapes}
+
+
+def flat_places(shapes: Mapping[str, torch.Size], masks: Mapping[str, Tensor]) -> dict[str, slice]:
+    """Where the values of each tensor are among those of `gathered`, in their order."""
+    out, start = dict[str, slice](), 0
+    for name in sorted(shapes):
+        size = _size(name, shapes, masks)
+        out[name] = slice(start, start + size)
+        start += size
+    return out
 
 
 def _size(name: str, shapes: Mapping[str, torch.Size], masks: Mapping[str, Tensor]) -> int:

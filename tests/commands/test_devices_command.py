@@ -117,8 +117,8 @@ def test_a_run_is_waited_for_whatever_becomes_of_its_log(
 
 
 def test_the_systemd_unit_of_the_docs_starts_a_node(made: Path, tmp_path: Path, monkeypatch: Any):
-    def stopped(*words: str) -> None:
-        raise Replaced(*words)
+    def stopped(*words: str, more: dict[str, str]) -> None:
+        raise Replaced(*words, more)
 
     docs = (Path(__file__).parents[2] / "docs" / "devices.md").read_text()
     unit = docs.partition("```ini\n")[2].partition("```")[0]
@@ -133,7 +133,7 @@ def test_the_systemd_unit_of_the_docs_starts_a_node(made: Path, tmp_path: Path, 
     monkeypatch.setattr(device_node, "become", stopped)
     with pytest.raises(Replaced) as ran:
         main.main([at.get(word, word) for word in words])
-    assert (ran.value.args[0], ran.value.args[-1]) == ("flower-supernode", NODE)
+    assert (ran.value.args[0], *ran.value.args[-2:]) == ("flower-supernode", NODE, {})
     if shutil.which("systemd-analyze") is None:
         return  # what else stands there is looked at where systemd is
     (tmp_path / "node.service").write_text(unit.replace(program, sys.executable))
@@ -155,6 +155,11 @@ def test_the_systemd_unit_of_the_docs_starts_a_node(made: Path, tmp_path: Path, 
         (["certificates", "{made}", "--names", "-x"], "--names"),
         (["certificates", "{made}", "--keys", "../0"], "keys='../0'"),
         (["certificates", "{made}", "--keys", "0"], "keys='0': "),
+        (["certificates", "{made}", "--keys", "8,8"], "keys='8,8': no partitions"),
+        (["certificates", "{made}", "--keys", "08"], "keys='08': no partitions"),
+        (["certificates", "{made}", "--keys", "\u0663"], "no partitions"),
+        (["certificates", "{made}/0.pub", "--keys", "8"], "a file is there"),
+        (["certificates", "{made}/0.pub/x", "--keys", "8"], "a file is there"),
         (["certificates", "{made}", "--names", "a", "--days", "0"], "--days"),
         (["superlink", "{made}/x"], "no ca.crt there"),
         (["superlink", "{made}", "--port", "70000"], "--port"),
@@ -178,6 +183,10 @@ def test_the_systemd_unit_of_the_docs_starts_a_node(made: Path, tmp_path: Path, 
         (
             ["node", "{made}", "--superlink", "a:1", "--config", 'partition-id="2,2" data="/tmp"'],
             "partition-id='2,2'",
+        ),
+        (
+            ["node", "{made}", "--superlink", "a:1", "--config", 'partition-id=-1 data="/tmp"'],
+            "partition-id=-1: no partition",
         ),
         (
             ["node", "{made}", "--superlink", "a:1", "--config", 'partition-id=7 data="/tmp"'],
@@ -264,19 +273,40 @@ def test_a_node_that_has_the_same_data_is_found(tmp_path: Path):
             process.wait()
 
 
-@pytest.mark.parametrize(
-    ("ahead", "said"),
-    [(600, "600 s ahead of the SuperLink's, which refuses"), (-600, "600 s behind"), (-60, "")],
-)
-def test_a_clock_by_which_a_device_is_refused_is_said(monkeypatch, ahead, said):
-    now = 1_700_000_000
-    answer = SimpleNamespace(headers={"Date": formatdate(now, usegmt=True)})
-    monkeypatch.setattr(device_node.urllib.request, "urlopen", lambda *_, **__: nullcontext(answer))
-    monkeypatch.setattr(device_node.ssl, "create_default_context", lambda **_: None)
-    monkeypatch.setattr(device_node, "time", SimpleNamespace(time=lambda: now + ahead))
-    line = device_node.clock_line("127.0.0.1:1", "ca.crt")
-    assert (said in line) if said else line == ""
+@pytest.mark.parametrize("ahead", [600, -600, -60, 4])
+def test_a_node_waits_until_its_clock_is_one_that_is_taken(
+    made: Path, monkeypatch: Any, capsys: Any, ahead: int
+):
+    now, offs = 1_700_000_000, iter([ahead, ahead, None, 2, 2])
+    refused = ahead not in (-60, 4)
+
+    def asked(*_: Any, **__: Any) -> Any:
+        if (off := next(offs)) is None:
+            raise OSError("it is restarted")
+        clock.now = now + off
+        answer = SimpleNamespace(headers={"Date": formatdate(now, usegmt=True)})
+        return nullcontext(answer)
+
+    def replaced(_: str, words: list[str], env: dict[str, str]) -> None:
+        raise Replaced(words, env)
+
+    waited = list[float]()
+    clock = SimpleNamespace(now=now, time=lambda: clock.now, sleep=waited.append)
+    monkeypatch.setattr(device_node, "time", clock)
+    monkeypatch.setattr(device_node.urllib.request, "urlopen", asked)
+    monkeypatch.setattr(programs, "with_path", list)
+    monkeypatch.setattr(programs.os, "execve", replaced)
+    with pytest.raises(Replaced) as ran:
+        main.main(["devices", "node", str(made), "--superlink", "127.0.0.1:1", "--config", NODE])
+    shown, said = capsys.readouterr().out, ran.value.args[1].get("FEDPRUNE_CLOCK")
+    assert (said, len(waited)) == ((f"{ahead} {now + 2}", 2) if refused else (None, 0))
+    if refused:
+        side = "ahead of" if ahead > 0 else "behind"
+        assert f"clock: 600 s {side} the SuperLink's, which refuses this device" in shown
+        assert f"FEDPRUNE_CLOCK='{said}'" in shown
+    else:
+        assert "clock" not in shown
 
 
 def test_of_a_superlink_that_does_not_answer_no_clock_is_known(tmp_path: Path):
-    assert device_node.clock_line("127.0.0.1:1", str(tmp_path / "none.crt")) == ""
+    assert device_node.clock_ahead("127.0.0.1:1", str(tmp_path / "none.crt")) is None

@@ -1,6 +1,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,17 +10,20 @@ from torch import Tensor
 from fedprune.protocol import sum_in_file
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.running_sum import RunningSum
-from fedprune.protocol.sum_in_file import SumInFile, outside_for
+from fedprune.protocol.sum_in_file import Hidden, SumInFile, outside_for
 
 FACTORS = st.lists(st.sampled_from([1.0, 3.0, 7.5, 1e6]), min_size=1, max_size=4)
 
 
-@given(factors=FACTORS, size=st.integers(1, 40), seed=st.integers(0, 99))
-def test_it_has_the_bits_of_a_sum_in_memory(factors: list[float], size: int, seed: int):
+@given(factors=FACTORS, size=st.integers(1, 40), seed=st.integers(0, 99), hidden=st.booleans())
+def test_it_has_the_bits_of_a_sum_in_memory(
+    factors: list[float], size: int, seed: int, hidden: bool
+):
     gen = torch.Generator().manual_seed(seed)
     rows = [torch.randn(size, generator=gen) * 10.0 ** (seed % 20) for _ in factors]
     rows[0][:: 1 + seed % 3] = -0.0
-    found, at_once = SumInFile(), sum_in_file._AT_ONCE
+    found = SumInFile(hidden=Hidden() if hidden else None)
+    at_once = sum_in_file._AT_ONCE
     try:
         sum_in_file._AT_ONCE = 7
         for row, factor in zip(rows, factors, strict=True):
@@ -56,3 +60,21 @@ def test_sums_of_hosts_are_added_there_too(tmp_path: Path):
     assert found.total.numpy().tobytes() == wanted.total.numpy().tobytes()
     assert (found.weight, found.totals, found.answered) == (4.0, {"count": 2.0}, (0, 1))
     assert os.listdir(tmp_path) == [], "nobody finds it, and nothing is left of it"
+
+
+def test_what_is_hidden_is_on_no_disk_and_no_two_writings_are_under_one_keystream():
+    """Of zeros that are added three times the file would be the keystream itself."""
+    found, seen = SumInFile(hidden=Hidden()), list[bytes]()
+    for _ in range(3):
+        found.add(torch.zeros(2**18 + 5), 1.0)
+        assert found._file is not None
+        found._file.seek(0)
+        seen.append(found._file.read())
+    other = SumInFile(hidden=Hidden())
+    other.add(torch.zeros(2**18 + 5), 1.0)
+    assert other._file is not None
+    other._file.seek(0)
+    seen.append(other._file.read())
+    words = [set(np.frombuffer(each, dtype="<u8").tolist()) for each in seen]
+    assert [len(each) for each in words] == [2**18 + 5] * 4, "no word twice, none is 0"
+    assert not set.intersection(*words[:2]) | words[2] & words[0] | words[3] & words[0]

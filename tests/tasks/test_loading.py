@@ -123,6 +123,18 @@ def test_a_folder_without_a_model_is_one_line(tmp_path, asked):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("family", ["llama", "bert"])  # of bert transformers makes an empty one
+def test_a_model_without_a_tokenizer_is_one_line(tmp_path, family):
+    from transformers import AutoConfig, AutoTokenizer
+
+    AutoConfig.for_model(family).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    what = f"model='{tmp_path}': AutoTokenizer cannot load it: there is no tokenizer in it, such as"
+    with pytest.raises(ValueError, match=re.escape(what)) as caught:
+        fetching.from_pretrained(AutoTokenizer, str(tmp_path), "shakespeare")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_family_for_something_else_is_refused(asked):
     config = asked("shakespeare-masked", model="gpt2")
     with pytest.raises(

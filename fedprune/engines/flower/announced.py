@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from flwr.serverapp import Grid
 
@@ -13,6 +16,9 @@ from fedprune.protocol.failures import Failure, failure_said, plain
 from fedprune.protocol.versions import OWN_VERSION, check_same_protocol
 from fedprune.runtime.json_text import read_object
 from fedprune.runtime.version import RELEASE
+
+CLOCK = "FEDPRUNE_CLOCK"
+"""In a device's environment: that its clock was wrong, and until when (`clock_in`)."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,8 @@ class Announced:
         failure: why it cannot take part.
         version: of fedprune there.
         place: of its data, as `place_of_data` says; "" where it does not say.
+        clock: the seconds that its clock was ahead of its SuperLink's, which refused it, and the
+            time until which; None: it does not say so.
     """
 
     device: bool
@@ -32,6 +40,7 @@ class Announced:
     failure: Failure | None = None
     version: str = RELEASE
     place: str = ""
+    clock: tuple[float, float] | None = None
 
 
 def greeting(config: str) -> Packet:
@@ -58,7 +67,8 @@ def node_of(reply: Packet, clients: int) -> Announced:
         told = failure_said(failure, "hello") if failure else None
         version = check_same_protocol(about, "device", "server")
         place = str(about.get("place", ""))[:_LONGEST_EACH]
-        node = Announced(bool(about["device"]), labels, told, version, place)
+        clock = clock_in(about["clock"]) if "clock" in about else None
+        node = Announced(bool(about["device"]), labels, told, version, place, clock)
     except Refused:
         raise
     except Exception as error:  # whatever a malformed announcement raises must not stop the run
@@ -70,6 +80,28 @@ def node_of(reply: Packet, clients: int) -> Announced:
     if not all(0 <= n <= _MOST_LABELS for n in labels.values()):
         raise Refused("labels", f"a count that cannot be; allowed: 0 to {_MOST_LABELS}")
     return node
+
+
+def own_clock() -> dict[str, str]:
+    """What this process was left, as a node announces it; nothing where its clock was right."""
+    return {"clock": os.environ[CLOCK]} if CLOCK in os.environ else {}
+
+
+def clock_in(text: Any) -> tuple[float, float]:
+    """What `devices node` leaves for the client app: seconds ahead, and the time until which.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    ahead, until = (float(word) for word in str(text).split())
+    if not (math.isfinite(ahead) and math.isfinite(until)):
+        raise ValueError(f"clock={text!r}")
+    return ahead, until
+
+
+def clock_off(ahead: float) -> str:
+    """In words by how much a clock is off."""
+    return f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the SuperLink's"
 
 
 def announced_on(grid: Grid, reply: Packet | Refused, clients: int) -> Announced:

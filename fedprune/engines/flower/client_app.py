@@ -5,14 +5,12 @@ any host, because what it keeps is built from the configuration alone. A real de
 partition, itself: its node config names it (``partition-id``) and its folder (``data``); one that
 stands for a site hosts several (``partition-id="3,4"``), each in a folder of its number there. With
 ``signing-key`` and ``signers`` it signs what it shows for secure sums, and takes part in them with
-nobody whose signature it does not know. What
-a device sends of each is the coded answer, the one whose bytes are counted. It keeps
-the configuration, that it was rehearsed with this device's data (every message is answered by a new
-process), and the newest mask and teacher in Flower's ``Context.state``; in simulation
-nothing is there, because Flower's simulation pickles it with every message. The secrets of a secure
-sum are there as well until it is opened, see `fedprune.secagg.device_memory`. What it
-remembers of its own (`fedprune.client.memory`) lies beside its data, in ``<data>.remembered``, and
-never leaves it.
+nobody whose signature it does not know. What a device sends of each is the coded answer, the one
+whose bytes are counted. It keeps the configuration, that it was rehearsed with this device's data
+(every message is answered by a new process), and the newest mask and teacher in Flower's
+``Context.state``; in simulation nothing is there: Flower's pickles it with every message. The
+secrets of a secure sum are there until it is opened, see `fedprune.secagg.device_memory`. What it
+remembers of its own (`fedprune.client.memory`) lies in ``<data>.remembered``, and never leaves it.
 """
 
 from __future__ import annotations
@@ -34,6 +32,7 @@ from fedprune.client.serving import parts_of, serve, sum_of
 from fedprune.codec.wire import Packet, head_of
 from fedprune.config import recorded
 from fedprune.config.terms import noised
+from fedprune.engines.flower.announced import own_clock
 from fedprune.engines.flower.client_hosts import HostOf, data_place, host_of_node, simulated_host
 from fedprune.engines.flower.client_records import (
     SECURE_RECORD,
@@ -111,7 +110,8 @@ def client_app(
 def _announced(came: Packet, context: Context, host_of: HostOf) -> Packet:
     """Who this node is: whether a device, and the labels each of its partitions trains on."""
     config = config_text(came, context)
-    about: dict[str, Any] = {"device": is_device(context.node_config), "labels": {}, **OWN_VERSION}
+    device = is_device(context.node_config)
+    about: dict[str, Any] = {"device": device, "labels": {}, **OWN_VERSION, **own_clock()}
     try:
         check_same_protocol(came.fields, "server", "device")
         about["labels"], about["place"] = labels_of(host_of(config, context)), data_place(context)

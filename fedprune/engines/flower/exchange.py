@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from fedprune.codec.wire import Packet
 from fedprune.engines.flower.announced import networked
 from fedprune.engines.flower.messages import Copies, let_go, packet_in, records
-from fedprune.engines.flower.waiting import Waiting
+from fedprune.engines.flower.waiting import Waiting, error_said, left_on
 from fedprune.options.refusal import Refused
 from fedprune.protocol.failures import plain
 
@@ -237,13 +237,13 @@ def _left(
     there = set(patiently(pending.grid.get_node_ids))
     for key in [k for k in pending.awaited.values() if mail[k].node not in there]:
         pending.forget(key)
-        yield key, Lost("left", left=True)
+        yield key, Lost(left_on(pending.grid), left=True)
 
 
 def reply_in(message: Message) -> Incoming:
     """The packet in a message, or why there is none."""
     if message.has_error():
-        return Lost(plain(message.error.reason), alone=message.error.code == WORKER_KILLED)
+        return Lost(error_said(message.error), alone=message.error.code == WORKER_KILLED)
     try:
         return packet_in(message)
     except Exception as error:  # whatever a stranger's message raises is a refusal of it

@@ -21,7 +21,7 @@ from fedprune.engines.flower.announced import Announced, announced_on, greeting,
 from fedprune.engines.flower.exchange import Incoming, Lost, Outgoing, Pending
 from fedprune.engines.flower.holders import Assignment, by_device, holders_of
 from fedprune.engines.flower.news import News
-from fedprune.engines.flower.waiting import Waiting
+from fedprune.engines.flower.waiting import MISSED, Waiting, left_on
 from fedprune.options.refusal import ConfigError, Refused
 from fedprune.protocol.failures import Failure
 
@@ -36,8 +36,6 @@ PATIENCE_LOG = 30.0
 """Seconds of waiting between lines that say so."""
 
 log = logging.getLogger("fedprune")
-
-GONE = Lost("left")
 
 
 @dataclass
@@ -104,6 +102,7 @@ class Fleet:
             raise ConfigError(
                 f"over-select={self.config.over_select:g}: {what}; allowed: {allowed}"
             )
+        self.news.missing(self.grid, self.config.clients, self.nodes.values())
         self._began, self.gathering = True, False
         return dict(sorted(self._labels().items()))
 
@@ -159,7 +158,7 @@ class Fleet:
             node = Lost(f"{refused.field}: {refused}")
         if isinstance(node, Announced):
             self.nodes[i] = node
-            self.news.of_version(i, node.version)
+            self.news.of_node(i, node)
             self.out -= node.labels.keys()
             self._judge(i, node)
         elif self._greeted[i] == 1:
@@ -197,7 +196,7 @@ class Fleet:
     def absent(self, group: Sequence[int]) -> Lost:
         """Why partitions that nobody serves are not there."""
         late = not self.out.isdisjoint(group)
-        return Lost("missed a deadline, and has not answered since", late=True) if late else GONE
+        return Lost(MISSED if late else left_on(self.grid), late=late)
 
     def _judge(self, i: int, node: Announced) -> None:
         """Make known why a node does not take part, once; a simulation's must."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from flwr.serverapp import Grid
 
+from fedprune.engines.flower.announced import Announced, clock_off, networked
 from fedprune.engines.flower.exchange import patiently
 from fedprune.protocol.failures import Failure, plain
 from fedprune.runtime.version import RELEASE
@@ -16,6 +19,11 @@ MOST_NOTICES = 10
 
 log = logging.getLogger("fedprune")
 
+_ALL = -1
+"""No node's number."""
+
+_WHY = "not started, no network, or refused for its key or its clock: its own log says which"
+
 
 @dataclass
 class News:
@@ -23,9 +31,11 @@ class News:
 
     Attributes:
         names: by node, name and address, where Flower knows them; kept for who has left.
+        began: when, in seconds since 1970.
     """
 
     names: dict[int, str] = field(default_factory=dict)
+    began: float = field(default_factory=time.time)
     _said: set[tuple[int, str]] = field(default_factory=set)
     _failures: list[Failure] = field(default_factory=list)
     _notices: list[str] = field(default_factory=list)
@@ -62,11 +72,25 @@ class News:
             self._notices.append(text)
             log.warning("%s", text)
 
-    def of_version(self, i: int, version: str) -> None:
-        """Tell that a node has another version of fedprune, which speaks the same protocol."""
-        if version != RELEASE:
-            what = f"{self.name(i)} has fedprune {version}, the server {RELEASE}"
+    def of_node(self, i: int, node: Announced) -> None:
+        """Tell that a node has another version of fedprune, which speaks the same protocol.
+
+        And that it was refused for its clock, if that was since this run began.
+        """
+        if node.version != RELEASE:
+            what = f"{self.name(i)} has fedprune {node.version}, the server {RELEASE}"
             self.notice(i, "version", f"{what}: they go on together, results may differ")
+        if node.clock is not None and node.clock[1] >= self.began:
+            off = clock_off(node.clock[0])
+            self.notice(i, "clock", f"{self.name(i)} was refused until now: its clock was {off}")
+
+    def missing(self, grid: Grid, clients: int, nodes: Collection[Announced]) -> None:
+        """Tell, once, of which partitions nothing was heard on a network."""
+        heard = {p for node in nodes for p in node.labels}
+        heard |= {node.failure.partition for node in nodes if node.failure}
+        gone = [p for p in range(clients) if p not in heard]
+        if gone and networked(grid):
+            self.notice(_ALL, "missing", f"nothing is heard of client {_few(gone)}: {_WHY}")
 
     def failed(self, i: int, failure: Failure) -> None:
         """Tell that a node's partition cannot take part, unless that was told before."""
@@ -81,3 +105,9 @@ class News:
         said = said[:MOST_NOTICES] + ([f"{more} more nodes could not join"] if more > 0 else [])
         self._failures, self._notices = [], []
         return failures, tuple(said)
+
+
+def _few(partitions: Sequence[int]) -> str:
+    more = len(partitions) - MOST_NOTICES
+    told = ", ".join(map(str, partitions[:MOST_NOTICES]))
+    return f"{told} and {more} more" if more > 0 else told

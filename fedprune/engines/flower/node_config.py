@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,10 +71,10 @@ def partitions_of(given: Mapping[str, Any]) -> tuple[int, ...]:
     """
     named = given.get("partition-id")
     allowed = 'a number, or several as "3,4", in --node-config'
-    try:
-        numbers = tuple(int(p) for p in str(named).split(","))
-    except ValueError:
-        raise ValueError(f"partition-id={named!r}: no partition; allowed: {allowed}") from None
+    words = str(named).split(",")
+    if not all(re.fullmatch(" *[0-9]{1,9} *", word) for word in words):
+        raise ValueError(f"partition-id={named!r}: no partition; allowed: {allowed}")
+    numbers = tuple(map(int, words))
     if len(set(numbers)) < len(numbers):
         raise ValueError(f"partition-id={named!r}: one of them twice; allowed: {allowed}")
     return numbers

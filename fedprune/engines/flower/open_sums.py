@@ -108,12 +108,11 @@ class _Asked:
     def sum_of(self, hosts: list[list[int]]) -> HostSum:
         """What its answers are added up in: of devices outside memory, where they are large."""
         config, form = self.fleet.config, self.form
-        # What noise is to hide before anybody sees it is not left on a disk.
-        inside = self.fleet.simulated() or form.singly or config.dp != "none"
+        inside = self.fleet.simulated() or form.singly
         run = self.memory.folder and self.memory.folder.parent
-        return HostSum(
-            (self.question, form, config), hosts, None if inside else outside_for(form.values, run)
-        )
+        # What noise is to hide before anybody sees it is not left on a disk as it is.
+        outside = outside_for(form.values, run, hidden=config.dp != "none")
+        return HostSum((self.question, form, config), hosts, None if inside else outside)
 
     @property
     def request(self) -> Request[Outcome]:

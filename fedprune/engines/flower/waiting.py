@@ -6,6 +6,12 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from statistics import median
 
+from flwr.app import Error
+from flwr.serverapp import Grid
+
+from fedprune.engines.flower.announced import networked
+from fedprune.protocol.failures import plain
+
 FACTOR = 3.0
 """Of the median of what others took, what ``--deadline auto`` gives everybody."""
 
@@ -19,6 +25,11 @@ and as many more as the question takes both ways at `BANDWIDTH`."""
 BANDWIDTH = 125_000.0
 """Bytes a second that every device is taken to have then: 1 Mbit/s."""
 
+MISSED = "missed a deadline, and has not answered since"
+NOT_HEARD_OF = (
+    "left: its SuperLink hears nothing of it; it has ended, has no network, or is refused for its "
+    "key or its clock: its own log says which"
+)
 NOT_AWAITED = "not waited for: it missed its last deadline, and all others had answered"
 
 
@@ -62,3 +73,16 @@ class Waiting:
             return f"no reply within {limit:.4g} s"
         alone = awaited <= self.late and not self.asked <= self.late
         return NOT_AWAITED if awaited and alone else ""
+
+
+def left_on(grid: Grid) -> str:
+    """Why a node that is not there any more does not answer."""
+    return NOT_HEARD_OF if networked(grid) else "left"
+
+
+_NODE_UNAVAILABLE = 5  # of Flower's error codes, which are not public
+
+
+def error_said(error: Error) -> str:
+    """What Flower says where nothing came of a message; of a node that is gone, our words."""
+    return NOT_HEARD_OF if error.code == _NODE_UNAVAILABLE else plain(error.reason)

@@ -16,6 +16,7 @@ from fedprune.engines.flower.fleet import Fleet
 from fedprune.engines.flower.strategy import FedPrune
 from fedprune.options.refusal import ConfigError
 from tests.runs import tiny
+from tests.server.grids import HttpGrid
 
 
 @pytest.fixture
@@ -187,6 +188,24 @@ def test_a_device_without_data_is_told_of_once_and_is_not_waited_for(
     fleet.present()
     assert fleet.news.take() == ((), ())
     assert grid.kinds(3) == ["query.hello"]
+
+
+def test_of_whom_nothing_is_heard_is_told_once_with_what_that_may_be(
+    devices, config, joined, folders
+):
+    grid = devices(1)
+    grid.contexts[3] = joined(3, 1, folders[3])  # it has no data, and says so itself
+    fleet = Fleet(HttpGrid(grid), config(clients=15, cohort=2))  # type: ignore[arg-type]
+    assert list(fleet.present()) == [0]
+    (said,) = fleet.news.take()[1]
+    wanted = "nothing is heard of client 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 3 more: not started, no"
+    assert said.startswith(wanted)
+    assert "refused for its key or its clock" in said
+    fleet.present()
+    assert fleet.news.take() == ((), ())
+    alone = Fleet(HttpGrid(devices(2)), config(clients=2))  # type: ignore[arg-type]
+    alone.present()
+    assert alone.news.take() == ((), ())
 
 
 def test_a_simulation_that_cannot_serve_ends(workers):

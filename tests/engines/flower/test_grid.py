@@ -14,10 +14,12 @@ from fedprune.codec.flags import pack_flags
 from fedprune.config import to_toml
 from fedprune.engines.flower import exchange
 from fedprune.engines.flower.grid import grid_port
+from fedprune.engines.flower.waiting import NOT_HEARD_OF
 from fedprune.engines.inline import inline_port
 from fedprune.tasks.losses import f1_names
 from fedprune.tensors.named import as_bytes
 from tests.runs import Spy, played, tiny
+from tests.server.grids import HttpGrid
 
 Made = Callable[..., Any]
 
@@ -335,8 +337,9 @@ def answer_with(content: RecordDict | Error) -> Callable[..., Message]:
             "malformed",
         ),
         (Error(code=0, reason="out of\nmemory " * 99), "", "out of memory out of"),
+        (Error(code=5, reason="Node Unavailable"), "", "left: its SuperLink hears nothing of it"),
     ],
-    ids=["nothing", "other records", "no json", "deep json", "an error"],
+    ids=["nothing", "other records", "no json", "deep json", "an error", "a node that is gone"],
 )
 def test_a_malformed_reply_is_a_failure(devices, device_config, content, field, reason):
     config = device_config(rounds=2, end=2)
@@ -347,8 +350,11 @@ def test_a_malformed_reply_is_a_failure(devices, device_config, content, field, 
     assert seen.summary["weights_digest"] == alone(devices, config)
 
 
+@pytest.mark.parametrize(
+    ("made", "why"), [(lambda grid: grid, "left"), (HttpGrid, NOT_HEARD_OF)], ids=["here", "far"]
+)
 def test_a_node_that_leaves_while_it_is_awaited_is_not_asked_again(
-    devices, device_config, monkeypatch
+    devices, device_config, monkeypatch, made, why
 ):
     monkeypatch.setattr(exchange, "ROLL_CALL", 0.0)
 
@@ -359,9 +365,9 @@ def test_a_node_that_leaves_while_it_is_awaited_is_not_asked_again(
         return reply
 
     grid = devices(2, meddle=leave)
-    seen = run_on(grid, device_config())
+    seen = run_on(made(grid), device_config())
     assert failures(seen) == [
-        {"partition": 1, "phase": "score", "field": "", "reason": "left"},
+        {"partition": 1, "phase": "score", "field": "", "reason": why},
         {"partition": 1, "phase": "tune", "field": "", "reason": "could not be reached"},
     ]
     assert grid.kinds(78).count("train.score") == 1

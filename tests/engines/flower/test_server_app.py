@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Context, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.common.config import parse_config_args
 
 import fedprune
 from fedprune import RunConfig
+from fedprune.commands.device_status import status_of
 from fedprune.config import from_flower, overridden, recorded, to_toml
 from fedprune.engines.flower import server_app
 from fedprune.engines.flower.server_app import RunFailed, app
@@ -186,6 +187,26 @@ def test_a_run_without_enough_answers_fails_and_says_so(devices, quick, joined, 
     assert "no *.npz there" in failure["reason"]
     assert json.loads((out / "summary.json").read_text())["rounds_completed"] == 0
     assert (out / "report.html").is_file()
+
+
+def test_a_run_that_nobody_could_measure_says_so_and_is_measured_when_resumed(
+    devices, quick, tmp_path, capsys
+):
+    def silent(_: int, question: Message, reply: Message) -> Message | None:
+        return None if question.metadata.message_type == "evaluate" else reply
+
+    out = tmp_path / "o"
+    with pytest.raises(RunFailed, match="no client could measure the model at the end"):
+        start(devices(2, meddle=silent), **quick, out=str(out))
+    capsys.readouterr()
+    assert status_of(out) == 1
+    said = capsys.readouterr().out
+    assert "ended as asked, sparsity 0.8000; but no client could measure the model" in said
+    assert f'resume="{out}"' in said
+    start(devices(2), resume=str(out))
+    capsys.readouterr()
+    assert status_of(out) == 0
+    assert "but" not in capsys.readouterr().out
 
 
 @pytest.mark.slow

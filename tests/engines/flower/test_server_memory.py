@@ -14,7 +14,8 @@ from fedprune.config import configure
 from fedprune.engines.flower import exchange
 from fedprune.engines.flower.exchange import Incoming, reply_in
 from fedprune.engines.flower.grid import grid_port
-from fedprune.protocol import sum_in_file
+from fedprune.privacy.noise import Source, keyed_source
+from fedprune.protocol import noise, sum_in_file
 from fedprune.protocol.sum_in_file import SumInFile
 from fedprune.server.rows import Row
 from fedprune.server.state import Model, State, first_state
@@ -91,10 +92,27 @@ def test_a_full_disk_ends_the_run_and_is_no_client_s_failure(
         federate(config, grid_port(devices(3), config))
 
 
-def test_what_noise_is_to_hide_is_on_no_disk(devices: Any, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sum_in_file, "FROM", 1)
-    monkeypatch.setattr(SumInFile, "add", lambda *_: pytest.fail("on a disk"))
-    once = {"rounds": 1, "warmup": 0, "end": 1, "dp": "client", "epsilon": 5.0}
+def test_what_noise_is_to_hide_is_hidden_on_disk_and_has_the_same_bits(
+    devices: Any, monkeypatch: pytest.MonkeyPatch
+):
+    once = {"rounds": 2, "warmup": 0, "end": 1, "dp": "client", "epsilon": 5.0}
     config = configure({**RUN, "local_steps": 1, **once})
-    (row,) = federate(config, grid_port(devices(3), config)).rows
-    assert not row["failures"]
+    keys, added, add = iter(range(1000)), list[bool](), SumInFile.add
+
+    def known() -> Source:  # the noise of both runs is the same
+        return keyed_source(next(keys).to_bytes(32, "little"), secret=True)
+
+    def adding(to: SumInFile, values: Tensor, factor: float) -> None:
+        added.append(to.hidden is not None)
+        add(to, values, factor)
+
+    monkeypatch.setattr(noise, "secret_source", known)
+    monkeypatch.setattr(SumInFile, "add", adding)
+    whole = federate(config, grid_port(devices(3), config))
+    assert not added
+    keys = iter(range(1000))
+    monkeypatch.setattr(sum_in_file, "FROM", 1)
+    found = federate(config, grid_port(devices(3), config))
+    assert found.rows == whole.rows
+    assert len(added) > 6
+    assert all(added)

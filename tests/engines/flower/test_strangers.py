@@ -225,6 +225,8 @@ HELLOS = [
     {"device": True, "labels": {"-5": 1}},
     {"device": True, "labels": {"3": 1}},
     {"device": True, "labels": {"0": 10**400}},
+    {"device": True, "labels": {"2": 5}, "clock": "inf 0"},
+    {"device": True, "labels": {"2": 5}, "clock": "1 2 3"},
 ]  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from flwr.app import Message
 
-from fedprune.engines.flower.announced import greeting
+from fedprune.engines.flower.announced import CLOCK, greeting
 from fedprune.engines.flower.client_app import app
 from fedprune.engines.flower.fleet import Fleet
 from fedprune.engines.flower.messages import packet_in, records
@@ -45,6 +45,19 @@ def test_a_device_of_another_version(devices: Any, caplog: Any, said: Any, words
     assert words in notice
     assert ("allowed: the same protocol" in notice) == refused
     assert notice in caplog.text
+
+
+@pytest.mark.parametrize("late", [0, -10])
+def test_a_device_that_was_refused_for_its_clock_says_so_in_the_run_in_which_it_was(
+    devices: Any, monkeypatch: pytest.MonkeyPatch, late: int
+):
+    fleet = Fleet(devices(3), CONFIG)
+    monkeypatch.setenv(CLOCK, f"-301 {fleet.news.began + late}")
+    assert list(fleet.present()) == [0, 1, 2]
+    notices = fleet.news.take()[1]
+    assert len(notices) == (0 if late else 3)
+    wanted = "was refused until now: its clock was 301 s behind the SuperLink's"
+    assert all(wanted in each for each in notices)
 
 
 @pytest.mark.parametrize("protocol", [None, PROTOCOL + 1])
