@@ -132,7 +132,7 @@ def base_of(config: RunConfig, model: nn.Module) -> BaseModel | None:
     state = state_of(model)
     if not in_memory(state):
         return BaseModel(_digest_of_files(state), state)
-    if config.adapters != "none" and config.adapter_base != "float32":
+    if config.adapters != "none":
         state = frozen_for(config, model, layout_for(config, model), state)
     name = digest(state)
     found = _HERE.get(name)

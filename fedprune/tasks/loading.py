@@ -16,11 +16,11 @@ from fedprune.structure.experts import named_as_modules, with_experts
 from fedprune.structure.families.catalog import SMALL_MODELS
 from fedprune.structure.families.family import Need
 from fedprune.tasks.brought import notes_of_files
-from fedprune.tasks.fetching import bounded_by_files, from_pretrained, type_of
+from fedprune.tasks.fetching import bounded_by_files, from_pretrained, saved_type, type_of
 from fedprune.tasks.gguf_models import note_of
 from fedprune.tasks.hub import quiet
 from fedprune.tasks.pretrained import place_of
-from fedprune.tensors.models import NOTES
+from fedprune.tensors.models import NOTES, SAVED_TYPE
 
 if TYPE_CHECKING:
     from fedprune.tasks.options import Data
@@ -181,6 +181,9 @@ def _fetched(config: Data, need: Need) -> Any:
     if need.purpose in CLASSIFYING:
         how |= {"num_labels": need.classes, "ignore_mismatched_sizes": True}
     model, about = from_pretrained(auto, config.model, config.task, **how)
+    saved = saved_type(config.model, config.task)
+    if saved.itemsize < type_of(config).itemsize:
+        setattr(model, SAVED_TYPE, saved)
     classifies = need.purpose in CLASSIFYING
     setattr(model, NOTES, notes_of_files(model, about, config.model, need, classifies=classifies))
     return model
