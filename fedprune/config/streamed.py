@@ -156,13 +156,26 @@ def scores_in_parts(c: Any) -> bool:
 
     What `--gradient-blocks` does where what clients send of a tensor depends on no other one.
     """
-    if not c.gradient_blocks or prunes_in_parts(c):
-        return bool(c.gradient_blocks)
+    return bool(c.gradient_blocks and not why_at_once(c))
+
+
+def why_at_once(c: Any) -> str:
+    """Why gradients of all blocks are asked for in one question all the same; "" where not."""
+    if prunes_in_parts(c):
+        return ""
     score, combine = scores_of(c.plugin)[c.score], combines_of(c.plugin)[c.combine]
     summed = is_by_block(score) and not score.remembers and score.makes_up is None
     plain = {**_PLAIN, "method": followed_method(c)}
-    alike = all(getattr(c, key) == value for key, value in plain.items())
-    return summed and combine.pooled and alike and not trains(c)
+    reasons = {
+        "clients train all weights": trains(c) and c.adapters == "none",
+        f"--score {c.score}": not summed,
+        f"--combine {c.combine}": not combine.pooled,
+        **{
+            f"--{key.replace('_', '-')} {getattr(c, key)}": getattr(c, key) != plain[key]
+            for key in plain
+        },
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
 
 
 def waits(c: Any) -> bool:

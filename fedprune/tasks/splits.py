@@ -69,8 +69,8 @@ def partition(config: Data, column: str, columns: Mapping[str, Sequence[Any]]) -
     small = min(map(len, dealt))
     if config.split != "natural" and small < FEWEST_ROWS:
         raise ValueError(
-            f"clients={config.clients}: of the {counted(rows, 'row')} of data one client would hold "
-            f"{small}; allowed: {allowed}"
+            f"clients={config.clients}: of the {counted(rows, 'row')} of data one client would "
+            f"hold {small}; allowed: {allowed}"
         )
     return dealt
 

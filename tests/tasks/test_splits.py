@@ -112,7 +112,9 @@ def test_a_partition_too_small_to_cut_in_three_is_refused(split):
 @pytest.mark.parametrize(("rows", "what"), [(1, "more data"), (20, "fewer clients, or more data")])
 def test_a_file_of_too_few_lines_is_refused_with_what_lacks(rows, what):
     config = tiny(task="shakespeare", split="iid", clients=3)
-    with pytest.raises(ValueError, match=rf"the {rows} rows? of data .* at least 10 rows.*\({what}\)"):
+    with pytest.raises(
+        ValueError, match=rf"the {rows} rows? of data .* at least 10 rows.*\({what}\)"
+    ):
         partition(config, "", {"label": LABELS[:rows]})
 
 
