@@ -87,7 +87,7 @@ def load_tensors(model: nn.Module, folder: Path, *, as_saved: bool = False) -> N
     Raises:
         ValueError: names or shapes differ; the folder is named.
     """
-    places = named_as_modules(tensors_in(folder))
+    places = named_as_modules(tensors_in(folder), model)
     if not places:
         raise FileNotFoundError(f"{folder / ONE_FILE}: gone")
     files, own = MappedFolder(places), model.state_dict(keep_vars=True)

@@ -152,7 +152,8 @@ def _in_files(config: RunConfig, model: nn.Module, name: str) -> Tensors | None:
     if not only_reads(config):
         return None
     try:
-        files = MappedFolder(named_as_modules(tensors_in(Path(place_of(config.model)))), name)
+        there = tensors_in(Path(place_of(config.model)))
+        files = MappedFolder(named_as_modules(there, model), name)
         lazy, state = tensors_over(model, files), state_of(model)
     except (OSError, ValueError):  # such as weights in another format
         return None

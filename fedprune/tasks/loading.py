@@ -164,7 +164,7 @@ def _streamed(config: Data, need: Need) -> nn.Module | None:
     try:
         with quiet(), bounded_by_files(folder):
             model = without_weights(lambda: with_experts(auto.from_config(settings, dtype=kept)))
-            BlockStream(model, MappedFolder(named_as_modules(tensors_in(folder))))
+            BlockStream(model, MappedFolder(named_as_modules(tensors_in(folder), model)))
     except Exception as error:  # what a config asks for may raise anything
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         if getattr(config, "stream", "") == "on":
