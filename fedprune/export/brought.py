@@ -80,6 +80,14 @@ def save_transformer(model: Any, folder: Path, config: Data) -> None:
         path.chmod(0o644)  # safetensors writes it for its owner only
 
 
+def in_brought_type(model: Any, config: Data) -> Any:
+    """The model as it is, or a copy of it in the type of the weights that the user brought."""
+    dtype = dtype_of(config)
+    if not is_brought(config) or all(p.dtype == dtype for p in model.parameters()):
+        return model
+    return rounded(copy.deepcopy(model), dtype)
+
+
 def rounded(model: Any, dtype: torch.dtype) -> Any:
     """The model in a type, or as it is where a weight would not be finite any more in it.
 

@@ -51,6 +51,18 @@ def test_a_merged_model_is_that_of_float32_rounded_once(
     assert plain.summary["quality"]["dense_at_pruning"] == measured, "what is saved, on test"
 
 
+def test_what_was_trained_and_cut_is_rounded_in_its_folder(tmp_path):
+    own = saved_model(tmp_path / "own", "llama", torch.bfloat16)
+    cut = {"unit": "head-neuron", "scope": "global", "shrink": "end", "sparsity": 0.3}
+    trained = untrained(own, **cut, score="taylor", local_steps=2, lr=0.01)
+    exact = federate(trained, folder=tmp_path / "run").state.weights
+    saved = state_of(fedprune.load(tmp_path / "run" / "model"))
+    assert {t.dtype for t in exact.values()} == {torch.float32}
+    assert all(torch.equal(saved[n].bfloat16(), t.bfloat16()) for n, t in exact.items())
+    files = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert {t.dtype for t in files.values()} == {torch.bfloat16}
+
+
 def test_what_was_cut_before_comes_out_in_that_type_too(tmp_path):
     own = saved_model(tmp_path / "own", "llama", torch.bfloat16)
     cut = {"unit": "head-neuron", "scope": "global", "shrink": "end", "sparsity": 0.3}
