@@ -127,16 +127,18 @@ def _bytes_a_weight(c: Any) -> int:
 def only_reads(c: Any) -> bool:
     """Whether nobody writes to the weights of a model from files, which may be read where they lie.
 
-    So of a streamed model, and of one whose gradients are had a block at a time.
+    So of a streamed model, and of one whose gradients are had a block at a time or whose score is
+    had from forward passes, whatever competes.
     """
     if not why_unstreamed(c):
         return True
     wanted = {key: _WANTED[key] for key in _WANTED if key not in _CHOOSING}
     wanted |= {"method": followed_method(c), "shrink": ("never", "end")}
-    there = _is_from_files(c) and not trains(c)
+    score = scores_of(c.plugin)[c.score]
     return (
-        there
-        and scores_in_parts(c)
+        _is_from_files(c)
+        and not trains(c)
+        and (scores_in_parts(c) or is_forward_only(score))
         and not any(wrong for _, wrong, *_ in only(c, True, "", **wanted))
     )
 
