@@ -9,7 +9,7 @@ one-shot at 50 %, nobody trains, all clients in this process, nothing is written
 that the process had resident, pages of files included; `bytes a parameter` is how far that lies
 above what is resident once the imports are done and a run of a tiny model is over. It fails where
 a streamed run takes more than ``--most`` GB, or one in memory more than 6 bytes a parameter, 8 with
-gradients. ``taylor-cut`` and ``taylor-global`` are not to be streamed.
+gradients. ``taylor-cut`` and what ends in ``global`` are not to be streamed.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ CHOICES: dict[str, dict[str, Any]] = {
     "wanda": {"score": "wanda", "scope": "row"},
     "ria": {"score": "ria", "scope": "row"},
     "votes": {"score": "wanda", "scope": "row", "combine": "votes"},
+    "wanda-global": {"score": "wanda", "scope": "global"},
+    "flap": {"score": "flap", "unit": "head-neuron", "scope": "global", "shrink": "never"},
     "sparsegpt": {"score": "sparsegpt", "scope": "layer"},
     "taylor": {"score": "taylor", "scope": "row", "gradient_blocks": True},
     "fisher": {"score": "fisher", "scope": "layer", "gradient_blocks": True},

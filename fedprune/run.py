@@ -60,7 +60,7 @@ from fedprune.server.round import Round
 from fedprune.server.state import State
 from fedprune.server.watch import Watch
 from fedprune.structure.edits import Edits
-from fedprune.tensors.models import load_into
+from fedprune.tensors.models import load_into, retyped
 from fedprune.tensors.named import Tensors
 
 
@@ -183,6 +183,8 @@ def _holding(end: State, plan: Plan, resident: nn.Module | None) -> nn.Module:
         model = resident
     else:
         model = shaped(plan.config, end.edits)[0]
+    if plan.config.adapters != "none":
+        retyped(model, end.weights)
     load_into(model, end.weights)
     return model.eval()
 

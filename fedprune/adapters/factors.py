@@ -68,7 +68,8 @@ def _first(
     if name.endswith(UP):
         return torch.zeros(shape)
     if not name.endswith(DOWN):
-        return weights[name].clone()
+        own = weights[name]
+        return own.to(torch.promote_types(own.dtype, torch.float32), copy=True)
     gen = generator(seed, f"adapters {name}", *where)
     drawn: Tensor = (2 * torch.rand(shape, generator=gen) - 1) / shape[1] ** 0.5
     return drawn
@@ -83,7 +84,8 @@ def effective(
 ) -> Tensors:
     """The weights that a model with adapters computes with, exactly 0.0 where a mask is False.
 
-    Tensors that adapters do not change are those of `frozen`, not copies.
+    Each is rounded to the type of the frozen one. Tensors that adapters do not change are those of
+    `frozen`, not copies.
 
     Args:
         frozen: the model's own state, 0.0 where a mask is False.
@@ -97,7 +99,7 @@ def effective(
         value = adapters[name] if name in adapters else frozen[name].clone()
         if name not in adapters:
             value += product(adapters, name.removesuffix(".weight"), layout) * scale
-        weights[name] = masked({name: value}, masks)[name]
+        weights[name] = masked({name: value.to(frozen[name].dtype)}, masks)[name]
     return weights
 
 

@@ -52,7 +52,7 @@ class MaskedLoraLinear(Linear):
     def _whole(self, x: Tensor) -> Tensor:
         """The output by the weight that merging makes, which is made for it."""
         moved = self.get_delta_weight(self.active_adapters[0])
-        return self._by(x, moved if self.mask is None else moved.masked_fill(~self.mask, 0.0))
+        return self._by(x, moved if self.mask is None else torch.where(self.mask, moved, 0.0))
 
     def _plain(self, x: Tensor) -> Tensor:
         """The output by the frozen weight alone."""

@@ -8,9 +8,15 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from fedprune.adapters.beginning import begun_adapters, frozen_for
+from fedprune.adapters.beginning import begun_adapters, frozen_for, in_saved_type
 from fedprune.adapters.coded import CODE_BITS
-from fedprune.adapters.factors import adapter_layout, effective, first_adapters, trained_shapes
+from fedprune.adapters.factors import (
+    adapter_layout,
+    changed_by,
+    effective,
+    first_adapters,
+    trained_shapes,
+)
 from fedprune.adapters.options import adapter_scale
 from fedprune.client.context import ClientContext
 from fedprune.config.kinds import KINDS
@@ -33,12 +39,11 @@ def with_adapters(question: Question, client: ClientContext) -> tuple[Question, 
     q, scale = question, adapter_scale(client.config)
     bits = CODE_BITS.get(client.config.adapter_base)
     if not (KINDS[q.kind].changes or (bits and q.kind == "evaluate")):
-        weights = effective(q.weights, q.adapters, q.masks, client.layout, scale)
-        return replace(q, weights=weights, adapters={}), client
+        return replace(q, weights=_merged(q, client), adapters={}), client
     shapes, frozen, trained = shapes_of(q.adapters), q.weights, q.adapters
     if q.fresh:
         shapes = dict(trained_shapes(q.adapters, q.fresh, client.layout))
-        frozen = effective(frozen, q.adapters, q.masks, client.layout, scale)
+        frozen = _merged(q, client)
         where = (client.config.seed, q.round, client.partition)
         trained = first_adapters(shapes, q.adapters, *where)
     model, called = _apart(client, shapes, scale)
@@ -52,6 +57,14 @@ def with_adapters(question: Question, client: ClientContext) -> tuple[Question, 
     layout = adapter_layout(shapes)
     client = replace(client, model=model, tuned=called, layout=layout)
     return replace(q, weights=trained, masks={}, adapters={}, fresh=0), client
+
+
+def _merged(question: Question, client: ClientContext) -> Tensors:
+    """The weights that the server has merged, bit for bit, whatever type the frozen came in."""
+    q, c = question, client.config
+    rounded = () if c.adapter_base in CODE_BITS else changed_by(q.adapters)
+    frozen = in_saved_type(q.weights, client.model, rounded)
+    return effective(frozen, q.adapters, q.masks, client.layout, adapter_scale(c))
 
 
 def _held_in_codes(own: nn.Module, apart: nn.Module, frozen: Tensors, bits: int) -> None:

@@ -127,16 +127,18 @@ def _bytes_a_weight(c: Any) -> int:
 def only_reads(c: Any) -> bool:
     """Whether nobody writes to the weights of a model from files, which may be read where they lie.
 
-    So of a streamed model, and of one whose gradients are had a block at a time.
+    So of a streamed model, and of one whose gradients are had a block at a time or whose score is
+    had from forward passes, whatever competes.
     """
     if not why_unstreamed(c):
         return True
     wanted = {key: _WANTED[key] for key in _WANTED if key not in _CHOOSING}
     wanted |= {"method": followed_method(c), "shrink": ("never", "end")}
-    there = _is_from_files(c) and not trains(c)
+    score = scores_of(c.plugin)[c.score]
     return (
-        there
-        and scores_in_parts(c)
+        _is_from_files(c)
+        and not trains(c)
+        and (scores_in_parts(c) or is_forward_only(score))
         and not any(wrong for _, wrong, *_ in only(c, True, "", **wanted))
     )
 
@@ -156,13 +158,26 @@ def scores_in_parts(c: Any) -> bool:
 
     What `--gradient-blocks` does where what clients send of a tensor depends on no other one.
     """
-    if not c.gradient_blocks or prunes_in_parts(c):
-        return bool(c.gradient_blocks)
+    return bool(c.gradient_blocks and not why_at_once(c))
+
+
+def why_at_once(c: Any) -> str:
+    """Why gradients of all blocks are asked for in one question all the same; "" where not."""
+    if prunes_in_parts(c):
+        return ""
     score, combine = scores_of(c.plugin)[c.score], combines_of(c.plugin)[c.combine]
     summed = is_by_block(score) and not score.remembers and score.makes_up is None
     plain = {**_PLAIN, "method": followed_method(c)}
-    alike = all(getattr(c, key) == value for key, value in plain.items())
-    return summed and combine.pooled and alike and not trains(c)
+    reasons = {
+        "clients train all weights": trains(c) and c.adapters == "none",
+        f"--score {c.score}": not summed,
+        f"--combine {c.combine}": not combine.pooled,
+        **{
+            f"--{key.replace('_', '-')} {getattr(c, key)}": getattr(c, key) != plain[key]
+            for key in plain
+        },
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
 
 
 def waits(c: Any) -> bool:

@@ -80,14 +80,26 @@ def save_transformer(model: Any, folder: Path, config: Data) -> None:
         path.chmod(0o644)  # safetensors writes it for its owner only
 
 
+def in_brought_type(model: Any, config: Data) -> Any:
+    """The model as it is, or a copy of it in the type of the weights that the user brought."""
+    dtype = dtype_of(config)
+    if not is_brought(config) or all(p.dtype == dtype for p in model.parameters()):
+        return model
+    return rounded(copy.deepcopy(model), dtype)
+
+
 def rounded(model: Any, dtype: torch.dtype) -> Any:
     """The model in a type, or as it is where a weight would not be finite any more in it.
 
-    Zeros stay zeros; every other weight is the nearest number of that type.
+    Zeros stay zeros; every other weight is the nearest number of that type. What no file holds
+    (frequencies of positions) stays as it is, as where `transformers` reads the weights.
     """
-    floats = [t for t in model.state_dict().values() if t.is_floating_point()]
-    fits = all(bool(t.to(dtype).isfinite().all()) for t in floats)
-    return model.to(dtype) if fits else model
+    state = model.state_dict(keep_vars=True).values()
+    floats = [t for t in state if t.is_floating_point()]
+    if all(bool(t.to(dtype).isfinite().all()) for t in floats):
+        for t in floats:
+            t.data = t.data.to(dtype)
+    return model
 
 
 def give_back(config: Data, folder: Path, tokenizer: Any, settings: Any) -> None:

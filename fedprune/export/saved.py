@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedprune.codec.coded_file import CODED_NAME, HALVES, from_coded
 from fedprune.codec.tensor_file import tensor_file
-from fedprune.export.brought import give_back, save_transformer
+from fedprune.export.brought import give_back, in_brought_type, save_transformer
 from fedprune.export.card import write_card
 from fedprune.export.config_keys import Unplain
 from fedprune.export.hf_config import plain_model
@@ -87,7 +87,7 @@ def load_tensors(model: nn.Module, folder: Path, *, as_saved: bool = False) -> N
     Raises:
         ValueError: names or shapes differ; the folder is named.
     """
-    places = named_as_modules(tensors_in(folder))
+    places = named_as_modules(tensors_in(folder), model)
     if not places:
         raise FileNotFoundError(f"{folder / ONE_FILE}: gone")
     files, own = MappedFolder(places), model.state_dict(keep_vars=True)
@@ -161,7 +161,7 @@ def save_folder(model: nn.Module, folder: Path, origin: Mapping[str, Any], text:
         save_transformer(plain, folder, config)
     else:
         with os_errors(folder):
-            save_model(model, str(folder / "model.safetensors"))
+            save_model(in_brought_type(model, config), str(folder / "model.safetensors"))
     for file in folder.glob("*.safetensors"):
         file.chmod(0o644)  # safetensors writes it for its owner only
     tokenizer = None if task.tokenizer is None else task.tokenizer(config)

@@ -132,7 +132,7 @@ def base_of(config: RunConfig, model: nn.Module) -> BaseModel | None:
     state = state_of(model)
     if not in_memory(state):
         return BaseModel(_digest_of_files(state), state)
-    if config.adapters != "none" and config.adapter_base != "float32":
+    if config.adapters != "none":
         state = frozen_for(config, model, layout_for(config, model), state)
     name = digest(state)
     found = _HERE.get(name)
@@ -152,7 +152,8 @@ def _in_files(config: RunConfig, model: nn.Module, name: str) -> Tensors | None:
     if not only_reads(config):
         return None
     try:
-        files = MappedFolder(named_as_modules(tensors_in(Path(place_of(config.model)))), name)
+        there = tensors_in(Path(place_of(config.model)))
+        files = MappedFolder(named_as_modules(there, model), name)
         lazy, state = tensors_over(model, files), state_of(model)
     except (OSError, ValueError):  # such as weights in another format
         return None

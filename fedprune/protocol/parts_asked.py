@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from fedprune.config import RunConfig
-from fedprune.config.streamed import scores_in_parts
+from fedprune.config.streamed import scores_in_parts, why_at_once
 from fedprune.learning.options import trains
 from fedprune.protocol.held_weights import has_base
 from fedprune.scores.score import Score
@@ -33,6 +33,22 @@ def asked_at_once(
     few = few or (score.step is not None and _sums_in_parts(config, layout))
     return _few(layout) if few else [()]
 
+
+def at_once_words(config: RunConfig, layout: Layout) -> str:
+    """What it takes where gradients a block at a time are asked for all at once; "" where not."""
+    why = why_at_once(config) or ("" if has_base(config) else "its weights are sent")
+    if not (config.gradient_blocks and why):
+        return ""
+    more = BYTES_AT_ONCE * sum(layout.shapes[n].numel() for n in layout.prunable) / 1e9
+    return (
+        f"--gradient-blocks asks for all gradients at once ({why}): up to {more:.2g} GB more "
+        "memory than in parts"
+    )
+
+
+BYTES_AT_ONCE = 16
+"""Bytes for each prunable weight, in one process: a client's sums in float32, as they are sent, and
+the server's in float64."""
 
 IN_PARTS_FROM = 2**20
 """Parameters of a model whose Σ x xᵀ, 25 to 40 bytes for each where all are asked for at once, are

@@ -15,6 +15,7 @@ from fedprune.methods.catalog import FOLLOWING, method_name, method_of
 from fedprune.options.refusal import counted
 from fedprune.protocol.held_weights import brings_weights
 from fedprune.protocol.messages import Question
+from fedprune.protocol.parts_asked import at_once_words
 from fedprune.protocol.votes import vote_words
 from fedprune.records.previous import data_gone
 from fedprune.records.staying import staying_kinds, staying_summary, uncut, uncut_summary
@@ -126,6 +127,7 @@ class Screen:
         warnings = [
             *layout.notes,
             *([] if config is None else [uncut_summary(uncut(config, layout))]),
+            *([] if config is None else [at_once_words(config, layout)]),
         ]
         for text in filter(None, warnings):
             self.line(f"  warning     {text}", "yellow")

@@ -147,15 +147,38 @@ _ON_DISK = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 _Held = TypeVar("_Held")
 
 
-def named_as_modules(held: Mapping[str, _Held]) -> dict[str, _Held]:
-    """What files hold by name, under the names of the modules here: Mixtral has others on disk."""
+def named_as_modules(held: Mapping[str, _Held], model: nn.Module) -> dict[str, _Held]:
+    """What files hold by name, under the names in the model.
+
+    Mixtral, GPT-NeoX and ViT have others on disk, as `transformers` says, which renames them when
+    it reads and writes.
+    """
+    own = model.state_dict(keep_vars=True).keys()
+    renamings = [] if held.keys() <= own else _renamings(model)
 
     def named(name: str) -> str:
+        there = name
+        for renaming in renamings:
+            there = renaming.rename_source_key(there)[0]
+        if name not in own and there in own:
+            return there
         mixed = name.replace(".block_sparse_moe.", ".mlp.")
         found = re.fullmatch(r"(.*\.experts\.\d+)\.(w[123])\.weight", mixed)
         return mixed if found is None else f"{found[1]}.{_ON_DISK[found[2]]}.weight"
 
     return {named(name): value for name, value in held.items()}
+
+
+def _renamings(model: nn.Module) -> list[Any]:
+    """How `transformers` renames what a file of this model holds, one after the other."""
+    if not hasattr(model, "save_pretrained"):
+        return []
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming
+
+    known: Any = model
+    found = get_model_conversion_mapping(known, add_legacy=False)
+    return [renaming for renaming in found if isinstance(renaming, WeightRenaming)]
 
 
 _PART = re.compile(rf"(.*\.{EXPERTS})\.\d+\.(gate|up|down)_proj\.weight")

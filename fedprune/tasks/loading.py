@@ -16,11 +16,11 @@ from fedprune.structure.experts import named_as_modules, with_experts
 from fedprune.structure.families.catalog import SMALL_MODELS
 from fedprune.structure.families.family import Need
 from fedprune.tasks.brought import notes_of_files
-from fedprune.tasks.fetching import bounded_by_files, from_pretrained, type_of
+from fedprune.tasks.fetching import bounded_by_files, from_pretrained, saved_type, type_of
 from fedprune.tasks.gguf_models import note_of
 from fedprune.tasks.hub import quiet
 from fedprune.tasks.pretrained import place_of
-from fedprune.tensors.models import NOTES
+from fedprune.tensors.models import NOTES, SAVED_TYPE
 
 if TYPE_CHECKING:
     from fedprune.tasks.options import Data
@@ -164,7 +164,7 @@ def _streamed(config: Data, need: Need) -> nn.Module | None:
     try:
         with quiet(), bounded_by_files(folder):
             model = without_weights(lambda: with_experts(auto.from_config(settings, dtype=kept)))
-            BlockStream(model, MappedFolder(named_as_modules(tensors_in(folder))))
+            BlockStream(model, MappedFolder(named_as_modules(tensors_in(folder), model)))
     except Exception as error:  # what a config asks for may raise anything
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         if getattr(config, "stream", "") == "on":
@@ -181,6 +181,9 @@ def _fetched(config: Data, need: Need) -> Any:
     if need.purpose in CLASSIFYING:
         how |= {"num_labels": need.classes, "ignore_mismatched_sizes": True}
     model, about = from_pretrained(auto, config.model, config.task, **how)
+    saved = saved_type(config.model, config.task)
+    if saved.itemsize < type_of(config).itemsize:
+        setattr(model, SAVED_TYPE, saved)
     classifies = need.purpose in CLASSIFYING
     setattr(model, NOTES, notes_of_files(model, about, config.model, need, classifies=classifies))
     return model

@@ -54,7 +54,8 @@ def partition(config: Data, column: str, columns: Mapping[str, Sequence[Any]]) -
     rows = len(next(iter(columns.values())))
     values = list(columns[column]) if column else []
     gen = np.random.default_rng(derive(config.seed, "split") % 2**31)
-    allowed = f"at least {FEWEST_ROWS} rows each (fewer clients, or a larger alpha)"
+    needed = f"at least {FEWEST_ROWS} rows each, of which some are held out"
+    allowed = f"{needed} ({_instead(config, rows)})"
     try:
         if config.clients > rows and config.split in ("dirichlet", "shards"):
             raise ValueError("more partitions than rows")
@@ -68,10 +69,18 @@ def partition(config: Data, column: str, columns: Mapping[str, Sequence[Any]]) -
     small = min(map(len, dealt))
     if config.split != "natural" and small < FEWEST_ROWS:
         raise ValueError(
-            f"clients={config.clients}: the smallest partition would hold {counted(small, 'row')}; "
-            f"allowed: {allowed}"
+            f"clients={config.clients}: of the {counted(rows, 'row')} of data one client would "
+            f"hold {small}; allowed: {allowed}"
         )
     return dealt
+
+
+def _instead(config: Data, rows: int) -> str:
+    """What gives every client enough rows."""
+    if rows < FEWEST_ROWS:
+        return "more data"
+    skewed = config.split == "dirichlet" and rows >= FEWEST_ROWS * config.clients
+    return f"fewer clients, or {'a larger alpha' if skewed else 'more data'}"
 
 
 _Rows = NDArray[np.int64]

@@ -58,8 +58,8 @@ def streams(config: Data) -> list[str]:
     shortest = min(map(len, joined))
     if shortest < FEWEST_SYMBOLS and config.split not in ("natural", ALL_ROWS):
         raise ValueError(
-            f"clients={config.clients}: the shortest partition would hold {shortest} characters; "
-            f"allowed: at least {FEWEST_SYMBOLS} each"
+            f"clients={config.clients}: one of them would hold {shortest} characters of text; "
+            f"allowed: at least {FEWEST_SYMBOLS} each (fewer clients, or more data)"
         )
     return joined
 

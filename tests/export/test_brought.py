@@ -1,5 +1,6 @@
 """What a user's folder brings comes back as it was, field by field."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from safetensors import safe_open
 import fedprune
 from fedprune import federate
 from fedprune.config import configure
+from fedprune.export.brought import rounded
 from fedprune.export.card import card
 from fedprune.export.exported_model import ExportedModel
 from fedprune.export.exporting import export
 from fedprune.protocol.origin import blank
 from fedprune.tensors.models import state_of
 from fedprune.tensors.named import digest
+from tests.families import family, forward
 
 GENERATION = {
     **{"bos_token_id": 0, "eos_token_id": [2, 1], "temperature": 0.7, "top_p": 0.9},
@@ -106,6 +109,21 @@ def test_every_file_and_the_type_come_back_in_every_form(played):
             assert torch.equal(value, state_of(result.model)[name].to(kind).float())
     for name, value in state_of(fedprune.load(run)).items():
         assert torch.equal(value, state_of(result.model)[name]), "the coded file is exact"
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma2", "gemma3"])
+def test_what_no_file_holds_is_not_rounded(name, tmp_path):
+    """Frequencies of positions, and the scale of Gemma's embeddings."""
+    model = copy.deepcopy(family(name).model).float()
+    before = {n: b.clone() for n, b in model.named_buffers()}
+    kept = {n: p.bfloat16() for n, p in model.named_parameters()}
+    found = rounded(model, torch.bfloat16)
+    assert before
+    assert all(torch.equal(b, before[n]) for n, b in found.named_buffers())
+    assert all(torch.equal(p, kept[n]) for n, p in found.named_parameters())
+    found.save_pretrained(tmp_path)
+    back = type(found).from_pretrained(tmp_path, dtype=torch.float32).eval()
+    assert torch.equal(forward(name, found.float()), forward(name, back))
 
 
 def test_what_was_saved_loads_when_the_user_s_folder_is_gone(played):

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from torch.utils._pytree import tree_leaves
 from fedprune import federate
 from fedprune.config.streamed import why_unstreamed
 from fedprune.methods import global_mask
+from fedprune.protocol.models import dense_model, layout_for
+from fedprune.protocol.parts_asked import at_once_words
 from fedprune.streaming.blocks import is_streamed
 from fedprune.streaming.filed import filed
 from fedprune.tensors.lazy import LazyTensors
@@ -22,6 +25,7 @@ from tests.streaming.saved import saved_model, untrained
 
 GRADUAL = {"schedule": "cubic", "rounds": 3, "end": 2}
 FEW = {"score_examples": 20, "batch_size": 8, "clients": 2}
+ADAPTED = {"adapters": "lora", "rank": 2, "local_steps": 1, "lr": 0.02}
 IN_PARTS = [
     {"score": "taylor", "scope": "row"},
     {"score": "fisher", "scope": "layer", "sparsity": 0.371, **GRADUAL},  # no whole numbers
@@ -48,6 +52,9 @@ IN_PARTS = [
     {"score": "taylor", "scope": "global", "unit": "neuron", "reduce": ("dead",)},
     {"score": "taylor", "scope": "global", "reduce": ("low-rank",)},
     {"score": "taylor", "scope": "global", "secure": "secagg", "clients": 3},
+    {"score": "taylor", "scope": "global", **ADAPTED, **GRADUAL},
+    {"score": "fisher", "scope": "row", **ADAPTED, "ranks": (1, 2), **GRADUAL},
+    {"score": "taylor", "scope": "global", "unit": "head-neuron", **ADAPTED, "shrink": "end"},
 ]
 
 
@@ -72,6 +79,7 @@ def test_what_is_asked_in_parts_makes_the_same_model(tmp_path, asked_about, chan
     assert set(asked_about) == {0}, "all tensors in one question"
     asked_about.clear()
     config = untrained(folder, **{**FEW, **changes}, gradient_blocks=True, stream="off")
+    assert not at_once_words(config, layout_for(config, dense_model(config)))
     in_parts = federate(config)
     assert len(asked_about) >= 3
     assert all(asked_about), "a block in each question"
@@ -95,14 +103,17 @@ def test_what_is_asked_in_parts_makes_the_same_model(tmp_path, asked_about, chan
         {"agreement": True, "scope": "global"},
         {"normalise": "l1", "scope": "global"},
         {"base": "sent", "scope": "global"},
-        {"adapters": "lora", "rank": 2, "local_steps": 1, "scope": "global"},
+        {"base": "sent", "scope": "row", **ADAPTED},
     ],
     ids=str,
 )
 def test_what_depends_on_all_tensors_is_asked_at_once(tmp_path, asked_about, changes):
     folder = saved_model(tmp_path / "base", "llama", torch.bfloat16)
-    federate(untrained(folder, **{**FEW, **changes}, score="taylor", gradient_blocks=True))
+    config = untrained(folder, **{**FEW, **changes}, score="taylor", gradient_blocks=True)
+    federate(config)
     assert set(asked_about) == {0}
+    said = at_once_words(config, layout_for(config, dense_model(config)))
+    assert re.match(r"--gradient-blocks asks for all .* \(.+\): up to 0.0004\d? GB more", said)
 
 
 class Alive(TorchDispatchMode):

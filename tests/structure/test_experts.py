@@ -3,7 +3,8 @@ import copy
 import pytest
 import torch
 from cutting import masked_model
-from families import EXPERTS, _built, family, forward
+from families import EXPERTS, FACTS, _built, family, forward
+from torch import nn
 
 from fedprune.export.config_keys import Unplain
 from fedprune.export.hf_config import plain_model
@@ -13,6 +14,7 @@ from fedprune.scores.inputs import inputs_of, rows_of
 from fedprune.scores.score import Probe
 from fedprune.selection.select import Unreachable, select
 from fedprune.selection.units import removable, unit_labels
+from fedprune.streaming.files import MappedFolder, tensors_in
 from fedprune.structure.cuts import edits_of
 from fedprune.structure.edits import Edit
 from fedprune.structure.experts import Expert, named_as_modules, with_experts
@@ -157,11 +159,22 @@ def test_files_of_mixtral_have_names_of_their_own():
     named = named_as_modules({
         "m.0.block_sparse_moe.experts.3.w2.weight": 1, "m.0.block_sparse_moe.gate.weight": 2,
         "m.0.mlp.experts.3.up_proj.weight": 3, "m.w1.weight": 4,
-    })  # fmt: skip
+    }, nn.Linear(1, 1))  # fmt: skip
     assert named == {
         "m.0.mlp.experts.3.down_proj.weight": 1, "m.0.mlp.gate.weight": 2,
         "m.0.mlp.experts.3.up_proj.weight": 3, "m.w1.weight": 4,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_what_transformers_writes_is_found_under_the_names_of_the_modules(name, tmp_path):
+    model = family(name).model
+    model.save_pretrained(tmp_path)
+    files = MappedFolder(named_as_modules(tensors_in(tmp_path), model))
+    own = dict(model.named_parameters())  # ties once, of which files hold one name
+    if name not in EXPERTS:  # on disk they are stacked
+        assert all(torch.equal(files.tensor(n), p) for n, p in own.items())
+    assert files.places.keys() <= model.state_dict().keys()
 
 
 def test_an_edit_that_is_none_is_refused():

@@ -104,9 +104,18 @@ def test_shards_give_a_client_two_runs_of_the_sorted_labels():
 
 @pytest.mark.parametrize("split", ["iid", "shards"])
 def test_a_partition_too_small_to_cut_in_three_is_refused(split):
-    message = r"clients=80: the smallest partition would hold \d rows; allowed: at least 10"
+    message = r"clients=80: of the 600 rows of data one client would hold \d; allowed: at least 10"
     with pytest.raises(ValueError, match=message):
         dealt(split, 80)
+
+
+@pytest.mark.parametrize(("rows", "what"), [(1, "more data"), (20, "fewer clients, or more data")])
+def test_a_file_of_too_few_lines_is_refused_with_what_lacks(rows, what):
+    config = tiny(task="shakespeare", split="iid", clients=3)
+    with pytest.raises(
+        ValueError, match=rf"the {rows} rows? of data .* at least 10 rows.*\({what}\)"
+    ):
+        partition(config, "", {"label": LABELS[:rows]})
 
 
 @pytest.mark.filterwarnings("ignore:The specified min_partition_size")
