@@ -1,8 +1,11 @@
 """What a run is said to take beforehand, against what it takes."""
 
 import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
 
-from fedprune import ConfigError, estimate
+from fedprune import ConfigError, estimate, federate, own_task
 from fedprune.commands.run import main
 from fedprune.library import estimating
 from tests.runs import TINY, played, tiny
@@ -71,6 +74,16 @@ def test_what_cannot_be_estimated_is_refused_in_a_line(options, words, capsys):
     told = capsys.readouterr().err
     assert words in told
     assert told.count("\n") == 1
+
+
+def test_a_task_of_this_program_is_estimated_too():
+    data = TensorDataset(torch.randn(60, 4), torch.arange(60) % 2)
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
+    options = {"clients": 3, "rounds": 2, "warmup": 0, "local_steps": 2}
+    found = estimate(own_task(net, data), **options)
+    summary = federate(own_task(net, data), **options).summary
+    assert found.parameters == summary["parameters"] == 86
+    assert found.traffic["bytes_up"] == pytest.approx(summary["bytes_up"], rel=0.05)
 
 
 def test_options_beside_a_configuration_are_refused():
