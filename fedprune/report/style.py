@@ -94,7 +94,7 @@ pre { margin: 0.5rem 0 1.5rem; padding: 0.8rem 1rem; overflow-x: auto; backgroun
   dl { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 1.5rem 1.25rem; }
   dd.value { font-size: 1.4rem; }
   th, td { padding-right: 1.1rem; }
-  .scroll :is(th, td):first-child { max-width: 42vw; white-space: normal; overflow-wrap: anywhere; }
+  .scroll .words:first-child { min-width: 7.5rem; max-width: 42vw; white-space: normal; overflow-wrap: anywhere; }
 }
 @media print {
   :root { color-scheme: light; }
