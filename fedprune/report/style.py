@@ -58,6 +58,7 @@ p + figure, .scroll + figure { margin-top: 2.5rem; }
 .plot * { stroke-linejoin: round; stroke-linecap: butt; }
 .plot text { font-family: inherit !important; }
 p + .scroll { margin-top: 1.25rem; }
+.scroll + .scroll { margin-top: 1.75rem; }
 .scroll { overflow-x: auto; max-width: 100%; }
 @media screen {
   /* A shade on the right, which paper covers where the table ends: there is more to scroll to. */
