@@ -101,7 +101,8 @@ def with_contents(text: str) -> str:
     names = dict[str, str]()
 
     def anchored(heading: re.Match[str]) -> str:
-        name = "section-" + re.sub(r"[^a-z]+", "-", heading[1].lower()).strip("-")
+        name = "section-" + re.sub(r"[^a-z0-9]+", "-", heading[1].lower()).strip("-")
+        name += f"-{len(names)}" if name in names else ""
         names[name] = heading[1]
         return f'<h2 id="{name}">{heading[1]}</h2>'
 

@@ -24,6 +24,7 @@ from fedprune.report.tables import (
     quality_table,
     results,
 )
+from fedprune.report.template import _CONTENTS, with_contents
 from fedprune.report.unpruned import shown_names
 from tests.report.pages import write_page
 
@@ -102,6 +103,14 @@ def test_the_page_asks_for_nothing(make_run):
     assert f"script-src 'sha256-{digest}';" in text
     assert not re.search(r"https?:|@import|url\((?!#)", text)
     assert "default-src 'none'" in text
+
+
+def test_headings_that_differ_in_a_number_or_not_at_all_have_ids_of_their_own():
+    page = with_contents(f"{_CONTENTS}<h2>Of 32</h2><h2>Of 200</h2><h2>Of 32</h2>")
+    links = re.findall(r'href="#([^"]+)">(.*?)<', page)
+    assert [words for _, words in links] == ["Of 32", "Of 200", "Of 32"]
+    assert [name for name, _ in links] == re.findall(r'<h2 id="([^"]+)"', page)
+    assert len(dict(links)) == 3
 
 
 @pytest.mark.slow
