@@ -30,7 +30,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "cut": {"task": "digits", "unit": "channel", "sparsity": 0.5, "shrink": "every"},
     "lora": {"adapters": "lora", "rounds": 8, "clients": 8, "model": "gpt2"},
     "noise": {"task": "digits", "model": "mlp", "dp": "example", "dp_noise": 1.0, "panel": 4},
-    "votes": {"task": "digits", "combine": "votes", "masks": "union", "model": "mlp"},
+    "votes": {"task": "digits", "combine": "votes", "model": "mlp"},
 }
 """The options of each run."""
 

@@ -4,10 +4,14 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
+from torch.utils.flop_counter import FlopCounterMode
 
 from fedprune import ConfigError, estimate, federate, own_task
+from fedprune.client.host import build_host
 from fedprune.commands.run import main
+from fedprune.engines.inline import inline_port
 from fedprune.library import estimating
+from fedprune.run import run_federated
 from tests.runs import TINY, played, tiny
 
 RUNS = [
@@ -40,6 +44,16 @@ def test_operations_are_those_of_every_step_and_example():
     one, two, three = (estimate(tiny(**keys, local_steps=n)).flops for n in (1, 2, 3))
     assert three - two == pytest.approx(two - one)
     assert two > one
+
+
+@pytest.mark.slow
+def test_operations_where_chance_draws_the_examples_of_a_step():
+    keys = {"dp": "example", "dp_noise": 1.0, "dp_rate": 0.02, "panel": 1}
+    config = tiny(model="mlp", rounds=2, warmup=0, end=2, local_steps=40, **keys)
+    said = estimate(config).flops
+    with FlopCounterMode(display=False) as counter:
+        run_federated(config, inline_port(build_host(config)))
+    assert said == pytest.approx(counter.get_total_flops(), rel=0.25)
 
 
 @pytest.mark.slow
