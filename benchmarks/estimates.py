@@ -28,7 +28,6 @@ ROWS: dict[str, dict[str, Any]] = {
     "secure": {"task": "digits", "model": "mlp", "secure": "secagg", "rounds": 12, "end": 8},
     "int8": {"task": "digits", "uplink": "int8", "baselines": ("dense",)},
     "cut": {"task": "digits", "unit": "channel", "sparsity": 0.5, "shrink": "every"},
-    "lora": {"adapters": "lora", "rounds": 8, "clients": 8, "model": "gpt2"},
     "noise": {"task": "digits", "model": "mlp", "dp": "example", "dp_noise": 1.0, "panel": 4},
     "votes": {"task": "digits", "combine": "votes", "model": "mlp"},
 }
