@@ -1,6 +1,6 @@
 """What `--dry-run` says beforehand, and what the run then takes: bytes, operations, memory, time.
 
-    python benchmarks/estimates.py [--rows digits,default,one-shot,heterofl,secure,int8]
+    python benchmarks/estimates.py [--rows digits,default,one-shot,...]
 
 Each run takes place three times in a process of its own: rehearsed, run (its time is that of the
 processor from the built model to the written report, its memory what is resident at the peak), and
@@ -27,6 +27,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "heterofl": {"task": "digits", "method": "heterofl"},
     "secure": {"task": "digits", "model": "mlp", "secure": "secagg", "rounds": 12, "end": 8},
     "int8": {"task": "digits", "uplink": "int8", "baselines": ("dense",)},
+    "cut": {"task": "digits", "unit": "channel", "sparsity": 0.5, "shrink": "every"},
+    "noise": {"task": "digits", "model": "mlp", "dp": "example", "dp_noise": 1.0, "panel": 4},
+    "votes": {"task": "digits", "combine": "votes", "model": "mlp"},
 }
 """The options of each run."""
 

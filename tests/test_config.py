@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, reject
 from hypothesis import strategies as st
 
-from fedprune import TASKS, ConfigError
+from fedprune import TASKS, ConfigError, RunConfig
 from fedprune.config import configure, from_flower, from_toml, overridden, to_toml
 from fedprune.learning.optimizers import OPTIMIZERS
 from fedprune.scores.catalog import SCORES, scores_of
@@ -31,7 +31,7 @@ def refused(given_: dict[str, Any]) -> str:
 UNKNOWN = [
     ("sparcity", "sparsity"),
     ("local-step", "local-steps"),
-    ("local_step", "local-steps"),
+    ("local_step", "local_steps"),
     ("cohorts", "cohort"),
 ]
 
@@ -39,8 +39,16 @@ UNKNOWN = [
 @pytest.mark.parametrize(("key", "near"), UNKNOWN)
 def test_an_unknown_key_is_named_with_the_nearest(key, near):
     line = refused({key: 1})
-    assert line.startswith(f"{key.replace('_', '-')}=1: no such key; nearest: {near}; ")
+    assert line.startswith(f"{key}=1: no such key; nearest: {near}; ")
     assert "--help" in line
+
+
+@pytest.mark.parametrize(
+    ("key", "near"), [("local_step", "local_steps"), ("minclients", "min_clients")]
+)
+def test_python_is_told_names_as_it_writes_them(key, near):
+    with pytest.raises(ConfigError, match=f"^{key}=1: no such key; nearest: {near}; "):
+        RunConfig(**{key: 1})
 
 
 TYPES = [

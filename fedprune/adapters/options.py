@@ -17,8 +17,8 @@ class Adapting(Section):
 
     adapters: Literal["none", "lora"] = option(
         "adapters",
-        "lora: the weights are frozen and pruned, and of the clients' training only low-rank "
-        "factors are sent, W∘M + lora-alpha/rank · (BA)∘M",
+        "lora: freeze and prune the weights, and train and send low-rank factors only: W∘M + "
+        "lora-alpha/rank · (BA)∘M",
         "none",
     )
     rank: int | None = option(
@@ -31,41 +31,40 @@ class Adapting(Section):
     )
     ranks: tuple[int, ...] = option(
         "adapters",
-        "ranks of the clients' own factors: client k has the one at k modulo their number "
-        "(with --budget: the one that its device has room for)",
+        "ranks of the clients' own factors: client k has entry k modulo their number (with "
+        "--budget: the one that fits its device)",
         (),
         when=_ON,
         strict=False,
     )
     adapter_mean: Literal["factors", "products", "stack"] | None = option(
         "adapters",
-        "how clients' factors become one: the mean of A and that of B; the mean of BA, by its "
-        "largest singular values (FlexLoRA); all of them side by side (FLoRA) (default: factors, "
-        "with --ranks products)",
+        "factors: mean of A and mean of B; products: mean of BA, by its largest singular values "
+        "(FlexLoRA); stack: all factors side by side (FLoRA) (default: factors, with --ranks "
+        "products)",
         when=_ON,
         derived=lambda c: "products" if c.ranks else "factors",
     )
     lora_alpha: float | None = option(
         "adapters",
-        "the factors' product is added times this over the rank (default: twice the rank)",
+        "scale of the factors' product, divided by the rank (default: twice the rank)",
         when=_ON,
         derived=lambda c: 2.0 * (c.rank or 0),
         gt=0,
     )
     targets: tuple[str, ...] = option(
         "adapters",
-        "layers that get factors: last parts of their paths, or regular expressions of whole paths "
-        "(default: the projections of attention and feed-forward layers; of other models every "
-        "linear layer that is prunable)",
+        "layers that get factors: last parts of their names, or regular expressions of whole "
+        "names (default: attention and feed-forward projections; of other models all prunable "
+        "linear layers)",
         (),
         when=_ON,
         strict=False,
     )
     adapter_base: Literal["float32", "int8", "int4"] = option(
         "adapters",
-        "the frozen weights of layers with factors: as they are, or rounded before round one to "
-        "codes of 8 or 4 bits, in groups of 64 inputs, of which clients restore a layer's weight "
-        "while it computes",
+        "frozen weights of layers with factors: float32, or rounded before round one to codes "
+        "of 8 or 4 bits in groups of 64 inputs; clients restore one layer at a time",
         "float32",
         when=_ON,
     )

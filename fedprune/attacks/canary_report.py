@@ -19,7 +19,7 @@ NOISES = (0.3, 1.0, 2.2, 4.0)
 """Noise multipliers that are audited."""
 
 BROKEN: dict[str, dict[str, Any]] = {
-    "as it is": {},
+    "intact": {},
     "without noise": {"noise": 0.0},
     "without clipping": {"clipping": False},
 }

@@ -120,7 +120,7 @@ def membership_findings(found: Sequence[Attacked], what: str) -> tuple[Passage, 
     text = (
         what,
         f"{models} models, each trained on a random half of the examples: the half is its members. "
-        "Attacked is each of them in turn, by LiRA (Carlini et al. 2022, offline: how sure is the "
+        "Each of them in turn is attacked by LiRA (Carlini et al. 2022, offline: how sure is the "
         "model of an example, compared with the other models that did not see it?) and by one "
         "threshold on how sure it is, for all examples (Yeom et al. 2018).",
         HOW,

@@ -20,9 +20,9 @@ class Wire(Section):
     )
     base: Literal["auto", "held", "sent"] = option(
         "wire",
-        "weights of a pretrained model that clients have from the same files: held, so that only "
-        "what differs is sent, or sent; held also spares the first "
-        "weights of a model from scratch, which clients make by the seed",
+        "held: a client reads a pretrained model's weights from its own copy of the files and "
+        "is sent what differs; of a model from scratch it makes the first weights by the seed; "
+        "sent: all weights are sent; auto: held for pretrained models and with --adapters",
         "auto",
     )
     uplink: str | None = option(
@@ -31,11 +31,11 @@ class Wire(Section):
         names=NameTable("fedprune.codec.wire", "UPLINK_TYPES"),
     )
     error_feedback: bool = option(
-        "wire", "clients add to what they send what rounding kept back before", False
+        "wire", "clients keep what rounding took from a change and add it to the next one", False
     )
     score_wire: str = option(
         "wire",
         "type of the statistics on the wire",
         "fp32",
-        names=NameTable("fedprune.codec.wire", "SCORE_TYPES"),
+        names=NameTable("fedprune.codec.wire", "SCORE_SUMMARIES"),
     )

@@ -42,6 +42,13 @@ SCORE_TYPES = {"fp32": "fp32", "fp16": "fp16-scaled", "log8": "log8"}
 """Types of statistics, and what they are on the wire. Their range is wide and their scale is
 nobody's choice, so 16 bits are of values divided by the largest."""
 
+SCORE_SUMMARIES = {
+    "fp32": "float32",
+    "fp16": "float16 of values divided by the largest",
+    "log8": "8 bits: sign and logarithm of values divided by the largest",
+}
+"""A line about each type of statistics."""
+
 _LEVELS = 126
 _OCTAVES = 42.0
 

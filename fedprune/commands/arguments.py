@@ -16,6 +16,7 @@ from fedprune.config.privacy_matrix import matrix
 from fedprune.config.rules import names_of
 from fedprune.methods.catalog import check_method, methods_of
 from fedprune.options.refusal import ConfigError, named
+from fedprune.options.values import as_text
 from fedprune.records.resumed import resumed_config, text_at
 from fedprune.tasks.catalog import tasks_of
 
@@ -88,7 +89,7 @@ def _about(name: str, value: Any) -> str:
         source = getattr(value, "source", "")
         return f"{summary} [{source}]" if source else str(summary)
     if callable(value):
-        return f"torch.optim, {name}"
+        return str(value.__doc__ or name).splitlines()[0].rstrip(".")
     return str(value).removeprefix("torch.")
 
 
@@ -98,7 +99,9 @@ def _methods(plugin: str) -> dict[str, str]:
     for name, method in methods_of(plugin).items():
         lines[name] = f"{method.summary} [{method.source}]"
         for key, field in method.options.model_fields.items():
-            lines[f"  {name}: {key}"] = f"{field.description} (default: {field.default})"
+            default = as_text(field.default)
+            told = "none" if default == "" else default
+            lines[f"  {name}: {key}"] = f"{field.description} (default: {told})"
     return lines
 
 

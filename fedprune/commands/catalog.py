@@ -53,7 +53,7 @@ COMMANDS: dict[str, Command] = {
         _of("new"),
     ),
     "analyse": Command(
-        "Redundancy of a model: spectra, duplicates, dead units, and paths that could be one.",
+        "Redundancy of a model: spectra, duplicates, dead units, layers that could be merged.",
         """\
   fedprune analyse runs/one
   fedprune analyse runs/one --energy 0.99 --json redundancy.json
@@ -96,13 +96,13 @@ COMMANDS: dict[str, Command] = {
         _of("export"),
     ),
     "devices": Command(
-        "Certificates, SuperLink, SuperNodes and runs of Flower on devices, by its own commands.",
+        "Runs Flower's commands for devices: certificates, SuperLink, SuperNodes, runs.",
         EXAMPLES,
         device_options,
         _of("devices"),
     ),
     "study": Command(
-        "Runs for every combination of values, and one page, tables and results.csv of them.",
+        "Plays a run for every combination of values; writes one page, tables and results.csv.",
         """\
   fedprune study simulations/studies/digits.toml --out runs/digits-study
   fedprune study my.toml --out runs/mine --dry-run
@@ -113,7 +113,7 @@ COMMANDS: dict[str, Command] = {
         _of("study"),
     ),
     "compare": Command(
-        "The page of a study, of runs that are there.",
+        "Compares finished runs on a page like a study's.",
         """\
   fedprune compare runs/one runs/two runs/three --out runs/compared
   fedprune compare runs/seed-* --by score --out runs/compared

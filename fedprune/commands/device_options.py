@@ -16,12 +16,12 @@ EXAMPLES = """\
 """
 
 _SUMMARIES = {
-    "certificates": "A certificate authority, the server's certificate, keys of devices.",
-    "superlink": "Starts Flower's SuperLink, which devices and runs meet at.",
+    "certificates": "Makes a certificate authority, the server's certificate and keys of devices.",
+    "superlink": "Starts Flower's SuperLink, to which devices and runs connect.",
     "node": "Starts Flower's SuperNode: this machine as a device with data of its own.",
     "register": "Tells the SuperLink the public key of a device.",
-    "run": "Runs this app on the devices of a SuperLink, and says by its code what came of it.",
-    "status": "What came of a run, and how it goes on. 0: it ended as asked; 1: it did not.",
+    "run": "Runs this app on the devices of a SuperLink; the exit code says if it succeeded.",
+    "status": "State of a run and how to continue it. Exit code 0: it ended as asked; 1: not.",
 }
 
 
@@ -55,9 +55,7 @@ def _between(least: int, most: int) -> Callable[[str], int]:
 
 
 def _folder(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "folder", metavar="FOLDER", help="certificates and keys, as `devices certificates` made it"
-    )
+    parser.add_argument("folder", metavar="FOLDER", help="folder that `devices certificates` made")
 
 
 def _client(parser: ArgumentParser) -> None:

@@ -16,7 +16,7 @@ from fedprune.runtime.ending import BAD_INPUT, ended, report_error
 from fedprune.runtime.version import RELEASE
 
 PROGRAM = "fedprune"
-_RUN, _SUMMARY = "run", "prune a model on simulated clients"
+_RUN, _SUMMARY = "run", "Prunes a model on simulated clients."
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """What a disk says that takes no more."""

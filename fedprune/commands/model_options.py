@@ -22,7 +22,7 @@ MODEL_HELP = (
 def add_subject(parser: ArgumentParser) -> None:
     """Put the arguments that `chosen_subject` reads on a command's parser."""
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    parser.add_argument("--task", metavar="NAME", help="what a pretrained model is for")
+    parser.add_argument("--task", metavar="NAME", help="task of a pretrained model")
     parser.add_argument(
         "--data", metavar="PATH", help="the file or folder of a task that reads one"
     )
@@ -30,7 +30,7 @@ def add_subject(parser: ArgumentParser) -> None:
     parser.add_argument("--text-column", metavar="NAME", help="column of the text in --data")
     parser.add_argument("--label-column", metavar="NAME", help="column of the class in --data")
     parser.add_argument("--length", metavar="N", type=int, help="tokens of an example of text")
-    text = "Python file with the model's task (one that a folder names is not run)"
+    text = "Python file with the model's task (a file that a run's folder names is never executed)"
     parser.add_argument("--plugin", metavar="FILE", help=text)
 
 
@@ -66,22 +66,22 @@ def analyse_options(parser: ArgumentParser) -> None:
         type=_part,
         default=0.9,
         metavar="PART",
-        help="part of a matrix's sum of squares that ranks are given for (0.9)",
+        help="ranks are those that hold this part of a matrix's sum of squares (0.9)",
     )
     parser.add_argument(
         "--similar",
         type=_part,
         default=0.95,
         metavar="COSINE",
-        help="least cosine, in size, that is called similar (0.95)",
+        help="smallest absolute cosine that counts as similar (0.95)",
     )
     parser.add_argument(
         "--inputs",
         action=BooleanOptionalAction,
         default=True,
-        help="sum what goes into the layers over every partition's training data",
+        help="collect sums of layer inputs on every partition's training data",
     )
-    parser.add_argument("--json", metavar="FILE", help="write all of it there too")
+    parser.add_argument("--json", metavar="FILE", help="also write the results to FILE")
 
 
 def measure_options(parser: ArgumentParser) -> None:
@@ -90,13 +90,13 @@ def measure_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--baseline",
         metavar="MODEL",
-        help="what it is held against (default: the dense model of the same configuration)",
+        help="model to compare with (default: the dense model of the same configuration)",
     )
     for name, default, text in (
-        ("batch", 8, "examples in a pass that is timed"),
-        ("repeats", 20, "passes of each model that are timed, in turns"),
-        ("warmup", 3, "passes before them"),
-        ("threads", 1, "threads of torch meanwhile"),
+        ("batch", 8, "examples in a timed pass"),
+        ("repeats", 20, "timed passes of each model, the models in turns"),
+        ("warmup", 3, "untimed passes before those"),
+        ("threads", 1, "torch threads while timing"),
     ):
         parser.add_argument(
             f"--{name}", type=_positive, default=default, metavar="N", help=f"{text} ({default})"
@@ -114,7 +114,7 @@ def measure_options(parser: ArgumentParser) -> None:
         "--quality",
         action=BooleanOptionalAction,
         default=True,
-        help="measure on the test split what no run's summary tells",
+        help="measure quality on the test split where no run's summary has it",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
 
@@ -133,14 +133,14 @@ def audit_options(parser: ArgumentParser) -> None:
         type=_shadows,
         default=0,
         metavar="N",
-        help="also attack by LiRA, with N models of the run's task that are trained for it (0)",
+        help="also attack by LiRA with N shadow models, trained on the run's task (0)",
     )
     parser.add_argument(
         "--canaries",
         type=_canaries,
         default=1000,
         metavar="N",
-        help="canary clients that the run's noised sums are made with again (1000)",
+        help="canary clients with which the run's noised sums are repeated (1000)",
     )
 
 
@@ -158,30 +158,30 @@ def export_options(parser: ArgumentParser) -> None:
         "--type",
         choices=list(GGUF_SUMMARIES),
         type=str.lower,
-        help=f"of the matrices under --to gguf (default: as the weights were brought). {types}",
+        help=f"type of matrices with --to gguf (default: as the weights came). {types}",
     )
     parser.add_argument("--quantise", choices=list(PRECISIONS), help=kinds)
     parser.add_argument(
-        "--group", type=int, metavar="N", help="inputs that share a scale (default 64)"
+        "--group", type=int, metavar="N", help="number of inputs that share a scale (default 64)"
     )
     parser.add_argument(
         "--asymmetric",
         action="store_true",
-        help="a zero point for every group, for int8 and int4",
+        help="use a zero point in every group, for int8 and int4",
     )
     ways = "; ".join(f"{name}: {words}" for name, words in QUANTISED_BY.items())
     parser.add_argument(
         "--quantise-by",
         choices=list(QUANTISED_BY),
         default=ROUNDING,
-        help=f"what the codes of int8 and int4 are chosen by (default: {ROUNDING}). {ways}",
+        help=f"how the codes of int8 and int4 are chosen (default: {ROUNDING}). {ways}",
     )
 
 
 def study_options(parser: ArgumentParser) -> None:
     """Put the arguments of ``fedprune study`` on its parser."""
     parser.add_argument("file", metavar="FILE", help="TOML: [base] keys, [grid] lists of values")
-    parser.add_argument("--out", metavar="DIR", required=True, help="where everything goes")
+    parser.add_argument("--out", metavar="DIR", required=True, help="folder of the study")
     parser.add_argument(
         "--jobs", type=_positive, metavar="N", help="runs at once (default: one a processor)"
     )
@@ -189,8 +189,8 @@ def study_options(parser: ArgumentParser) -> None:
         "--ray-address",
         metavar="ADDRESS",
         default="",
-        help="play the runs on the nodes of the Ray cluster there, which all see DIR (HOST:PORT, "
-        "or auto: the one whose head is on this machine)",
+        help="play the runs on the nodes of this Ray cluster, which must all see DIR "
+        "(HOST:PORT, or auto: the cluster whose head is on this machine)",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="check the file and list the runs, play none"
@@ -200,12 +200,12 @@ def study_options(parser: ArgumentParser) -> None:
 def compare_options(parser: ArgumentParser) -> None:
     """Put the arguments of ``fedprune compare`` on its parser."""
     parser.add_argument("runs", metavar="RUN", nargs="+", help="folders of finished runs")
-    parser.add_argument("--out", metavar="DIR", required=True, help="where the page goes")
+    parser.add_argument("--out", metavar="DIR", required=True, help="folder of the page")
     parser.add_argument(
-        "--by", metavar="KEY", default="", help="the key whose values are compared (default: all)"
+        "--by", metavar="KEY", default="", help="option whose values are compared (default: all)"
     )
 
 
 def new_options(parser: ArgumentParser) -> None:
     """Put the arguments of ``fedprune new`` on its parser."""
-    parser.add_argument("folder", metavar="DIR", help="where it goes; the app has its name")
+    parser.add_argument("folder", metavar="DIR", help="folder of the app, which gets its name")

@@ -7,6 +7,7 @@ import functools
 import re
 import types
 import typing
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from pydantic.fields import FieldInfo
@@ -38,13 +39,21 @@ SHOWN_FIRST = (
 """The options that ``--help`` shows; ``--help-all`` shows all."""
 
 
+class _Lines(argparse.RawDescriptionHelpFormatter):
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        """A switch as its two names alone: that it may take true or false is for files' sake."""
+        if isinstance(action, _Flag):
+            return ", ".join(action.option_strings)
+        return super()._format_action_invocation(action)
+
+
 class _Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
         """The first options, the ways to begin, and in which groups the others are."""
         groups = [g for g in self._action_groups if g.title and g._group_actions]
         first = [a for key in SHOWN_FIRST for a in self._actions if a.dest == key]
         text = self.formatter_class(prog=self.prog)
-        text.add_usage("%(prog)s [OPTION VALUE]...", [], [])
+        text.add_usage(self.usage, [], [])
         text.add_text(self.description)
         for title, actions in (("options", first), ("to begin", groups[0]._group_actions)):
             text.start_section(title)
@@ -71,31 +80,36 @@ def run_parser(program: str = "run.py") -> argparse.ArgumentParser:
     """Options in the groups of the schema; only those given are in the result."""
     out = _Parser(
         prog=program,
+        usage="%(prog)s [OPTION VALUE]...",
         description="Federated pruning of a model on clients simulated by Flower and Ray.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Lines,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
         add_help=False,
     )
     # argparse takes "-1e-3" for an option, if it is not told that this is a number.
     out._negative_number_matcher = re.compile(r"^-\.?\d")
-    out.add_argument("-h", "--help", action="help", help="the options that matter most, and leave")
-    out.add_argument("--help-all", action=_HelpAll, help="every option, by group, and leave")
-    out.add_argument("--config", metavar="FILE", help="TOML file of options; the command line wins")
-    out.add_argument("--resume", metavar="DIR", help="go on with the run in this folder")
+    out.add_argument("-h", "--help", action="help", help="show the options that matter most")
+    out.add_argument("--help-all", action=_HelpAll, help="show every option, by group")
+    out.add_argument(
+        "--config", metavar="FILE", help="TOML file of options; the command line overrides it"
+    )
+    out.add_argument("--resume", metavar="DIR", help="continue the run in this folder")
     out.add_argument(
         "--resume-anyway",
         action="store_true",
-        help="go on although configuration, data, plug-in or versions are not as they were",
+        help="continue although configuration, data, plug-in or versions have changed",
     )
     out.add_argument(
         "--dry-run",
         action="store_true",
-        help="say what the run would take of bytes, operations, memory and time, and leave",
+        help="estimate the run's bytes, operations, memory and time, without running it",
     )
     out.add_argument(
-        "--seeds", metavar="N-M", help="a run for each of these seeds, and one page about them"
+        "--seeds",
+        metavar="N-M",
+        help="a run for each of these seeds, and one page that compares them",
     )
     out.add_argument(
         "--list",
@@ -194,19 +208,23 @@ def _kind(annotation: Any, key: str) -> dict[str, Any]:
     """How an option looks; every value is text here, which the schema reads and checks."""
     if annotation is bool:
         return {"action": _Flag}
-    union = isinstance(annotation, types.UnionType)
+    union = typing.get_origin(annotation) in (types.UnionType, typing.Union)
     kinds = typing.get_args(annotation) if union else (annotation,)
     if key in _TABLES:
         return {"action": _Pairs, "metavar": " ".join(_TABLES[key])}
-    if key in {"unit_shape", "blend_grid"}:
-        return {"metavar": "N,M" if key == "unit_shape" else "X,..."}
-    if any(typing.get_origin(kind) is tuple for kind in kinds):
-        return {"metavar": "NAME,..."}
-    if int in kinds or float in kinds:
-        return {"metavar": "N" if int in kinds else "X"}
-    if typing.get_origin(annotation) is typing.Literal:
-        return {"metavar": "|".join(typing.get_args(annotation))}
-    return {"metavar": key.upper() if key in {"task", "score"} else "NAME"}
+    if key == "unit_shape":
+        return {"metavar": "N,M"}
+    lists = [kind for kind in kinds if typing.get_origin(kind) is tuple]
+    if lists:
+        return {"metavar": f"{_letter(typing.get_args(lists[0])) or 'NAME'},..."}
+    names = [n for k in kinds if typing.get_origin(k) is typing.Literal for n in typing.get_args(k)]
+    shown = "|".join(filter(None, [*names, _letter(kinds)]))
+    return {"metavar": shown or (key.upper() if key in {"task", "score"} else "NAME")}
+
+
+def _letter(kinds: Iterable[Any]) -> str:
+    """What stands for a number of one of these types; "" where none is one."""
+    return "N" if int in kinds else "X" if float in kinds else ""
 
 
 def values_given(arguments: list[str], program: str) -> dict[str, Any]:
@@ -260,5 +278,4 @@ def _stray(rest: list[str]) -> ConfigError:
         takes = "the options in --help-all"
         return ConfigError(f"{shown(rest[0])}: not an option; allowed: {takes}", "", takes)
     value = value if equals else next((word for word in rest[1:] if word[:2] != "--"), "")
-    refusal = no_such_key(name, value, AllOptions.model_fields)
-    return ConfigError(str(refusal), refusal.key, refusal.allowed)
+    return no_such_key(name, value, AllOptions.model_fields, dashed=True)

@@ -68,20 +68,29 @@ def refused(error: ErrorDetails, fields: Mapping[str, FieldInfo]) -> ConfigError
     if not name:
         return ConfigError(error["msg"].removeprefix("Value error, "))
     if name not in fields:
-        return no_such_key(name, error["input"], fields)
+        return no_such_key(name, error["input"], fields, dashed="-" in name)
     field, key = fields[name], name.replace("_", "-")
     takes = allowed(field)
     line = f"{key}={shown(error['input'])}: {_wrong(key, field, error)}; allowed: {takes}"
     return ConfigError(line, key, takes)
 
 
-def no_such_key(name: str, value: Any, fields: Mapping[str, FieldInfo]) -> ConfigError:
-    """The refusal of a key that is not in the schema, with the nearest that is."""
-    key, near = name.replace("_", "-"), get_close_matches(name.replace("-", "_"), fields, 1, 0.0)
+def no_such_key(
+    name: str, value: Any, fields: Mapping[str, FieldInfo], *, dashed: bool
+) -> ConfigError:
+    """The refusal of a key that is not in the schema, with the nearest that is.
+
+    Args:
+        name: as it was written.
+        value: its value.
+        fields: of the schema, by key.
+        dashed: whether the nearest is spelled with dashes, or as Python's names are.
+    """
     if isinstance(value, Mapping):
-        return ConfigError(f"{key}: no table is read; allowed: flat keys, as in --help-all", key)
-    text = f"no such key; nearest: {near[0].replace('_', '-')}"
-    return ConfigError(f"{key}={shown(value)}: {text}; allowed: {_KEYS}", key, _KEYS)
+        return ConfigError(f"{name}: no table is read; allowed: flat keys, as in --help-all", name)
+    near = get_close_matches(name.replace("-", "_"), fields, 1, 0.0)[0]
+    text = f"no such key; nearest: {near.replace('_', '-') if dashed else near}"
+    return ConfigError(f"{name}={shown(value)}: {text}; allowed: {_KEYS}", name, _KEYS)
 
 
 def unreadable(error: OSError, given: Mapping[str, Any]) -> str:

@@ -12,11 +12,11 @@ from fedprune.options.section import Section
 BASELINES = {
     "dense": "the same rounds and seed without pruning",
     "random": "the same rounds, seed and schedule with a random mask",
-    "magnitude": "the same rounds, seed and schedule, by the size of the weights",
-    "lottery": "by their size, what stays going back to the end of the warm-up after each pruning",
-    "local-only": "each client prunes and tunes alone, all rounds; means over their models",
+    "magnitude": "the same rounds, seed and schedule, pruned by magnitude",
+    "lottery": "by magnitude; kept weights are set back to the end of the warm-up at each pruning",
+    "local-only": "each client prunes and trains alone for all rounds; means over their models",
     "centralised": "one client with all data and as many examples a round, in this process",
-    "dense-small": "a dense model of the pruned size, of units drawn at random, all rounds",
+    "dense-small": "a dense model of the pruned size, of units drawn at random, for all rounds",
 }
 
 
@@ -50,50 +50,53 @@ class Federation(Section):
     rounds: Count = option("federation", "rounds in all", BY_TASK)
     cohort: Count = option(
         "federation",
-        "partitions asked a round, drawn without replacement",
+        "clients asked in a round, drawn without replacement",
         BY_TASK,
         derived=lambda c: min(c.usual("cohort"), c.clients),
     )
     selector: str = option(
         "federation",
-        "who of those present is in a round's cohort",
+        "how a round's cohort is drawn from the clients that are present",
         "uniform",
         names=NameTable("fedprune.config.selectors", "SELECTORS", "selectors_of"),
     )
     min_clients: Count = option(
         "federation",
-        "answers without which a round is void (default 1, or what --robust needs)",
+        "fewest answers that a round needs to count (default 1, or what --robust needs)",
         derived=_fewest_answers,
     )
     hosts: Count = option(
         "federation",
-        "groups that fold their clients' sums (default min(clients, 8); with --batched fewer, so "
-        "that a cohort has so many clients in each)",
+        "groups of clients whose sums are added up where they run (default min(clients, 8); "
+        "with --batched fewer, so that a host has --batched clients of a cohort)",
         derived=lambda c: min(c.clients, 8, max(1, c.cohort // c.batched) if c.batched > 1 else 8),
     )
     measure_every: Count = option(
-        "federation", "rounds from one measuring on validation to the next; the last is one", 1
+        "federation",
+        "rounds between two measurements on validation; the last round is always measured",
+        1,
     )
     measure_cohort: int = option(
         "federation",
-        "partitions that measure then, drawn anew by the seed (0: everyone); tests ask everyone",
+        "clients that measure on validation, drawn anew each time (0: all); on test all measure",
         0,
         ge=0,
     )
     client_percentiles: bool = option(
         "federation",
-        "say how quality on test is spread over clients, from a histogram that they add up",
+        "report percentiles of test quality over clients, from a histogram that they add up",
         False,
     )
     newcomers: int = option(
         "federation",
-        "clients, drawn by the seed, that never train: quality on them is said by itself",
+        "number of clients, drawn by the seed, that never train; their quality is reported "
+        "separately",
         0,
         ge=0,
     )
     strikes: int | None = option(
         "federation",
-        "rounds in a row that a client may fail in before it is left out for as many (default: "
+        "after failing in this many rounds in a row, a client is left out for as many (default: "
         "it is always asked)",
         None,
         ge=1,
@@ -101,15 +104,16 @@ class Federation(Section):
 
     budget: Literal["none", "memory", "flops", "bytes"] = option(
         "federation",
-        "what of a simulated device decides which part of the model, or rank, a client has, of "
-        "those that the method or --ranks name (none: by its number); else flops: how many steps",
+        "which limit of a simulated device decides how much of the model it gets, or which of "
+        "--ranks; with flops and the whole model, how many local steps; none: its number "
+        "decides",
         "none",
         when={"profiles": Not("")},
     )
     over_select: float = option(
         "federation",
-        "clients asked in a round, in cohorts: of more than one the first cohort of answers counts "
-        "(with --profiles by the simulated clock)",
+        "ask this many times --cohort, and use the first --cohort answers (with --profiles by "
+        "the simulated clock)",
         1.0,
         when=({"engine": "flower"}, {"profiles": Not("")}),
         ge=1,
@@ -117,8 +121,8 @@ class Federation(Section):
     )
     profiles: str = option(
         "federation",
-        "TOML file of classes of devices (share, flops, up, down, memory, availability, dropout, "
-        "watts): clients are simulated as such, with a clock of their own (docs/profiles.md)",
+        "TOML file of device classes (share, flops, up, down, memory, availability, dropout, "
+        "watts) that clients are simulated as, with a simulated clock (docs/profiles.md)",
         "",
     )
 
@@ -128,14 +132,14 @@ class Engine(Section):
 
     engine: Literal["auto", "ray", "inline", "flower"] = option(
         "engine",
-        "ray: workers on Ray; inline: this process, no Ray; auto: what is done sooner by an "
-        "estimate, with the same bits; flower: set by `flwr run`",
+        "ray: workers on Ray; inline: this process, without Ray; auto: the faster of the two by "
+        "an estimate, with the same bits; flower: set by `flwr run`",
         "auto",
     )
     workers: int = option("engine", "client processes (0: as many as fit)", 0, ge=0)
     gpus: float = option(
         "engine",
-        "GPUs a worker gets (-1: as many workers share one as fit, if there)",
+        "GPUs per worker (-1: workers share a GPU, as many as fit, where there is one)",
         -1.0,
         ge=-1,
         le=1,
@@ -145,27 +149,27 @@ class Engine(Section):
     )
     stream: Literal["auto", "on", "off"] = option(
         "engine",
-        "read a pretrained model that nobody trains block by block, so that a process holds one "
-        "block at a time (auto: from 67 million weights, or where memory is short)",
+        "read a pretrained model that is not trained block by block, so that a process holds "
+        "one block at a time (auto: from 67 million weights, or where memory is short)",
         "auto",
     )
     batched: Count = option(
         "engine",
-        "clients of a host that are trained and scored as one computation: the same summands to "
-        "1e-5 or so, not the same bits; pays for small models and batches (docs/learning.md)",
+        "clients of a host that are trained and scored as one computation: sums equal to about "
+        "1e-5, not to the bit; faster for small models and batches (docs/learning.md)",
         1,
     )
     timeout: float = option(
         "engine",
-        "seconds a phase may take (a client: half of what is left to its host)",
+        "seconds that a phase may take (a client: half of what is left to its host)",
         3600.0,
         gt=0,
     )
     deadline: float | Literal["auto"] | None = option(
         "engine",
-        "seconds that devices have for a question, up to --timeout; auto: three times the median "
-        "of what others took, a minute at least (default: --timeout); with --profiles by the "
-        "simulated clock, a number",
+        "seconds that devices have to answer, up to --timeout; auto: three times the median of "
+        "the others, at least a minute (default: --timeout); with --profiles a number, by the "
+        "simulated clock",
         None,
         when=({"engine": "flower"}, {"profiles": Not("")}),
     )
@@ -176,29 +180,29 @@ class Results(Section):
 
     baselines: tuple[Baseline, ...] = option(
         "results",
-        "arms to run beside, of the same rounds and seed (after --init: of what is left); with "
-        "local-only and centralised, how much of the gap between them is closed",
+        "other arms to run, with the same rounds and seed (after --init: of what is left); "
+        "local-only and centralised together give how much of the gap between them is closed",
         (),
         names=BASELINES,
         strict=False,
     )
     save: Literal["last", "best"] = option(
         "results",
-        "whose model is the result: of the last round; or of the one with the lowest loss on "
-        "validation, among those with the most weights removed that everyone measured who was to",
+        "last: the result is the last round's model; best: that of the round with the lowest "
+        "validation loss, among those with the most weights removed and every measurement "
+        "present",
         "last",
     )
     patience: int = option(
         "results",
-        "end an arm when so many measurements in a row, after all is pruned, brought no lower loss "
-        "on validation (0: never)",
+        "stop an arm after this many measurements without a lower validation loss, once all is "
+        "pruned (0: never)",
         0,
         ge=0,
     )
     track: tuple[Literal["wandb", "mlflow", "csv"], ...] = option(
         "results",
-        "where else the rows are logged as they come, through libraries of their own "
-        "(docs/running.md)",
+        "also log each round to these libraries (docs/running.md)",
         (),
         names=TRACKERS,
     )

@@ -54,6 +54,8 @@ def _lines(keys: dict[str, Any], conflicts: Conflicts) -> list[str]:
     lines = [f"{key:<16} {reason}; allowed: {allowed}" for key, _, reason, allowed in found]
     says = {key: declared(RunConfig.model_fields[key]).when for key in keys}
     needs = [
-        f"{key:<16} only with {in_words(when)}" for key, when in says.items() if in_words(when)
+        f"{key.replace('_', '-'):<16} only with {in_words(when)}"
+        for key, when in says.items()
+        if in_words(when)
     ]
     return list(dict.fromkeys([*needs, *lines]))

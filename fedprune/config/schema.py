@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from fedprune.config.allowed import check_keys, refused, unreadable
+from fedprune.config.allowed import check_keys, no_such_key, refused, unreadable
 from fedprune.config.defaults import beside_noise, completed
 from fedprune.config.rules import check_noise, check_options
 from fedprune.config.sections import AllOptions
@@ -140,8 +140,15 @@ def flat(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys and values as they are in Python, as far as they can be read."""
+    """Keys and values as they are in Python, as far as they can be read.
+
+    Raises:
+        ConfigError: a key that is none, as it was written.
+    """
     fields = RunConfig.model_fields
+    for key, value in given.items():
+        if key.replace("-", "_") not in fields:
+            raise no_such_key(key, value, fields, dashed="_" not in key)
     return {
         key: parsed(key, value, fields[key].annotation) if key in fields else value
         for key, value in flat(given).items()

@@ -63,9 +63,10 @@ def _of_the_sum(c: AllOptions) -> list[Conflict]:
 def _of_ranges(c: Privacy) -> list[Conflict]:
     strange = [p for p in c.ranges if not _fits(p)]
     wrong = [p for p, largest in c.ranges.items() if not largest > 0]
+    unknown, low = ", ".join(strange) or "a pattern", ", ".join(wrong) or "a magnitude"
     return [
-        ("ranges", bool(strange), f"no quantity is called like {strange}", _PATTERNS),
-        ("ranges", bool(wrong), f"not above 0: {wrong}", "largest magnitudes"),
+        ("ranges", bool(strange), f"{unknown} is no quantity's name", _PATTERNS),
+        ("ranges", bool(wrong), f"{low} is not above 0", "largest magnitudes"),
     ]
 
 

@@ -38,12 +38,12 @@ def _by_labels(there: Mapping[int, int], n: int, _round: int, gen: torch.Generat
 
 SELECTORS: dict[str, Selector] = {
     "uniform": Selector(
-        "everybody with the same chance, as --sampling says",
+        "every client with the same probability; --sampling says how they are drawn",
         "McMahan et al. 2017, arXiv 1602.05629, algorithm 1",
         lambda there, n, _round, gen: draw(sorted(there), n, gen),
     ),
     "labels": Selector(
-        "with chances as their numbers of labels, without replacement",
+        "with probability proportional to their numbers of labels, without replacement",
         "Li et al. 2020, arXiv 1812.06127 (FedProx), algorithm 2; there with replacement",
         _by_labels,
     ),

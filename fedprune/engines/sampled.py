@@ -1,8 +1,10 @@
 """An engine that asks one client of many, and takes its answer for everyone's: to estimate a run.
 
-The client trains one step instead of all. What a question weighs is counted for everyone who is
-asked, what an answer weighs by this one; seconds and operations by how much more data and how many
-more steps the others have. Of secure sums every client takes part, each with one step.
+The client trains one step instead of all; where chance draws the examples of every step
+(``--dp example``), all of them, since one draw says little. What a question weighs is counted for
+everyone who is asked, what an answer weighs by this one; seconds and operations by how much more
+data and how many more steps the others have. Of secure sums every client takes part, each with one
+step.
 """
 
 from __future__ import annotations
@@ -55,11 +57,13 @@ class _Sampling:
     """How clients are asked.
 
     Attributes:
-        host: that serves them, one step of training each.
+        host: that serves them, one step of training each, unless they train all.
         config: of the run that is estimated.
         takes: what a step takes.
         rows: what is known of each shard.
         meter: where it is written down.
+        drawn: whether the client trains all steps, each of as many examples as chance draws from
+            its shard.
         memory: what clients remember.
     """
 
@@ -68,6 +72,7 @@ class _Sampling:
     takes: Footprint
     rows: Mapping[int, Counted]
     meter: Meter
+    drawn: bool
     memory: ClientMemory = field(default_factory=ClientMemory)
 
 
@@ -80,9 +85,11 @@ def sampled_port(host: Host, takes: Footprint, meter: Meter) -> Port:
         meter: where is written down what all would take.
     """
     labels = labels_of(host)
-    short = with_values(host.config, {"local_steps": 1, "local_epochs": 0, "batched": 1})
+    drawn = host.config.dp == "example" and host.config.secure == "none"
+    steps = host.config.local_steps if drawn else 1
+    short = with_values(host.config, {"local_steps": steps, "local_epochs": 0, "batched": 1})
     own = replace(host, config=short, newest=[], rebuilt={})
-    s = _Sampling(own, host.config, takes, rows_counted(host.shards), meter)
+    s = _Sampling(own, host.config, takes, rows_counted(host.shards), meter, drawn)
     secure = _secure(s) if host.config.secure != "none" else None
 
     def ask(question: Question, partitions: Sequence[int]) -> Aggregate:
@@ -135,7 +142,7 @@ def _asked(s: _Sampling, question: Question, partitions: Sequence[int]) -> Aggre
         return replace(every, bytes_down=sent.size(partitions))
     _remembered(s, question, who, partitions)
     s.meter.flops += flops * _times(s, question, partitions, who)
-    if question.kind == "tune":
+    if question.kind == "tune" and not s.drawn:
         s.meter.seconds += sum(seconds + s.takes.step * (_steps(s, p) - 1) for p in partitions)
     else:
         s.meter.seconds += seconds * _times(s, question, partitions, who)
@@ -154,10 +161,10 @@ def _steps(s: _Sampling, partition: int) -> int:
 
 
 def _size(s: _Sampling, question: Question, partition: int) -> float:
-    """How much of a client's work such a question is: steps, or examples."""
+    """How much of a client's work such a question is: steps, examples, or both."""
     its = s.rows[partition]
     if question.kind == "tune":
-        return float(_steps(s, partition))
+        return float(_steps(s, partition) * (its.train if s.drawn else 1))
     if question.kind == "score":
         return float(min(its.train, s.config.score_examples or its.train) or 1)
     return float((its.test if question.part == "test" else its.validation) or 1)
@@ -169,7 +176,7 @@ def _times(
     """How many times the work of one client, of one step if it trains, all of them do."""
     one = (
         1.0
-        if question.kind == "tune"
+        if question.kind == "tune" and not s.drawn
         else _size(s, question, partitions[0] if who is None else who)
     )
     return sum(_size(s, question, p) for p in partitions) / one

@@ -25,15 +25,18 @@ def _bare(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimi
 
 
 def _sgd(parameters: Parameters, lr: float, config: Tuning) -> torch.optim.Optimizer:
+    """torch.optim.SGD, with --momentum and --weight-decay."""
     make, momentum = _bare(torch.optim.SGD), config.momentum or 0.0
     return make(parameters, lr, momentum=momentum, weight_decay=config.weight_decay)
 
 
 def _adam(parameters: Parameters, lr: float, config: Tuning) -> torch.optim.Optimizer:
+    """torch.optim.Adam, with --weight-decay."""
     return _bare(torch.optim.Adam)(parameters, lr, weight_decay=config.weight_decay)
 
 
 def _adamw(parameters: Parameters, lr: float, config: Tuning) -> torch.optim.Optimizer:
+    """torch.optim.AdamW, with --weight-decay, which acts on the weights and not on gradients."""
     return _bare(torch.optim.AdamW)(parameters, lr, weight_decay=config.weight_decay)
 
 

@@ -42,7 +42,7 @@ class Tuning(Section):
     )
     lr: float = option(
         "tuning",
-        "the clients' learning rate in round one (by task, with --scaffold ten times as much)",
+        "the clients' learning rate in round one (with --scaffold ten times the task's)",
         BY_TASK,
         derived=_lr,
         gt=0,
@@ -52,7 +52,7 @@ class Tuning(Section):
     )
     lr_rewind: bool = option(
         "tuning",
-        "begin --lr-schedule anew at every pruning",
+        "restart --lr-schedule at each pruning",
         False,
         when={"lr_schedule": ("linear", "cosine"), "sparsity": Not(0.0)},
     )
@@ -66,23 +66,26 @@ class Tuning(Section):
     )
     weight_decay: float = option("tuning", "weight decay", 0.0, ge=0)
     batch_size: Count = option("tuning", "examples in a step", BY_TASK)
-    score_batch: Count = option("tuning", "examples in a batch of scoring and measuring", 64)
-    accumulate: Count = option("tuning", "batches whose gradients make one step", 1)
+    score_batch: Count = option("tuning", "examples in a batch for scoring and measuring", 64)
+    accumulate: Count = option("tuning", "batches whose gradients are added up for one step", 1)
     precision: Literal["fp32", "bf16"] = option(
-        "tuning", "type of the computation while tuning (bf16: autocast)", "fp32"
+        "tuning", "floating-point type of training (bf16: autocast)", "fp32"
     )
-    compile: bool = option("tuning", "torch.compile the model that is tuned", False)
+    compile: bool = option("tuning", "compile the model with torch.compile for training", False)
     checkpointing: bool = option(
         "tuning", "recompute activations instead of keeping them (long sequences)", False
     )
     local_steps: int = option(
         "tuning",
-        "steps a client takes in a round (0: by epochs; both 0: nobody trains, rounds only prune)",
+        "training steps of a client in a round (0: by --local-epochs; both 0: no training, "
+        "rounds only prune)",
         BY_TASK,
         derived=lambda c: 0 if c.local_epochs else c.usual("local_steps", BY_TASK),
         ge=0,
     )
-    local_epochs: int = option("tuning", "passes over the shard instead of steps", 0, ge=0)
+    local_epochs: int = option(
+        "tuning", "passes over a client's training data in a round, instead of steps", 0, ge=0
+    )
     clip: float = option(
         "tuning",
         "largest gradient norm of a step (0: no clipping; default: 1, with --scaffold 0)",
@@ -104,13 +107,13 @@ class Tuning(Section):
     )
     shrinkage: Literal["gradient", "proximal"] | None = option(
         "tuning",
-        "how l1 and group lasso act: proximal gives exact zeros",
+        "how --l1 and --group-lasso act; proximal gives exact zeros",
         "proximal",
         when=({"l1": Not(0.0)}, {"group_lasso": Not(0.0)}),
     )
     distil: float = option(
         "tuning",
-        "part of the clients' loss that is the distance to a teacher's answers",
+        "weight of the distance to the teacher's outputs, as a part of the loss",
         0.0,
         ge=0,
         le=1,
@@ -122,17 +125,17 @@ class Tuning(Section):
         "tuning", "weight of the distance to the teacher's attention", 0.0, ge=0
     )
     temperature: float | None = option(
-        "tuning", "temperature of the answers", 2.0, when={"distil": Not(0.0)}, gt=0
+        "tuning", "softmax temperature of distillation", 2.0, when={"distil": Not(0.0)}, gt=0
     )
     distil_schedule: Literal["constant", "linear"] = option(
         "tuning",
-        "weights of distillation over rounds: linear falls to 0",
+        "weights of distillation over rounds; linear falls to 0",
         "constant",
         when=_DISTILS,
     )
     teacher: str = option(
         "tuning",
-        "folder of a finished run to learn from (default: the model before pruning)",
+        "folder of a finished run whose model is the teacher (default: the model before pruning)",
         "",
         when=_DISTILS,
     )
@@ -148,7 +151,7 @@ class Averaging(Section):
 
     masks: str = option(
         "combining",
-        "whose masks weights are tuned under when pruned",
+        "masks that clients train under once something is pruned",
         "global",
         names=NameTable("fedprune.learning.mask_rules", "MASKS"),
     )
@@ -161,40 +164,40 @@ class Averaging(Section):
     )
     robust: str = option(
         "combining",
-        "rule for clients' changes that some of them cannot bend: one by one, every client alike",
+        "robust rule for averaging clients' changes; it sees them one by one and gives each the "
+        "same weight",
         "none",
         names=NameTable("fedprune.learning.robust_rules", "ROBUST"),
     )
     byzantine: int | None = option(
         "combining",
-        "how many of a cohort may send anything (default three of ten)",
+        "number of clients in a cohort that may be malicious (default three of ten)",
         when={"robust": _COUNTING},
         derived=_byzantine,
         ge=1,
     )
     max_norm: float | Literal["auto"] | None = option(
         "combining",
-        "largest norm of a client's change that counts; auto: five times the running median of "
-        "those that did (default: no limit)",
+        "refuse a client's change with a larger norm; auto: five times the running median of "
+        "those accepted (default: no limit)",
         None,
     )
     server_optimizer: str = option(
         "tuning",
-        "what the server makes of the averaged change",
+        "optimizer that the server applies to the averaged change",
         "sgd",
         names=NameTable("fedprune.learning.server_steps", "SERVER_OPTIMIZERS"),
     )
     server_lr: float = option(
         "tuning",
-        "factor on the averaged change, or on the server's step (default: 1, with adagrad, adam "
-        "and yogi 0.01)",
+        "the server's learning rate (default: 1, with adagrad, adam and yogi 0.01)",
         1.0,
         derived=lambda c: 0.01 if c.server_optimizer in _ADAPTIVE else 1.0,
         gt=0,
     )
     server_momentum: float | None = option(
         "tuning",
-        "part of the server's momentum that stays (default: 0.9, with adagrad 0)",
+        "the server's momentum, beta 1 (default: 0.9, with adagrad 0)",
         when={"server_optimizer": ("momentum", *_ADAPTIVE)},
         derived=lambda c: 0.0 if c.server_optimizer == "adagrad" else 0.9,
         ge=0,
@@ -202,7 +205,7 @@ class Averaging(Section):
     )
     server_decay: float | None = option(
         "tuning",
-        "part of the server's second moment that stays",
+        "decay of the server's second moment, beta 2",
         0.99,
         when={"server_optimizer": ("adam", "yogi")},
         ge=0,
@@ -210,41 +213,41 @@ class Averaging(Section):
     )
     server_floor: float | None = option(
         "tuning",
-        "what is added to the root of the second moment (tau): small steps below it are plain",
+        "tau: added to the root of the second moment",
         1e-3,
         when={"server_optimizer": _ADAPTIVE},
         gt=0,
     )
     blend: str = option(
         "tuning",
-        "share of a round's change that is kept",
+        "what part of a round's change is applied",
         "none",
         names=NameTable("fedprune.learning.blending", "BLENDS"),
     )
     blend_grid: tuple[float, ...] | None = option(
         "tuning",
-        "shares that are tried",
+        "parts that are tried",
         (0.0, 0.25, 0.5, 0.75, 1.0, 1.25),
         when={"blend": ("global", "layer")},
         strict=False,
     )
     moving: str = option(
         "tuning",
-        "running average of the rounds as the result",
+        "running average over rounds, as the result",
         "none",
         names=NameTable("fedprune.learning.moving_average", "MOVING"),
     )
     moving_decay: float | None = option(
         "tuning",
-        "part of the average that is kept in a round",
+        "weight of the old average in a round",
         0.5,
         when={"moving": "ema"},
         ge=0,
         lt=1,
     )
     weighting: Literal["labels", "equal"] = option(
-        "privacy",
-        "weight of a client in means of changes (default: labels, with --dp, --robust and "
+        "combining",
+        "weights of clients in means of changes (default: labels, with --dp, --robust and "
         "--scaffold equal)",
         derived=_weighting,
     )

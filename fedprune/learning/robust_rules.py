@@ -164,7 +164,7 @@ _GEOMETRIC = Rule(
 
 ROBUST: dict[str, Rule] = {
     "none": Rule(
-        "the mean by labels: a sum is all that is needed, and one client can send it anywhere",
+        "the mean weighted by labels; one client alone can move it anywhere",
         "McMahan et al. 2017, arXiv 1602.05629",
     ),
     "median": Rule(

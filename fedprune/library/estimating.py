@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from fedprune.engines.choosing import (
     workers_for,
 )
 from fedprune.engines.sampled import Meter, sampled_port
+from fedprune.library.federating import configured_by
 from fedprune.library.keywords import told_in_keywords
 from fedprune.options.refusal import ConfigError
 from fedprune.records.arms import PRUNED
@@ -32,6 +33,8 @@ from fedprune.runtime.process import put_back, resident
 from fedprune.server.rows import Row
 from fedprune.server.state import State
 from fedprune.server.watch import Watch
+from fedprune.tasks.catalog import known_as_own
+from fedprune.tasks.task import Task
 
 REHEARSAL = 60.0
 """Seconds of rehearsing; rounds that are left then are taken to be as the last one."""
@@ -87,7 +90,7 @@ class _Enough(Exception):
 
 
 @told_in_keywords()
-def estimate(what: RunConfig | None = None, **options: Any) -> Estimate:
+def estimate(what: RunConfig | Task | None = None, **options: Any) -> Estimate:
     """What a run will take of bytes, operations, memory and time, without running it.
 
     The run is rehearsed on its own model and data: of those who are asked one client answers, with
@@ -95,8 +98,8 @@ def estimate(what: RunConfig | None = None, **options: Any) -> Estimate:
     the codecs make of real answers, of any method. Nothing is written, nothing is learned.
 
     Args:
-        what: a configuration; or nothing, with options of `fedprune.RunConfig` beside it.
-        options: see there.
+        what: a configuration; or a task, or nothing, with options beside it, as for `federate`.
+        options: of `fedprune.RunConfig`, where `what` is no configuration.
 
     Raises:
         ConfigError: as `fedprune.federate`; or clients fail in the rehearsal.
@@ -104,11 +107,8 @@ def estimate(what: RunConfig | None = None, **options: Any) -> Estimate:
     What data decides (an adaptive schedule, clients that prune once they are accurate) is not known
     after a step of training: such a run is estimated as one that prunes as late as it may.
     """
-    if what is not None and options:
-        raise ConfigError(
-            f"{', '.join(options)}: beside a configuration; allowed: values of RunConfig(...)"
-        )
-    return estimate_of(build_host(what or RunConfig(**options)))
+    with known_as_own(what) if isinstance(what, Task) else nullcontext():
+        return estimate_of(build_host(configured_by(what, options)))
 
 
 def estimate_of(host: Host) -> Estimate:

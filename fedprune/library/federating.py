@@ -21,7 +21,7 @@ from fedprune.engines.ray.engine import ray_grid
 from fedprune.engines.ray.starting import require_ray
 from fedprune.learning.local_training import Train, tune
 from fedprune.library.keywords import told_in_keywords
-from fedprune.options.refusal import ConfigError
+from fedprune.options.refusal import ConfigError, shown
 from fedprune.protocol.port import Port
 from fedprune.report.callback import Callback, callbacks_of
 from fedprune.report.result import Result
@@ -78,8 +78,8 @@ def federate(
     place = None if folder is None else Path(folder)
     going = {"folder": place, "resume": resume, "anyway": anyway, "weights": weights}
     with nullcontext() if task is None else known_as_own(task):
-        config = _configured(what, options)
-        told = [*callbacks_of(config.plugin), *callbacks]
+        config = configured_by(what, options)
+        told = [*callbacks_of(config.plugin), *map(_called_back, callbacks)]
         _check_train(train, config, port)
         screen = Screen() if (_in_notebook() if progress is None else progress) else None
         done = _watched(config, port, {**going, "callbacks": told}, watch or Watch(), screen, train)
@@ -118,11 +118,23 @@ def _watched(
             screen.stop()
 
 
-def _configured(what: RunConfig | Task | None, options: Mapping[str, Any]) -> RunConfig:
+def _called_back(callback: Callback) -> Callback:
+    if isinstance(callback, type) or not isinstance(callback, Callback):
+        what = "objects of classes that inherit from fedprune.Callback"
+        raise ConfigError(f"callbacks={shown(callback)}: no callback; allowed: {what}")
+    return callback
+
+
+def configured_by(what: RunConfig | Task | None, options: Mapping[str, Any]) -> RunConfig:
+    """The configuration that is given, or that of a task, or of nothing, and options.
+
+    Raises:
+        ConfigError: options beside a configuration, or ones that do not fit.
+    """
     if isinstance(what, RunConfig):
         if options:
             raise ConfigError(
-                f"{', '.join(options)}: beside a configuration; allowed: values of RunConfig(...)"
+                f"{', '.join(options)}: beside a configuration; allowed: in RunConfig(...) itself"
             )
         return what
     if isinstance(what, Task):
@@ -130,7 +142,8 @@ def _configured(what: RunConfig | Task | None, options: Mapping[str, Any]) -> Ru
             raise ConfigError(f"task={options['task']!r}: a task is given already; allowed: one")
         return RunConfig(task=OWN, **options)
     if what is not None:
-        raise ConfigError(f"federate: {type(what).__name__}; allowed: a RunConfig, a Task, options")
+        takes = "a RunConfig, own_task(model, data), or options alone (task='digits')"
+        raise ConfigError(f"what={type(what).__name__}: no configuration; allowed: {takes}")
     return RunConfig(**options)
 
 

@@ -58,13 +58,10 @@ def part_of(data: Any) -> Part:
     if _is_table(data):
         return _checked(dict(data.with_format("torch")[:]))
     collate = data.collate_fn if isinstance(data, DataLoader) else default_collate
-    rows = data.dataset if isinstance(data, DataLoader) else data
-    if not (hasattr(rows, "__getitem__") and hasattr(rows, "__len__")):
-        raise _unread(type(data).__name__)
-    if not len(rows):
-        raise ConfigError(f"data={type(data).__name__}: no examples; allowed: at least 3")
     try:
-        batch = collate([rows[i] for i in range(len(rows))])
+        batch = collate(_rows(data.dataset if isinstance(data, DataLoader) else data))
+    except ConfigError:
+        raise
     except (TypeError, RuntimeError, ValueError) as error:  # examples of unlike sizes or kinds
         raise _unread(f"{type(data).__name__} ({' '.join(str(error).split())[:200]})") from None
     if isinstance(batch, list | tuple) and len(batch) == 2:
@@ -72,6 +69,19 @@ def part_of(data: Any) -> Part:
     if not isinstance(batch, Mapping):
         raise _unread(f"{type(data).__name__} of {type(batch).__name__}")
     return _checked(dict(batch))
+
+
+def _rows(data: Any) -> list[Any]:
+    """The examples of a data set that has a length."""
+    name = type(data).__name__
+    if hasattr(data, "__iter__") and not hasattr(data, "__len__"):
+        what = "data with a length; list(data) reads a stream once"
+        raise ConfigError(f"data={name}: a stream, of no length; allowed: {what}")
+    if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+        raise _unread(name)
+    if not len(data):
+        raise ConfigError(f"data={name}: no examples; allowed: at least 3")
+    return [data[i] for i in range(len(data))]
 
 
 def _tensors(values: Mapping[Any, Any]) -> dict[str, Any]:
@@ -101,7 +111,7 @@ def _checked(part: dict[str, Any]) -> Part:
         part = {"labels" if name == "label" else name: t for name, t in part.items()}
     strange = [n for n, t in part.items() if not isinstance(t, Tensor) or t.dim() == 0]
     if strange or "labels" not in part or len(part) < 2:
-        no_tensors = f", no tensors: {', '.join(strange)}" if strange else ""
+        no_tensors = f" (no numbers: {', '.join(strange)})" if strange else ""
         raise _unread(f"{', '.join(part) or 'nothing'}{no_tensors}")
     if len({len(t) for t in part.values()}) != 1:
         sizes = ", ".join(f"{name} {len(t)}" for name, t in part.items())

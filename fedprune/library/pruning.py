@@ -13,7 +13,7 @@ from fedprune.config import RunConfig
 from fedprune.library.forms import part_of
 from fedprune.library.keywords import told_in_keywords
 from fedprune.library.own import own_task
-from fedprune.options.refusal import ConfigError
+from fedprune.options.refusal import ConfigError, named
 from fedprune.protocol.choice import Wanted, chosen_by, evidence_about
 from fedprune.protocol.models import dense_model, layout_for
 from fedprune.randomness import derive
@@ -107,6 +107,9 @@ _OPTIONS = (
 )
 
 
+_NAMED = ("score", "data", "loss", "output", "batch_size")
+
+
 def _check_data(score: Score, name: str, data: Any) -> None:
     if score.asks and data is None:
         raise ConfigError(
@@ -117,8 +120,7 @@ def _check_data(score: Score, name: str, data: Any) -> None:
 
 def _check_options(options: Sequence[str] | dict[str, Any]) -> None:
     for name in options:
-        if name not in _OPTIONS:
-            raise ConfigError(f"{name}: no option of prune; allowed: {', '.join(_OPTIONS)}")
+        named(("option", name), (*_NAMED, *_OPTIONS), "option of prune")
 
 
 def _evidence(

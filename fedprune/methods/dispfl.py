@@ -177,8 +177,8 @@ def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
 
 METHOD = Method(
     "every client has a model and a mask of its own, and begins from its neighbours' mean",
-    "DisPFL, Dai et al. 2022, arXiv 2206.00187; a network without a server, for which the server "
-    "stands here: bytes are those of a model down and one up",
+    "DisPFL, Dai et al. 2022, arXiv 2206.00187; peer to peer in the paper, by the server here: "
+    "bytes are those of a model down and one up",
     tune=_trained,
     after=_settled,
     memory=Memory,

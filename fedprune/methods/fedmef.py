@@ -97,7 +97,7 @@ def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
 
 
 METHOD = Method(
-    "weights about to be removed are penalised first; then the smallest go, large gradients come",
+    "weights soon removed are penalised first; the smallest go, those with large gradients come",
     "FedMef, Huang et al. 2024, arXiv 2403.14737: extrusion; activations are pruned, not scaled",
     tune=_trained,
     before=_moved,

@@ -189,7 +189,7 @@ def _own(model: Model, memory: Memory, partition: int) -> Model:
 
 
 METHOD = Method(
-    "clients train sub-models of whole blocks, one of each group of blocks that do alike",
+    "clients train sub-models of whole blocks, one of each group of similar blocks",
     "FedPruner, Wu et al. 2025, arXiv 2508.17209, read in its beginning; groups by average linkage",
     tune=_trained,
     before=thin,

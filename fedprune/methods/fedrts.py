@@ -55,7 +55,9 @@ class Options(Section):
     exchange: float = option(
         "method", "part of the kept weights in doubt at first", 0.4, gt=0, le=1
     )
-    gamma: float = option("method", "say of the pooled score in outcomes (gamma)", 0.5, ge=0, le=1)
+    gamma: float = option(
+        "method", "weight of the pooled score in outcomes (gamma)", 0.5, ge=0, le=1
+    )
     weight: float = option("method", "what an outcome adds to a posterior (lambda)", 10.0, gt=0)
 
 

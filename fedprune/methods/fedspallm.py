@@ -146,7 +146,7 @@ def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
 
 
 METHOD = Method(
-    "clients prune some blocks by themselves; l0 mean of weights, and what most removed goes",
+    "clients prune some blocks each; means over those that kept a weight; majority masks",
     "FedSpaLLM, Bai et al. 2025, arXiv 2410.14852; Wanda on the clients in place of SparseGPT",
     tune=_trained,
     before=_asked,

@@ -63,7 +63,7 @@ class Options(Section):
     densities: tuple[float, ...] = option(
         "method", "parts of the kept weights that a client may have, above 0 to 1", (1.0, 0.5)
     )
-    explore: float = option("method", "weight of what is not known of an arm yet", 0.5, ge=0)
+    explore: float = option("method", "weight of exploration in the bandit", 0.5, ge=0)
 
 
 @dataclass(frozen=True)

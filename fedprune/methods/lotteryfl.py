@@ -131,7 +131,7 @@ def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
 
 
 METHOD = Method(
-    "every client prunes a mask of its own while its model does well, and goes back to the start",
+    "every client prunes a mask of its own while its accuracy is high, from the first weights",
     "LotteryFL, Li et al. 2020, arXiv 2008.03371; the server keeps and decides the masks",
     tune=_trained,
     before=_thinned,

@@ -230,7 +230,7 @@ def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
 
 
 METHOD = Method(
-    "as many weights as pay for their time, by squared gradients; first on one client",
+    "weights with the most squared gradient for a round's seconds; first on one client",
     "PruneFL, Jiang et al. 2022, arXiv 1909.12326; g² travels with the changes",
     tune=tuned(_about),
     before=_reconfigured,

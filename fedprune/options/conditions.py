@@ -109,9 +109,11 @@ def _wanted(key: str, wanted: Any) -> str:
     if not isinstance(wanted, Not):
         names = wanted if isinstance(wanted, tuple) else (wanted,)
         return f"{_flag(key)} {' or '.join(map(_shown, names))}"
-    if wanted.value in (None, "", ()):
+    if wanted.value in (None, "", (), "none"):
         return _flag(key)
-    return f"{_flag(key)} above 0" if wanted.value == 0 else f"another {_flag(key)}"
+    names = wanted.value if isinstance(wanted.value, tuple) else (wanted.value,)
+    others = f"{_flag(key)} other than {' or '.join(map(_shown, names))}"
+    return f"{_flag(key)} above 0" if wanted.value == 0 else others
 
 
 def _flag(key: str) -> str:

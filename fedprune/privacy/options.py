@@ -19,17 +19,17 @@ class Privacy(Section):
 
     epsilon: float | None = option(
         "privacy",
-        "privacy budget: the run stops before the release that exceeds it",
+        "privacy budget: the run stops before a release that would exceed it",
         when=_NOISE,
         gt=0,
     )
     delta: float | None = option(
-        "privacy", "probability with which epsilon may not hold", 1e-5, when=_NOISE, gt=0, lt=1
+        "privacy", "delta of (epsilon, delta) differential privacy", 1e-5, when=_NOISE, gt=0, lt=1
     )
     sampling: Literal["fixed", "poisson", "round-robin"] = option(
         "privacy",
-        "fixed: a cohort of --cohort; poisson: each client by itself, --cohort on average; "
-        "round-robin: --cohort clients in turn, in a public order",
+        "fixed: --cohort clients, drawn at random; poisson: each client independently, --cohort "
+        "on average; round-robin: --cohort clients in turn, in a public order",
         "fixed",
     )
     dp_clip: float | None = option(
@@ -41,25 +41,26 @@ class Privacy(Section):
     )
     dp_noise: float | None = option(
         "privacy",
-        "noise on changes, in sensitivities (default: what --epsilon allows over the run)",
+        "noise multiplier of changes: standard deviation over sensitivity (default: what "
+        "--epsilon allows over the run)",
         when=_NOISE,
         ge=0,
     )
     dp_score_clip: float | None = option(
         "privacy",
-        "largest L2 norm of what is summed for scores (default: all are scaled to norm 1)",
+        "largest L2 norm of a summand of scores (default: each is scaled to norm 1)",
         when=_NOISE,
         gt=0,
     )
     dp_score_noise: float | None = option(
         "privacy",
-        "noise on what is summed for scores, in sensitivities (default: as --dp-noise)",
+        "noise multiplier of scores (default: as --dp-noise)",
         when=_NOISE,
         ge=0,
     )
     dp_rate: float | None = option(
         "privacy",
-        "part of its examples that a client draws for a step",
+        "part of its examples that a client samples for a step",
         0.1,
         when={"dp": "example"},
         gt=0,
@@ -74,13 +75,13 @@ class Privacy(Section):
     )
     dp_metric_noise: float | None = option(
         "privacy",
-        "noise on metrics, in sensitivities (default: as --dp-noise)",
+        "noise multiplier of metrics (default: as --dp-noise)",
         when=_NOISED_METRICS,
         ge=0,
     )
     allow_uncovered: bool = option(
         "privacy",
-        "go on although something is released that no guarantee covers",
+        "run although something is released that no guarantee covers",
         False,
         when=_NOISE,
     )
@@ -94,15 +95,18 @@ class Privacy(Section):
     )
     response: float | None = option(
         "privacy",
-        "pure epsilon of a client's vote by randomised response",
+        "epsilon of a client's vote under randomised response",
         when={"combine": "votes"},
         gt=0,
     )
     secure: Literal["none", "secagg"] = option(
-        "privacy", "secagg: the server sees sums of masked answers only (SecAgg+)", "none"
+        "privacy", "secagg: the server sees only sums of masked answers (SecAgg+)", "none"
     )
     secure_neighbours: int | None = option(
-        "privacy", "clients that each shares keys with (default: by the cohort)", when=_SUMS, ge=2
+        "privacy",
+        "number of clients that each shares keys with (default: by the cohort)",
+        when=_SUMS,
+        ge=2,
     )
     secure_dropout: float | None = option(
         "privacy",
@@ -113,7 +117,7 @@ class Privacy(Section):
         lt=1,
     )
     secure_bits: int | None = option(
-        "privacy", "width of the integers of a secure sum: 32, 64", 64, when=_SUMS
+        "privacy", "bits of the integers in a secure sum: 32 or 64", 64, when=_SUMS
     )
     secure_minimum: int | None = option(
         "privacy", "fewest clients in a secure sum", 3, when=_SUMS, ge=2
@@ -126,7 +130,7 @@ class Privacy(Section):
     )
     defence: float = option(
         "privacy",
-        "part of its change, the largest, that each client keeps back (PriPrune)",
+        "each client does not send this part of its change, the largest values (PriPrune)",
         0.0,
         ge=0,
         lt=1,

@@ -11,10 +11,11 @@ from fedprune.options.section import Section
 
 REDUCTIONS = {
     "dead": "take out units that no layer reads or that are never active on the cohort's clients",
-    "merge": "add up what reads neurons made by the same weights, and heads that fit into one",
-    "share": "one weight for layers whose matrices are equal",
-    "slice": "channels between a decoder's layers, in the basis of their principal directions",
-    "low-rank": "two factors for a matrix where they hold fewer numbers",
+    "merge": "merge neurons with equal incoming weights, and heads that one head can compute",
+    "share": "one matrix for layers whose matrices are equal",
+    "slice": "remove channels between a decoder's layers, in the "
+    "basis of their principal directions",
+    "low-rank": "replace a matrix by two factors where these hold fewer numbers",
 }
 
 RANK_BY = {
@@ -35,21 +36,21 @@ class Reduction(Section):
 
     reconstruct: str | None = option(
         "pruning",
-        "fit what stays, by least squares, after a pruning",
+        "refit the kept weights by least squares after each pruning",
         when={"sparsity": Not(0.0)},
         names=NameTable("fedprune.redundancy.reconstruction", "RECONSTRUCTIONS"),
     )
     quantise_by: str | None = option(
         "redundancy",
-        "sums of the final model's inputs, for fedprune export --quantise-by",
+        "sums of the final model's inputs to collect, for fedprune export --quantise-by",
         names=NameTable("fedprune.redundancy.calibration", "CALIBRATIONS"),
     )
     reduce: tuple[Literal["dead", "merge", "share", "slice", "low-rank"], ...] = option(
-        "redundancy", "what to take out once", (), names=REDUCTIONS, strict=False
+        "redundancy", "redundancy to remove, in one round", (), names=REDUCTIONS, strict=False
     )
     reduce_round: int | None = option(
         "redundancy",
-        "the round that does (default: after the last pruning, if one is left)",
+        "the round that removes it (default: after the last pruning, if one is left)",
         when={"reduce": Not(())},
         derived=_round,
         ge=1,
@@ -63,7 +64,7 @@ class Reduction(Section):
     )
     slice_part: float | None = option(
         "redundancy",
-        "part of the channels between layers that goes, at most (default 0.2)",
+        "largest part of the channels between layers to remove (default 0.2)",
         when={"reduce": "slice"},
         derived=lambda _: 0.2,
         ge=0,
@@ -71,14 +72,14 @@ class Reduction(Section):
     )
     rank_by: Literal["activations", "weights"] | None = option(
         "redundancy",
-        "whose error factors make least",
+        "error that the low-rank factors minimise",
         "activations",
         when=_LOW_RANK,
         names=RANK_BY,
     )
     rank_energy: float | None = option(
         "redundancy",
-        "part of its energy that a factored matrix keeps (default 0.95)",
+        "part of the energy that a factored matrix keeps (default 0.95)",
         when=_LOW_RANK,
         derived=lambda c: 0.95 if c.rank_budget is None and c.rank_tolerance is None else None,
         gt=0,
@@ -86,14 +87,14 @@ class Reduction(Section):
     )
     rank_budget: float | None = option(
         "redundancy",
-        "part of the kept weights that factors and other matrices hold",
+        "part of the kept weights that all matrices hold after factoring",
         when=_LOW_RANK,
         gt=0,
         lt=1,
     )
     rank_tolerance: float | None = option(
         "redundancy",
-        "smallest such part with which the loss on validation rises by at most this part",
+        "choose the smallest such part with which the validation loss rises by at most this part",
         when=_LOW_RANK,
         ge=0,
     )

@@ -156,13 +156,13 @@ class Reconstruction:
 
 RECONSTRUCTIONS: dict[str, Reconstruction] = {
     "inputs": Reconstruction(
-        "to what the layer made of the pruned model's inputs before it was pruned",
+        "to the layer's own outputs before it was pruned, on the inputs it has in the pruned model",
         "SparseGPT, arXiv 2301.00774, eq. 2",
         MOMENTS,
         _to_inputs,
     ),
     "outputs": Reconstruction(
-        "to the layer's outputs in the model before pruning, which the clients run beside it",
+        "to the layer's outputs in the unpruned model, which clients run beside the pruned one",
         "He et al. 2017, arXiv 1707.06168, sect. 3.2 (whole model)",
         OUTPUTS,
         _to_outputs,

@@ -71,7 +71,7 @@ def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
         *_devices(summary),
         f"failures  {summary['failures']}",
         *after(summary),
-        *[f"gone on with something else: {line}" for line in summary.get("resumed_anyway", ())],
+        *[f"continued with a change: {line}" for line in summary.get("resumed_anyway", ())],
         f"report    {folder / 'report.html'}",
         f"repeat    {summary['command']}",
     ]
@@ -83,7 +83,7 @@ def best_lines(summary: Mapping[str, Any]) -> list[str]:
     if (best := summary.get("best_round")) is not None:
         out.append(f"model     of round {best}, with the lowest loss on validation")
     if (ended := summary.get("ended_early")) is not None:
-        out.append(f"ended     after round {ended} of {summary['rounds']}: nothing better came")
+        out.append(f"ended     early, after round {ended} of {summary['rounds']} (--patience)")
     return out
 
 
@@ -163,7 +163,7 @@ def _nothing_removed(summary: Mapping[str, Any]) -> list[str]:
 def _not_reached(summary: Mapping[str, Any]) -> list[str]:
     stopped = "stopped" in (summary.get("privacy") or {})
     why = "the privacy budget was spent" if stopped else "too few clients answered"
-    return [] if summary["reached"] else [f"NOT REACHED: {why} before all was done that was asked"]
+    return [] if summary["reached"] else [f"NOT REACHED: {why} before the run was finished"]
 
 
 def _beside(summary: Mapping[str, Any]) -> list[str]:

@@ -99,7 +99,7 @@ def quality_picture(run: Run) -> Picture:
         return Picture("quality", title, "No round was measured.", None)
     better = "Higher" if metric_of(run.metric).higher else "Lower"
     zoomed = plots.shown_range(run.rows, run.metric) is not None
-    cut = " The axis shows the values since pruning began; earlier ones lie beyond it."
+    cut = " The axes begin with the first pruning; earlier rounds lie beyond them."
     finding = f"{better} is better. On validation: {'; '.join(said)}.{_sampled(run)}{cut * zoomed}"
     return Picture("quality", title, finding, plots.quality_figure(run.rows, run.metric))
 

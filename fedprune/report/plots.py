@@ -47,7 +47,7 @@ NAMED_BARS = 24  # more layers than this become a heat map
 def quality_figure(rows: Sequence[Row], metric: str) -> Figure:
     """Validation quality over rounds, one line per arm; logarithmic where it spans a lot.
 
-    Rounds before the first pruning may leave the axis, see `shown_range`.
+    Rounds before the one in which pruning began may leave both axes, see `shown_range`.
     """
     figure, axes = canvas(f"validation {worded(metric)}")
     values = [v for arm in arms(rows) for v in draw_line(axes, rows, arm, metric) if v == v]
@@ -56,6 +56,7 @@ def quality_figure(rows: Sequence[Row], metric: str) -> Figure:
         values = list(shown)
         margin = (shown[1] - shown[0]) / 12
         axes.set_ylim(shown[0] - margin, shown[1] + margin)
+        axes.set_xlim(left=_first_pruning(rows) - 1)
     if form == "share":
         axes.yaxis.set_major_formatter(percentages())
     elif form == "level" and values and min(values) > 0 and max(values) > 4 * min(values):
@@ -76,14 +77,19 @@ def shown_range(rows: Sequence[Row], metric: str) -> tuple[float, float] | None:
     The lowest and the highest since the first pruning, over all arms; None where the axis shows
     every round.
     """
-    first = min((r for arm in arms(rows)[:1] for r in pruning_rounds(rows, arm)), default=None)
+    first = _first_pruning(rows)
     told = [zip(*series(rows, arm, metric), strict=True) for arm in arms(rows)]
     points = [(r, v) for line in told for r, v in line if math.isfinite(v)]
-    late = [v for r, v in points if first is not None and r >= first]
+    late = [v for r, v in points if r >= first]
     every = [v for _, v in points]
     if len(set(late)) < 2 or max(every) - min(every) <= ZOOM * (max(late) - min(late)):
         return None
     return min(late), max(late)
+
+
+def _first_pruning(rows: Sequence[Row]) -> float:
+    """The round in which the main arm was first pruned; infinity, if in none."""
+    return min((r for arm in arms(rows)[:1] for r in pruning_rounds(rows, arm)), default=math.inf)
 
 
 @styled

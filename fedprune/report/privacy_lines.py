@@ -76,7 +76,8 @@ def after(summary: Mapping[str, Any]) -> list[str]:
         covered = privacy["epsilon"]
         noised = covered not in (0, "infinity")
         share = f" (of what is covered: {covered:.4g} {at})" if noised else ""
-        reasons = "; ".join(privacy["reasons"][:2])
-        return [*out, f"privacy   epsilon infinite{share}: {reasons}"]
+        why, *more = privacy["reasons"]
+        others = f" (and {counted(len(more), 'reason')} more, in the report)" if more else ""
+        return [*out, f"privacy   epsilon infinite{share}: {why}{others}"]
     unit = f"one {privacy['unit']}, {privacy['relation']}"
     return [*out, f"privacy   epsilon {privacy['total']:.4g} {at}: {unit}"]

@@ -101,7 +101,7 @@ class Screen:
         for text in before(config):
             self.line(text)
         if config.init:
-            self.line(f"  goes on     from {config.init}: its masks and its structure")
+            self.line(f"  starts      from {config.init}: its masks and structure are kept")
             if gone := data_gone(config.init):
                 self.line(f"              its data {gone} is gone: its task cannot be measured")
         if config.adapters != "none" and _untrained(config):

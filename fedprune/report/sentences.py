@@ -34,20 +34,20 @@ from fedprune.tasks.owners import sentences
 
 SENTENCES = (
     "{clients_told} trained {model} of {parameters} parameters on the task {task}.",
-    "{clients_running} train on the task {task}. What follows is known so far.",
+    "{clients_running} train on the task {task}. This is the state so far.",
     "{clients_calibrating} scored {model} of {parameters} parameters on the task {task}.",
     "Their data is split as {split}, {held} training {unit} each.",
     "Each is a device with data of its own, {own_held} training {unit} each.",
     "Clients are owners of rows: {owners_told}.",
-    "Of the texts not all was read: {reading_told}.",
+    "Not all text was read: {reading_told}.",
     "The server asked {cohort} of them in each round.",
-    "{panel_told} more never train and are what the model is measured on.",
+    "{panel_told} more never train; the model is measured on them.",
     "It scored weights by {score}, removed {removed} of the prunable ones on a {schedule} schedule "
     "with {scope} scope, {whose}, and {tuned}.",
     "The model's outputs stand for the classes {classes}, in this order.",
     "Redundancy taken out: {reduced}.",
     "{rounds_completed} of {rounds_told} {was} completed.",
-    "It ended after round {ended_early}: so many measurements brought no lower loss on validation.",
+    "It stopped early, after round {ended_early}: validation loss fell no further.",
     "The model is that of round {best_round}, with the lowest loss on validation.",
     "The run took {time} on {hosts_told} of the engine {engine}, with seed {seed}.",
     "Baselines of the same budget and seed: {baselines}.",
@@ -172,7 +172,7 @@ def unreached(run: Run) -> str:
         return f"{text[:1].upper()}{text[1:]}."
     done = run.summary.get("reached", True)
     why = "too few clients answered, or the privacy budget was spent"
-    return "" if done else f"Not all was done that was asked for: {why}."
+    return "" if done else f"The run was not finished: {why}."
 
 
 def tested_on(run: Run) -> str:

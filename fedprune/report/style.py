@@ -58,6 +58,7 @@ p + figure, .scroll + figure { margin-top: 2.5rem; }
 .plot * { stroke-linejoin: round; stroke-linecap: butt; }
 .plot text { font-family: inherit !important; }
 p + .scroll { margin-top: 1.25rem; }
+.scroll + .scroll { margin-top: 1.75rem; }
 .scroll { overflow-x: auto; max-width: 100%; }
 @media screen {
   /* A shade on the right, which paper covers where the table ends: there is more to scroll to. */
@@ -74,7 +75,12 @@ th, td { padding: 0.45rem 1.25rem 0.45rem 0; text-align: right; vertical-align: 
 th:last-child, td:last-child { padding-right: 0.25rem; }
 th { font-weight: 500; color: var(--quiet); white-space: normal; vertical-align: bottom; border-bottom: 1px solid var(--faint); }
 td { border-bottom: 1px solid var(--rule); }
-.tall thead th { position: sticky; top: 0; background: var(--paper); }
+@media screen {
+  /* What a row is about, and what a column is, stay while the rest scrolls. */
+  .scroll :is(th, td):first-child { position: sticky; left: 0; background: var(--paper); }
+  .tall thead th { position: sticky; top: 0; background: var(--paper); }
+  .tall thead th:first-child { z-index: 1; }
+}
 .words { text-align: left; }
 td.reason, td.outcome { white-space: normal; min-width: 16rem; max-width: 34rem; overflow-wrap: anywhere; unicode-bidi: isolate; }
 td.value { white-space: normal; min-width: 10rem; overflow-wrap: anywhere; }
@@ -89,6 +95,7 @@ pre { margin: 0.5rem 0 1.5rem; padding: 0.8rem 1rem; overflow-x: auto; backgroun
   dl { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 1.5rem 1.25rem; }
   dd.value { font-size: 1.4rem; }
   th, td { padding-right: 1.1rem; }
+  .scroll .words:first-child { min-width: 7.5rem; max-width: 42vw; white-space: normal; overflow-wrap: anywhere; }
 }
 @media print {
   :root { color-scheme: light; }

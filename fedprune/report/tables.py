@@ -99,8 +99,8 @@ def rank_sentence(run: Run) -> str:
         return ""
     return (
         f" Noise on the counts may move a rank by {off:.2g} points (two standard deviations): the "
-        "10 % may be another percentile by so much. In the worst tenth the outermost so many count "
-        "as the next do."
+        "10 % may be a percentile that far away. In the worst tenth the outermost clients, so many "
+        "points, count as the next ones do."
     )
 
 

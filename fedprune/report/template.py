@@ -101,7 +101,8 @@ def with_contents(text: str) -> str:
     names = dict[str, str]()
 
     def anchored(heading: re.Match[str]) -> str:
-        name = "section-" + re.sub(r"[^a-z]+", "-", heading[1].lower()).strip("-")
+        name = "section-" + re.sub(r"[^a-z0-9]+", "-", heading[1].lower()).strip("-")
+        name += f"-{len(names)}" if name in names else ""
         names[name] = heading[1]
         return f'<h2 id="{name}">{heading[1]}</h2>'
 
@@ -122,7 +123,7 @@ RUN_PAGE = framed(
 <p class="quiet">{{ tested_on }}</p>
 {% if spread.rows %}
 {{ table(spread, "Spread over clients: " ~ spread_of) }}
-<p class="quiet">The {{ spread_of }} of each client on its own test part, from a histogram that clients add up: known to a bin's width.{{ rank_off }}</p>
+<p class="quiet">The {{ spread_of }} of each client on its own test part, from a histogram that clients add up, to the width of one bin.{{ rank_off }}</p>
 {% endif %}
 {% endif %}
 {% if gap %}
@@ -203,7 +204,7 @@ RUN_PAGE = framed(
 
 <h2>Failures</h2>
 {% if failures.rows %}
-<p>{{ failure_count }} {{ "answer was" if failure_count == 1 else "answers were" }} refused or missing. Each round went on with the others, as if these had never been asked.{% if failure_count > failures.rows | length %} The first {{ failures.rows | length }} are shown, rounds.jsonl has all.{% endif %}</p>
+<p>{{ failure_count }} {{ "answer was" if failure_count == 1 else "answers were" }} refused or missing. Each round continued with the other clients, as if these had never been asked.{% if failure_count > failures.rows | length %} The first {{ failures.rows | length }} are shown, rounds.jsonl has all.{% endif %}</p>
 {{ table(failures, "Failures", "tall") }}
 {% else %}
 <p>None.</p>
@@ -235,7 +236,7 @@ RUN_PAGE = framed(
 <p>No command was recorded.</p>
 {% endfor %}
 {% if digests.rows %}
-{% for line in anyway %}<p>The run went on with something else than it began with: {{ line }}.</p>{% endfor %}
+{% for line in anyway %}<p>The run was continued with a change: {{ line }}.</p>{% endfor %}
 <p>On a CPU with the same versions, a repeated or resumed run ends with the same bits:</p>
 {{ table(digests, "Digests") }}
 {% endif %}

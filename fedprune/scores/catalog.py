@@ -179,7 +179,7 @@ SCORES: dict[str, Score] = {
         step=step,
     ),
     "flap": Score(
-        "how what reads a unit varies, var(x)·|W|² against its layer's; biases take on its mean",
+        "var(x)·|W|² of a unit's outputs, compared within its layer; their mean goes into biases",
         "An et al. 2024 (FLAP), arXiv 2312.11983, WIFV and AL-AM; clients' sums added up",
         ByBlock(flap),
         (ASK_FLUCTUATION,),

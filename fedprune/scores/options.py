@@ -20,37 +20,40 @@ class Scoring(Section):
         names=NameTable("fedprune.scores.catalog", "SCORES", "scores_of"),
     )
     score_steps: Count = option(
-        "pruning", "times a pruning scores and removes, a little each time", 1
+        "pruning", "steps of one pruning: each scores again and removes a part", 1
     )
     score_during: Literal["pass", "tune"] = option(
-        "pruning", "statistics from a pass of their own, or collected while tuning", "pass"
+        "pruning",
+        "pass: statistics are computed in a pass of their own; tune: collected while clients train",
+        "pass",
     )
     calibration: Literal["dense", "sequential", "local"] = option(
         "pruning",
-        "dense: score all layers at once; sequential: block by block behind pruned ones; local: "
-        "each client behind what it prunes itself, for votes and for --masks of their own",
+        "dense: score all layers of the unpruned model at once; sequential: block by block, on "
+        "inputs from pruned blocks; local: each client on inputs from what it has pruned "
+        "itself, for votes and for --masks union or intersection",
         "dense",
     )
     score_cohort: int | Literal["cohort", "all"] = option(
         "pruning",
-        "who is asked for scores: the round's cohort, everyone who trains (all), or so many of "
-        "them, drawn anew in every round",
+        "clients that score: cohort (the round's), all (everyone who trains), or a number of "
+        "them, drawn anew each round",
         "cohort",
     )
     score_examples: int | None = option(
         "pruning",
-        "training examples that a client draws to be scored on (default: all it has)",
+        "training examples that a client draws to score on (default: all)",
         ge=1,
     )
     gradient_blocks: bool = option(
         "pruning",
-        "scores from gradients of a model whose weights are frozen: a block's gradients at a time, "
-        "each block computed twice",
+        "for frozen weights: compute gradients one block at a time, which takes less memory and "
+        "computes each block twice",
         False,
     )
     probes: int | None = option(
         "pruning",
-        "random perturbations of a score that takes some (default 64)",
+        "random perturbations of scores that use them (default 64)",
         ge=2,
         le=100_000,
     )
@@ -78,7 +81,7 @@ class Combining(Section):
     )
     trim: float | None = option(
         "combining",
-        "part that is left out at either end",
+        "part that is left out at each end",
         0.1,
         when={"combine": "trimmed-mean"},
         gt=0,
@@ -92,20 +95,20 @@ class Combining(Section):
     )
     score_weighting: Literal["labels", "equal"] = option(
         "combining",
-        "weight of a client in means of clients' own scores (default: as --weighting)",
+        "weights of clients in means of their scores (default: as --weighting)",
         "labels",
         derived=lambda c: c.weighting,
     )
     normalise: str = option(
         "combining",
-        "what each client does to its scores first",
+        "how each client scales its own scores before they are combined",
         "none",
         names=NameTable("fedprune.scores.combine", "NORMALISE_SUMMARIES"),
     )
     agreement: bool = option(
         "combining",
-        "clients also send their own mask as votes, to measure agreement (default: without "
-        "--dp, of models that are not read from files)",
+        "clients also send their own mask as votes, to measure how far they agree (default: "
+        "without --dp, for models that are not read from files)",
         True,
         derived=_agreement,
     )

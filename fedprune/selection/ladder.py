@@ -33,9 +33,9 @@ FINEST = 1e-3
 """The smallest step in sparsity that is worth a question."""
 
 ADAPTIVE = {
-    "global": "one ladder over all tensors, ranked as the scope says",
-    "layer": "a ladder for each tensor (for heads and neurons: each sub-layer) by itself: "
-    "loss curves layer by layer, then the steps that cost least",
+    "global": "one sparsity for all tensors, ranked by --scope",
+    "layer": "a sparsity for each tensor (for heads and neurons: each sub-layer), from curves of "
+    "the loss, layer by layer; the steps that cost least are taken",
 }
 
 

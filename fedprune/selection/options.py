@@ -75,43 +75,43 @@ class Pruning(Section):
         lt=1,
     )
     threshold: float | None = option(
-        "pruning", "remove scores at or below this instead of a fraction", None
+        "pruning", "remove weights whose score is at or below this, instead of a fraction", None
     )
     target_bytes: int | None = option(
         "pruning",
-        "remove what it takes for model.fedprune to have at most so many bytes",
+        "prune until model.fedprune has at most this many bytes",
         None,
         ge=1,
     )
     target_flops: float | None = option(
         "pruning",
-        "remove what it takes to keep this part of the FLOPs of prunable layers",
+        "prune until this part of the FLOPs of prunable layers is left",
         None,
         gt=0,
         lt=1,
     )
     method: str | None = option(
         "pruning",
-        "how masks are decided and changes averaged (default: as schedule, masks and score-during "
-        "ask)",
+        "how masks are decided and changes averaged (default: follows from --schedule, --masks "
+        "and --score-during; see --list method)",
         derived=followed_method,
     )
     method_options: Annotated[dict[str, Any], AfterValidator(_as_in_a_file)] = option(
         "pruning",
-        "an option of the method and its value, NAME VALUE; NAME=1,2 is of one option alone: of "
-        "several, lists are given as NAME 1,2, the flag once for each",
+        "an option of the method and its value, such as tiers 1,0.5; give the flag once for "
+        "each option",
         {},
     )
     scope: str = option(
         "pruning",
-        "who competes with whom",
+        "which weights compete with each other",
         "global",
         derived=_scope,
         names=NameTable("fedprune.selection.scopes", "SCOPES"),
     )
     layers: dict[str, float] = option(
         "pruning",
-        "density by shell pattern over names; of several that match the last one counts",
+        "density by shell pattern over names; the last pattern that matches counts",
         {},
         when={"scope": "patterns"},
     )
@@ -123,7 +123,7 @@ class Pruning(Section):
     )
     unit_shape: tuple[int, int] | None = option(
         "pruning",
-        "N,M of n:m (N kept; default 2,4), or rows,columns of a block (default 4,1)",
+        "N,M of n:m (N are kept; default 2,4), or rows,columns of a block (default 4,1)",
         when={"unit": tuple(_SHAPES)},
         derived=lambda c: _SHAPES[c.unit],
         strict=False,
@@ -137,16 +137,16 @@ class Pruning(Section):
     )
     pool: str | None = option(
         "pruning",
-        "a unit's score from its weights'",
+        "how a unit's score is made from the scores of its weights",
         "mean",
         when={"unit": Not(("weight", "n:m"))},
         names=NameTable("fedprune.selection.pools", "POOLS"),
     )
-    min_density: float = option("pruning", "part of every tensor that stays", 0.0, ge=0, lt=1)
-    max_density: float = option("pruning", "part of any tensor that may stay", 1.0, gt=0, le=1)
+    min_density: float = option("pruning", "smallest density of any tensor", 0.0, ge=0, lt=1)
+    max_density: float = option("pruning", "largest density of any tensor", 1.0, gt=0, le=1)
     schedule: str = option(
         "pruning",
-        "way to the sparsity (default cubic)",
+        "how sparsity grows over rounds (default cubic)",
         derived=lambda c: c.usual("schedule", "cubic" if c.threshold is None else "one-shot"),
         names=NameTable("fedprune.selection.schedules", "SCHEDULES", "schedules_of"),
     )
@@ -155,38 +155,38 @@ class Pruning(Section):
     )
     end: Count = option(
         "pruning",
-        "last round that prunes (default: two thirds of the way from warm-up)",
+        "last round that prunes (default: two thirds of the rounds after the warm-up)",
         derived=_end,
     )
     frequency: Count = option("pruning", "rounds from one pruning to the next", 1)
     tolerance: float | None = option(
         "pruning",
-        "part by which the validation loss may rise at a pruning",
+        "largest part by which the validation loss may rise at a pruning",
         0.02,
         when=_ADAPTIVE,
         ge=0,
         le=10,
     )
     candidates: int | None = option(
-        "pruning", "amounts that are tried at a time", 4, when=_ADAPTIVE, ge=2, le=64
+        "pruning", "sparsities tried in one question", 4, when=_ADAPTIVE, ge=2, le=64
     )
     adaptive: str | None = option(
         "pruning",
-        "what an adaptive schedule chooses",
+        "whether one sparsity is chosen, or one for each layer",
         "global",
         when=_ADAPTIVE,
         names=NameTable("fedprune.selection.ladder", "ADAPTIVE"),
     )
     floor: int = option("pruning", "fewest weights kept in any tensor", 1, ge=0)
     exclude: tuple[str, ...] = option(
-        "pruning", "shell patterns of parameters never pruned", (), strict=False
+        "pruning", "shell patterns of parameters that are never pruned", (), strict=False
     )
     include: tuple[str, ...] = option(
-        "pruning", "shell patterns of parameters pruned against the rule", (), strict=False
+        "pruning", "shell patterns of parameters to prune that by default are not", (), strict=False
     )
     regrow: float | None = option(
         "pruning",
-        "part of the kept weights that are exchanged at first",
+        "part of the kept weights that is exchanged at first",
         0.3,
         when={"schedule": "regrow"},
         gt=0,
@@ -194,20 +194,20 @@ class Pruning(Section):
     )
     rewind: int | None = option(
         "pruning",
-        "round whose weights the survivors go back to when pruned (0: the start)",
+        "round to whose weights the kept weights are set back at each pruning (0: the initial "
+        "ones)",
         when={"sparsity": Not(0.0)},
         ge=0,
     )
     vocabulary: Literal["full", "used"] = option(
         "pruning",
-        "used: before round one, take tokens that no client uses out of embeddings and head",
+        "used: before round one, remove tokens that no client uses from embeddings and head",
         "full",
     )
     shrink: Literal["never", "end", "every"] = option(
         "pruning",
-        "take heads, neurons, channels, sub-layers that masks emptied out of the model: never, at "
-        "the end, after every pruning (default: end, where --unit is one of these, without "
-        "--stream on)",
+        "when to take heads, neurons, channels and sub-layers that masks emptied out of the "
+        "model (default: end, where --unit is one of these, without --stream on)",
         "never",
         when=({"sparsity": Not(0.0)}, {"init": Not("")}),
         derived=lambda c: "end" if c.unit in _WHOLE and c.stream != "on" else "never",

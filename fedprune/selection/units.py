@@ -205,7 +205,7 @@ UNITS: dict[str, Unit] = {
     "neuron": Unit("a neuron of a feed-forward layer, gate included", of_groups("neuron"), "many"),
     "head-neuron": Unit("heads and neurons in one ranking, by worth a weight (--pool mean)",
                         of_groups("head", "neuron"), "many"),
-    "channel": Unit("a channel of a plain network: what reads it, with every layer that makes it",
+    "channel": Unit("a channel of a convolutional or linear network, in every layer with it",
                     lambda layout, _shape: of_channels("column")(layout), "many", "",
                     of_channels("row")),
     "expert": Unit("an expert of a mixture, with its row of the router; as many stay as a token is "

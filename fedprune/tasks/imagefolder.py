@@ -206,8 +206,8 @@ GREY = ("cnn-grey", "mlp-grey", "vit-grey")
 NETS = {
     "cnn": "two convolutions with BatchNorm, two linear layers; in colour",
     "mlp": "three linear layers, no BatchNorm; in colour",
-    "cnn-grey": "as cnn, of grey images",
-    "mlp-grey": "as mlp, of grey images",
+    "cnn-grey": "as cnn, for grey images",
+    "mlp-grey": "as mlp, for grey images",
 }
 MODELS = {**NETS, **families_for("image", "vit")}
 

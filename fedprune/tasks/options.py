@@ -29,26 +29,31 @@ class Data(Section):
     )
     clients: Count = option(
         "what is learned",
-        "partitions that the data is split over (default 20; with --client-column all there are)",
+        "number of clients: parts of the data (default 20; with --client-column all there are)",
         derived=_clients,
     )
     split: str = option(
         "what is learned",
-        "who holds which rows",
+        "how rows are given to clients",
         BY_TASK,
         derived=lambda c: c.usual("split", BY_TASK) if c.client_column is None else "natural",
         names=NameTable("fedprune.tasks.splits", "SPLITS"),
     )
     alpha: float | None = option(
-        "what is learned", "concentration", 0.5, when={"split": "dirichlet"}, gt=0
+        "what is learned",
+        "concentration of the Dirichlet distribution",
+        0.5,
+        when={"split": "dirichlet"},
+        gt=0,
     )
     model: str = option("what is learned", "family, folder or hub id (see --list)", BY_TASK)
     depth: int | None = option(
-        "what is learned", "blocks of a family built from scratch (default 2)", None, ge=1, le=64
+        "what is learned", "blocks of a model built from scratch (default 2)", None, ge=1, le=64
     )
     width: int | None = option(
         "what is learned",
-        "width of such a family, a multiple of 16, with a head for each 16 (default 64)",
+        "width of a model built from scratch, a multiple of 16, with a head for each 16 "
+        "(default 64)",
         None,
         ge=16,
         le=4096,
@@ -56,7 +61,7 @@ class Data(Section):
     )
     length: int | None = option(
         "what is learned",
-        "tokens of an example of text, pixels of an image's side (default: by task)",
+        "tokens of a text, or pixels of an image's side (default: by task)",
         None,
         ge=8,
         le=8192,
@@ -64,7 +69,7 @@ class Data(Section):
     data: str = option("what is learned", "file or folder, for tasks that read one", "")
     encoding: str | None = option(
         "what is learned",
-        "encoding of --data's files of text without a byte order mark (default utf-8)",
+        "encoding of text files in --data without a byte order mark (default utf-8)",
         None,
     )
     text_column: str | None = option(
@@ -74,7 +79,9 @@ class Data(Section):
         "what is learned", "column of the class in --data (default label)", None
     )
     target_column: str | None = option(
-        "what is learned", "column of the text to write, for text-to-text (default target)", None
+        "what is learned",
+        "column of the text to write in --data, for text-to-text (default target)",
+        None,
     )
     class_names: tuple[str, ...] = option(
         "what is learned",
@@ -84,12 +91,12 @@ class Data(Section):
     )
     client_column: str | None = option(
         "what is learned",
-        "column of --data that says whose row it is",
+        "column of --data that names the client of a row",
         when={"split": "natural"},
     )
     small_owners: Literal["train-only", "group", "drop"] | None = option(
         "what is learned",
-        "owners with too little to be cut in train, validation and test",
+        "what becomes of owners with too few rows to split into train, validation and test",
         "train-only",
         when={"client_column": Not(None)},
         names=NameTable("fedprune.tasks.owners", "SMALL_OWNERS"),
@@ -97,16 +104,17 @@ class Data(Section):
     plugin: str = option("what is learned", "Python file with your own SCORES or TASKS", "")
     init: str = option(
         "what is learned",
-        "folder of a run to go on from: its masks and structure stay, on this data and task",
+        "folder of a run whose model to start from; its masks and structure are kept, the data "
+        "and task are this run's",
         "",
     )
-    seed: int = option("what is learned", "every random number derives from it", 0, ge=0)
+    seed: int = option("what is learned", "seed of every random number", 0, ge=0)
     dp: Literal["none", "client", "example"] = option(
-        "privacy", "whose part in what is released noise hides: a client's, an example's", "none"
+        "privacy", "differential privacy of whole clients, or of single examples", "none"
     )
     metrics: Literal["exact", "noised"] = option(
         "privacy",
-        "release of measured losses and counts: exact, or with noise (default, unless there is a "
+        "release measured losses and counts exactly, or with noise (default, unless there is a "
         "--panel)",
         "exact",
         when=_NOISE,
@@ -114,7 +122,7 @@ class Data(Section):
     )
     panel: int = option(
         "privacy",
-        "clients, the last ones, that only measure: their data is not protected",
+        "number of clients, the last ones, that only measure; their data is not protected",
         0,
         when=_NOISE,
         ge=0,

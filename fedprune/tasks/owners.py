@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 SMALL_OWNERS = {
     "train-only": "they are clients and train on all they have; others measure",
-    "group": "in the order of their names, so many of them are one client that it can be cut",
-    "drop": "they are no clients",
+    "group": "joined in the order of their names until one client's rows can be split",
+    "drop": "left out",
 }
 
 

@@ -1,10 +1,17 @@
 """What a run is said to take beforehand, against what it takes."""
 
 import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+from torch.utils.flop_counter import FlopCounterMode
 
-from fedprune import ConfigError, estimate
+from fedprune import ConfigError, estimate, federate, own_task
+from fedprune.client.host import build_host
 from fedprune.commands.run import main
+from fedprune.engines.inline import inline_port
 from fedprune.library import estimating
+from fedprune.run import run_federated
 from tests.runs import TINY, played, tiny
 
 RUNS = [
@@ -40,6 +47,16 @@ def test_operations_are_those_of_every_step_and_example():
 
 
 @pytest.mark.slow
+def test_operations_where_chance_draws_the_examples_of_a_step():
+    keys = {"dp": "example", "dp_noise": 1.0, "dp_rate": 0.02, "panel": 1}
+    config = tiny(model="mlp", rounds=2, warmup=0, end=2, local_steps=40, **keys)
+    said = estimate(config).flops
+    with FlopCounterMode(display=False) as counter:
+        run_federated(config, inline_port(build_host(config)))
+    assert said == pytest.approx(counter.get_total_flops(), rel=0.25)
+
+
+@pytest.mark.slow
 def test_what_is_not_rehearsed_is_as_the_last_round(monkeypatch):
     whole = estimate(tiny(model="mlp"))
     monkeypatch.setattr(estimating, "REHEARSAL", 0.0)
@@ -71,6 +88,16 @@ def test_what_cannot_be_estimated_is_refused_in_a_line(options, words, capsys):
     told = capsys.readouterr().err
     assert words in told
     assert told.count("\n") == 1
+
+
+def test_a_task_of_this_program_is_estimated_too():
+    data = TensorDataset(torch.randn(60, 4), torch.arange(60) % 2)
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
+    options = {"clients": 3, "rounds": 2, "warmup": 0, "local_steps": 2}
+    found = estimate(own_task(net, data), **options)
+    summary = federate(own_task(net, data), **options).summary
+    assert found.parameters == summary["parameters"] == 86
+    assert found.traffic["bytes_up"] == pytest.approx(summary["bytes_up"], rel=0.05)
 
 
 def test_options_beside_a_configuration_are_refused():

@@ -48,6 +48,11 @@ class Named(torch.utils.data.Dataset):
         return {"inputs": X[i], "labels": Y[i]}
 
 
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        yield from zip(X, Y, strict=True)
+
+
 class States(nn.Sequential):
     """Returns a dictionary, by whatever name."""
 
@@ -248,7 +253,7 @@ def test_a_language_model_of_a_result_is_one_of_transformers(tmp_path):
 @pytest.mark.parametrize(
     ("act", "says"),
     [
-        (lambda: federate("digits"), "federate: str"),
+        (lambda: federate("digits"), "what=str: no configuration"),
         (lambda: federate(RunConfig(), clients=3), "clients: beside a configuration"),
         (lambda: federate(own_task(net(), (X, Y)), task="digits"), "a task is given already"),
         (lambda: federate(own_task(net(), [(X, Y)] * 2), clients=3), "data of 2 clients"),
@@ -269,7 +274,10 @@ def test_a_language_model_of_a_result_is_one_of_transformers(tmp_path):
         (lambda: own_task(net(), (X, Y), validation=0.6, test=0.6), "some to train on"),
         (lambda: own_task(net(), (X, X, Y)), "data=3 tensors"),
         (lambda: prune(net(), 0.5, score="wanda"), "data=None"),
-        (lambda: prune(net(), 0.5, scop="row"), "scop: no option of prune"),
+        (lambda: prune(net(), 0.5, scop="row"), "'scop': no such option of prune .* scope"),
+        (lambda: own_task(net(), DataLoader(Stream())), "data=Stream: a stream, of no length"),
+        (lambda: federate(own_task(net(), (X, Y)), callbacks=[print]), "callbacks=.*: no callback"),
+        (lambda: federate(own_task(net(), (X, Y)), callbacks=[Callback]), "no callback"),
         (lambda: prune(net(), 1.5), "sparsity=1.5"),
         (lambda: prune(net(), 0, score="magnitude"), "sparsity=0: prunes nothing"),
         (lambda: prune(net(), None, score="magnitude"), "sparsity=None"),

@@ -12,7 +12,7 @@ import pytest
 from fedprune.report.intervals import wilson_words
 from fedprune.report.page import write_report
 from fedprune.report.pictures import OVER_ROUNDS, pictures
-from fedprune.report.plots import shown_range
+from fedprune.report.plots import quality_figure, shown_range
 from fedprune.report.reading import Run, read_run, significant
 from fedprune.report.script import SCRIPT
 from fedprune.report.sentences import facts, result_sentence, title, what_was_run
@@ -24,6 +24,7 @@ from fedprune.report.tables import (
     quality_table,
     results,
 )
+from fedprune.report.template import _CONTENTS, with_contents
 from fedprune.report.unpruned import shown_names
 from tests.report.pages import write_page
 
@@ -104,12 +105,27 @@ def test_the_page_asks_for_nothing(make_run):
     assert "default-src 'none'" in text
 
 
+def test_headings_that_differ_in_a_number_or_not_at_all_have_ids_of_their_own():
+    page = with_contents(f"{_CONTENTS}<h2>Of 32</h2><h2>Of 200</h2><h2>Of 32</h2>")
+    links = re.findall(r'href="#([^"]+)">(.*?)<', page)
+    assert [words for _, words in links] == ["Of 32", "Of 200", "Of 32"]
+    assert [name for name, _ in links] == re.findall(r'<h2 id="([^"]+)"', page)
+    assert len(dict(links)) == 3
+
+
 @pytest.mark.slow
 def test_every_section_is_in_the_contents(make_run):
     tags = read(make_run()).tags
     links = [attributes["href"] for tag, attributes in tags if tag == "a"]
     assert links == [f"#{attributes['id']}" for tag, attributes in tags if tag == "h2"]
     assert len(links) >= 7
+
+
+def test_axes_that_leave_rounds_out_begin_with_the_pruning(make_run):
+    rows = read_run(make_run()).rows
+    first = min(r["round"] for r in rows if r["arm"] == "pruned" and r["phase"] == "prune")
+    assert shown_range(rows, "perplexity")
+    assert quality_figure(rows, "perplexity").axes[0].get_xlim()[0] == first - 1
 
 
 @pytest.mark.slow
@@ -241,7 +257,7 @@ def test_a_run_that_has_not_ended_says_what_is_known_in_whole_sentences(make_run
     (folder / "summary.json").unlink()
     (folder / "config.toml").write_text('task = "digits"\nclients = 20\ncohort = 5\n')
     words = read(folder).words
-    assert "20 clients train on the task digits. What follows is known so far." in words
+    assert "20 clients train on the task digits. This is the state so far." in words
     assert "of them in each round" not in words
     assert "78,643 in all" in words
     assert "\u2013 in all" not in words

@@ -34,6 +34,12 @@ CONTRAST = """() => {
   return Math.min(...texts.map(e => getComputedStyle(e)[e.closest('svg') ? 'fill' : 'color'])
     .map(light).map(ratio));
 }"""
+STAYS = """() => [...document.querySelectorAll('.scroll')].map(part => {
+  part.scrollLeft = part.scrollWidth;
+  const [cell, whole] = [part.querySelector('td'), part].map(e => e.getBoundingClientRect());
+  part.scrollLeft = 0;
+  return Math.abs(cell.left - whole.left);
+})"""
 
 pytestmark = [
     pytest.mark.slow,
@@ -97,6 +103,7 @@ def check(view: View, path: Path, figures: int) -> None:
         assert words.inner_text() in drawing.get_attribute("aria-label")
         assert drawing.bounding_box()["width"] > 300
     assert page.evaluate(CONTRAST) >= 4.5
+    assert max(page.evaluate(STAYS), default=0) < 1  # the first column, as a table scrolls
     assert page.locator("script").count() == 1
 
 

@@ -158,7 +158,7 @@ def test_the_end_compares_dense_and_pruned():
     assert "200 B to score and tune, dense FedAvg 400 B (50%)" in text
     assert "NOT REACHED" not in text
     short = closing_lines({**summary, "reached": False}, Path("runs/x"))
-    reason = "too few clients answered before all was done that was asked"
+    reason = "too few clients answered before the run was finished"
     assert f"NOT REACHED: {reason}" in short
     for own, word in ((None, "trained"), (0.5, "averaged")):
         told = {**summary, "sparsity": 0.0} | ({"own_sparsity": own} if own else {})

@@ -197,4 +197,4 @@ def test_what_is_left_out_of_texts_is_in_the_summary_and_the_report(tmp_path):
     end = federate(configure({**keys, "local_steps": 1}), folder=tmp_path / "run")
     assert end.summary["reading"]["cut"] == 40
     page = (tmp_path / "run/report.html").read_text()
-    assert "Of the texts not all was read: cut at --length: 40 of 40 texts." in page
+    assert "Not all text was read: cut at --length: 40 of 40 texts." in page

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from fedprune.client.memory import in_run
 from fedprune.config import RunConfig, overridden
 from fedprune.engines.flower.grid import grid_port
 from fedprune.options.refusal import ConfigError
+from fedprune.protocol.messages import Question
 from fedprune.protocol.models import dense_model, layout_for
 from fedprune.records.arms import PRUNED
 from fedprune.run import run_federated
@@ -34,6 +35,8 @@ from fedprune.tasks.measures import shown_columns
 from fedprune.tensors.models import state_of
 
 log = logging.getLogger("fedprune")
+_flower_log = logging.getLogger("flwr")
+"""Flower's own, which prints what a strategy says: ``[ROUND 1/3]`` and the round's figures."""
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
@@ -109,14 +112,21 @@ class FedPrune:
 
     def _noting(self, result: Result, config: RunConfig, evaluate_fn: EvaluateFn | None) -> Watch:
         """The watch, which also writes every row of the run into Flower's result."""
-        metric = tasks_of(config.plugin)[config.task].metric
+        metric, begun = tasks_of(config.plugin)[config.task].metric, list[int]()
+
+        def head(arm: str, question: Question, partitions: int) -> None:
+            self.watch.phase(arm, question, partitions)
+            if arm == PRUNED and question.round not in begun:
+                begun.append(question.round)
+                _flower_log.info("[ROUND %s/%s]", question.round, config.rounds)
 
         def note(row: Row, seconds: float, state: State) -> None:
             self.watch.row(row, seconds, state)
             if row["arm"] == PRUNED:
                 _note(result, row, metric, state, evaluate_fn)
+                _flower_log.info("\t└──> %s", _figures(row, metric))
 
-        return replace(self.watch, row=note)
+        return Watch(head, note)
 
 
 def _changed(
@@ -163,6 +173,14 @@ def _note(
         result.evaluate_metrics_clientapp[round_] = MetricRecord(measured)
     if evaluate_fn is not None:
         _evaluate(result, round_, state.weights, evaluate_fn)
+
+
+def _figures(row: Row, metric: str) -> str:
+    """What a round came to, in a line of a log."""
+    measured = [(n, row.get(n)) for n in ("sparsity", *shown_columns(metric))]
+    told = [f"{name} {value:.4g}" for name, value in measured if value is not None]
+    failed = len(row["failures"])
+    return ", ".join([*told, f"{row['answered']} answered, {failed} failed"])
 
 
 def _evaluate(

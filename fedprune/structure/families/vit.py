@@ -55,7 +55,7 @@ VIT = Family(
     config=ConfigKeys("intermediate_size", {"layers": "num_hidden_layers"}),
     small={
         "vit": SmallModel("ViT: patches as tokens, pre-norm encoder", ("image",), _config),
-        "vit-grey": SmallModel("as vit, of grey images", ("image",), _config),
+        "vit-grey": SmallModel("as vit, for grey images", ("image",), _config),
     },
     sizes={"ViTAttention": {"num_attention_heads": lambda m: outputs(m.q_proj) // m.head_dim}},
 )

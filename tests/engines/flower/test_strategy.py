@@ -1,5 +1,6 @@
 """`FedPrune` where a Flower user puts a strategy."""
 
+import logging
 from typing import Any
 
 import pytest
@@ -18,9 +19,21 @@ from fedprune.tensors.models import state_of
 from tests.runs import played, same, tiny
 
 
-def test_in_a_users_own_server_app(devices):
+class Lines(logging.Handler):
+    def __init__(self):
+        super().__init__(logging.INFO)
+        self.lines: list[str] = []
+
+    def emit(self, record):
+        self.lines.append(record.getMessage())
+
+
+def test_in_a_users_own_server_app(devices, request):
     """The snippet in docs/devices.md."""
-    kept = {}
+    kept: dict[str, Any] = {}
+    said = Lines()
+    logging.getLogger("flwr").addHandler(said)
+    request.addfinalizer(lambda: logging.getLogger("flwr").removeHandler(said))
     app = ServerApp()
 
     @app.main()
@@ -45,6 +58,9 @@ def test_in_a_users_own_server_app(devices):
     model.load_state_dict(weights, strict=False)
     zeros = sum(int((w == 0).sum()) for n, w in weights.items() if w.ndim > 1)
     assert zeros > 0.8 * 12944
+    rounds = [line for line in said.lines if line.startswith("[ROUND")]
+    assert rounds == ["[ROUND 1/2]", "[ROUND 2/2]"]
+    assert sum("sparsity 0.9, loss" in line for line in said.lines) == 2
 
 
 @pytest.mark.slow
