@@ -1,5 +1,6 @@
 """The choices of the schema as factors: every option that is a choice, and numbers that switch."""
 
+import functools
 import types
 import typing
 from collections.abc import Mapping
@@ -13,8 +14,10 @@ from fedprune import RunConfig, opening
 from fedprune.config import configure
 from fedprune.config.rules import names_of
 from fedprune.learning.preparation import prepared
+from fedprune.protocol import models
 from fedprune.protocol.models import dense_model
 from fedprune.structure.families.catalog import SMALL_MODELS
+from fedprune.structure.layout import layout_of
 from fedprune.tasks.catalog import tasks_of
 
 BASE = {
@@ -204,7 +207,8 @@ def _begin(config: RunConfig) -> None:
     key = repr([vars(config)[name] for name in LOOKED_AT])
     if key not in _SEEN:
         try:
-            with patch.object(opening, "dense_model", _model_of):
+            laid = patch.object(models, "layout_of", _LAYOUTS)
+            with laid, patch.object(opening, "dense_model", _model_of):
                 opening.opening_of(config, None, None)
             prepared(_model_of(config), config)
             _SEEN[key] = None
@@ -215,6 +219,7 @@ def _begin(config: RunConfig) -> None:
 
 
 _BUILT: dict[str, nn.Module] = {}
+_LAYOUTS = functools.cache(layout_of)
 
 
 def _model_of(config: RunConfig) -> nn.Module:

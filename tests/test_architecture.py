@@ -177,36 +177,36 @@ def test_of_flower_only_what_is_public_but_for_one_name_in_one_place():
     assert strange == {"fedprune.engines.ray.identity": one}
 
 
-@pytest.mark.parametrize("path", CORE, ids=name_of)
-def test_no_clock_and_no_global_random_in_the_core(path):
-    name = name_of(path)
+TIMED = (
     # A run's log has times, and latency is what `measure` is asked for; no bit of a result is.
     # What `process` keeps of the global generators it puts back.
-    spared = {"fedprune.run", "fedprune.export.measure", "fedprune.runtime.process"}
+    *("fedprune.run", "fedprune.export.measure", "fedprune.runtime.process"),
     # A client that hangs is found out by a clock, and so is a command that does not end.
-    spared |= {"fedprune.runtime.guarding", "fedprune.runtime.ending"}
+    *("fedprune.runtime.guarding", "fedprune.runtime.ending"),
     # How long a step takes decides which engine plays a run, and no bit of it.
-    spared |= {"fedprune.client.footprint", "fedprune.library.estimating"}
+    *("fedprune.client.footprint", "fedprune.library.estimating"),
     # How long the runs of a study take tells how long the others may.
-    spared |= {"fedprune.study.playing"}
-    if name in spared or name.startswith(
-        ("fedprune.report", "fedprune.records", "fedprune.engines", "fedprune.commands")
-    ):
-        return
-    modules = {module.split(".")[0] for module, _ in imports(tree(path))}
-    assert not modules & {"time", "datetime", "random", "secrets", "uuid"}
-    for node in ast.walk(tree(path)):
-        if not isinstance(node, ast.Call):
+    "fedprune.study.playing",
+)
+TOLD = ("fedprune.report", "fedprune.records", "fedprune.engines", "fedprune.commands")
+
+
+def test_no_clock_and_no_global_random_in_the_core():
+    for path in CORE:
+        name = name_of(path)
+        if name in TIMED or name.startswith(TOLD):
             continue
-        called = ast.unparse(node.func)
-        if called == "np.random.default_rng":
-            assert node.args, "a generator of its own has a seed"
-            continue
-        assert not called.startswith(("np.random.", "numpy.random.")), called
-        if called in {"torch.rand", "torch.randn", "torch.randperm", "torch.randint"}:
-            assert "generator" in {keyword.arg for keyword in node.keywords}, called
-        if called == "torch.manual_seed":
-            assert name == "fedprune.randomness"
+        modules = {module.split(".")[0] for module, _ in imports(tree(path))}
+        assert not modules & {"time", "datetime", "random", "secrets", "uuid"}, path
+        for node in (n for n in ast.walk(tree(path)) if isinstance(n, ast.Call)):
+            called, given = ast.unparse(node.func), {keyword.arg for keyword in node.keywords}
+            if called == "np.random.default_rng":
+                assert node.args, f"{path}: a generator of its own has a seed"
+                continue
+            assert not called.startswith(("np.random.", "numpy.random.")), (path, called)
+            if called in {"torch.rand", "torch.randn", "torch.randperm", "torch.randint"}:
+                assert "generator" in given, (path, called)
+            assert called != "torch.manual_seed" or name == "fedprune.randomness", path
 
 
 def test_one_module_knows_that_a_layer_of_gpt2_is_transposed():
@@ -279,21 +279,19 @@ def test_no_module_imports_what_is_private_to_another():
         assert not private, path
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_what_is_public_is_documented_and_annotated(path):
-    module = tree(path)
-    assert ast.get_docstring(module)
-    for public in publics(module):
-        where = f"{name_of(path)}.{public.name}"
-        if not where.endswith(".error"):  # argparse's own method
-            assert ast.get_docstring(public), where
-        if isinstance(public, ast.FunctionDef):
-            arguments = [*public.args.posonlyargs, *public.args.args, *public.args.kwonlyargs]
-            bare = [
-                a.arg for a in arguments if a.annotation is None and a.arg not in {"self", "cls"}
-            ]
-            assert not bare, where
-            assert public.returns is not None, where
+def test_what_is_public_is_documented_and_annotated():
+    for path in MODULES:
+        assert ast.get_docstring(tree(path)), path
+        for public in publics(tree(path)):
+            where = f"{name_of(path)}.{public.name}"
+            # argparse's own method is the exception.
+            assert where.endswith(".error") or ast.get_docstring(public), where
+            if isinstance(public, ast.FunctionDef):
+                given = public.args
+                arguments = [*given.posonlyargs, *given.args, *given.kwonlyargs]
+                bare = {a.arg for a in arguments if a.annotation is None} - {"self", "cls"}
+                assert not bare, where
+                assert public.returns is not None, where
 
 
 def test_no_function_is_longer_than_a_screen():

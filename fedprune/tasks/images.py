@@ -6,7 +6,7 @@ import gzip
 import importlib.util
 import zlib
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,10 +43,15 @@ def digits(config: Data) -> Sequence[Shard]:
     Raises:
         FileNotFoundError: scikit-learn is not installed.
     """
-    with gzip.open(_digits_file(), "rt") as lines:  # to import scikit-learn takes a second
-        rows = torch.from_numpy(np.loadtxt(lines, delimiter=","))
+    rows = _digits_rows(_digits_file())
     images = rows[:, :-1].float().reshape(-1, 1, 8, 8) / 16
     return _deal({"images": images, "labels": rows[:, -1].long()}, config)
+
+
+@lru_cache(maxsize=1)
+def _digits_rows(path: Path) -> Tensor:
+    with gzip.open(path, "rt") as lines:  # to import scikit-learn takes a second
+        return torch.from_numpy(np.loadtxt(lines, delimiter=","))
 
 
 def _digits_file() -> Path:

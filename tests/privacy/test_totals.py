@@ -23,13 +23,16 @@ def test_mu_elsewhere_is_the_gaussian_with_this_epsilon_at_this_delta(epsilon):
     assert gaussian_delta(mu, epsilon) <= 1e-5
 
 
-def test_one_gaussian_has_the_curve_that_is_known_in_closed_form():
+@pytest.mark.parametrize(("z", "times"), [(1.5, 1), (1.5, 4), (0.2, 1)])
+def test_gaussians_have_the_curve_that_is_known_in_closed_form_rounded_up(z, times):
     told = total_privacy(
-        {"participation": [Counter({Event(z=1.5): 1})]}, AccountingTerms(dp="client"), 3.0
+        {"participation": [Counter({Event(z=z): times})]}, AccountingTerms(dp="client"), 3.0
     )
     assert len(told["curve"]) == 13
     for delta, epsilon in told["curve"]:
-        assert gaussian_delta(1 / 1.5, epsilon) == pytest.approx(delta, rel=0.02)
+        found = gaussian_delta(times**0.5 / z, epsilon)
+        assert found <= delta
+        assert found == pytest.approx(delta, rel=1e-5)
     epsilons = [epsilon for _, epsilon in told["curve"]]
     assert epsilons == sorted(epsilons, reverse=True)
 

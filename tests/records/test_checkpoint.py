@@ -277,9 +277,9 @@ PATHS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("keys", PATHS, ids=str)
-def test_a_run_of_any_kind_killed_after_any_round_ends_as_an_unbroken_one(keys, tmp_path):
+def test_a_run_of_any_kind_killed_around_its_first_pruning_ends_as_an_unbroken_one(keys, tmp_path):
     whole = undisturbed(tiny(**keys, local_steps=1, clients=3, hosts=2), tmp_path / "whole")
-    for round_ in (1, 2, 3, 4):
+    for round_ in (2, 3):
         runs = replace(whole, folder=tmp_path / str(round_))
         runs.cut(round_)
         early = load_state(checkpoint_path(runs.folder, "pruned"), KINDS).memories.get("rewind")

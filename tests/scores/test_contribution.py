@@ -66,14 +66,8 @@ def test_a_client_sends_one_number_a_unit():
 @pytest.mark.parametrize(("unit", "sparsity"), [("head-neuron", 0.3), ("sublayer", 0.6)])
 def test_it_decides_a_run(unit, sparsity):
     keys = {"task": "shakespeare", "clients": 2, "cohort": 2, "length": 16, "rounds": 1}
-    keys |= {
-        "schedule": "one-shot",
-        "warmup": 0,
-        "end": 1,
-        "unit": unit,
-        "sparsity": sparsity,
-        "local_steps": 1,
-    }
+    keys |= {"schedule": "one-shot", "warmup": 0, "end": 1, "unit": unit, "sparsity": sparsity}
+    keys |= {"local_steps": 1, "score_examples": 64}
     runs = [played(tiny(score=score, **keys)).summary for score in ("contribution", "taylor")]
     assert runs[0]["sparsity"] > 0.1
     # What a client sends to score: a number a unit, and its votes, instead of one a weight.

@@ -162,15 +162,17 @@ def in_one_place(name: str, served: Served, partitions: Sequence[int], **changes
     return SCORES[name].finalise(evidence)
 
 
-@pytest.mark.sampled(8)
-@pytest.mark.parametrize("absent", [(), (1,)], ids=str)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("family", LAWFUL)
 @pytest.mark.parametrize("name", ADDITIVE)
-def test_over_the_wire_federated_equals_pooled(name, family, absent, request):
-    """In float32, on trained weights and texts, with all that a run puts in between."""
+def test_over_the_wire_federated_equals_pooled(name, family, request):
+    """In float32, on trained weights and texts, with all that a run puts in between.
+
+    One client is away; where all are there, the gallery's digests tell a wrong sum.
+    """
     on(name, family)  # skips what cannot be
     served: Served = request.getfixturevalue(family)
-    there = [p for p in served[0].shards if p not in absent]
+    there = [p for p in served[0].shards if p != 1]
     there = there[:2] if name == "ablation" else there  # many passes
     unit = "row" if (name, family) == ("ablation", "cnn") else unit_of(name, family)
     changes = {"unit": unit, "probes": 4}

@@ -61,7 +61,7 @@ def test_trials_with_three_in_ten_gone_at_any_stage_are_right_or_retried_with_a_
     rng = random.Random(5)
     right, reasons = 0, []
     for trial in range(60):
-        terms = drawn_terms(rng, rng.randint(5, 24), rng.choice([32, 64]), str(trial).encode())
+        terms = drawn_terms(rng, rng.randint(5, 16), rng.choice([32, 64]), str(trial).encode())
         vectors = drawn_vectors(terms, 3, rng)
         n = len(terms.members)
         gone = {

@@ -248,6 +248,7 @@ def test_every_family_shrinks_to_what_its_masks_say(plays, task, model, unit, sc
 )
 def test_channels_are_chosen_alike_and_leave_the_network(score, scope):
     keys = {"task": "digits", "unit": "channel", "score": score, "scope": scope, "sparsity": 0.4}
+    keys |= {"score_examples": 64} if score == "ablation" else {}
     every, never = (played(tiny(shrink=s, **keys)) for s in ("every", "never"))
     assert every.summary["mask_digest"] == never.summary["mask_digest"]
     assert every.summary["parameters_left"] < never.summary["parameters_left"]
