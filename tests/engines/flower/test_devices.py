@@ -152,6 +152,9 @@ def test_devices_prune_a_model_although_one_has_no_data_the_superlink_and_anothe
     assert summary["rounds_completed"] == 3
     assert summary["sparsity"] == int(0.8 * 12944 + 0.5) / 12944
     assert set(summary["shard_sizes"]) <= {32, 48}, "what the devices say they train on"
+    (bundle,) = flower.home.glob("apps/fedprune.*")  # of all runs, here and at the devices
+    ours = [path.relative_to(ROOT) for path in (ROOT / "fedprune").rglob("*.py")]
+    assert all((bundle / path).read_bytes() == (ROOT / path).read_bytes() for path in ours)
     model = fedprune.load(out)
     assert sum(int((p != 0).sum()) for p in model.parameters() if p.ndim > 1) <= 2589 + 640
     told += flower.log("superlink.log") + (out / "config.toml").read_text()
