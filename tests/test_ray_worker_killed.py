@@ -33,8 +33,9 @@ CONFIG: dict[str, Any] = {
 
 def started(folder: Path, **config: Any) -> subprocess.Popen[str]:
     options = [part for key, value in config.items() for part in (f"--{key}", str(value))]
+    ray = ("--engine", "ray", "--workers", "1", "--out", str(folder))
     return subprocess.Popen(
-        [sys.executable, "simulations/run.py", *options, "--workers", "1", "--out", str(folder)],
+        [sys.executable, "simulations/run.py", *options, *ray],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -99,11 +100,11 @@ def test_the_run_goes_on_to_the_same_bits(tmp_path, stopped):
     run = started(out, **CONFIG)
     stopped.append(run)
     workers, deadline = list[int](), time.monotonic() + 900
-    while not workers:
+    while not (workers and rounds_in(out)):
         assert time.monotonic() < deadline
         assert run.poll() is None
-        workers = workers_of(run.pid) if rounds_in(out) else []
-        time.sleep(0.05)
+        workers = workers or workers_of(run.pid)
+        time.sleep(0.05 if workers else 0.2)
     (worker,) = workers
     os.kill(worker, signal.SIGKILL)
     printed, _ = run.communicate(timeout=900)
