@@ -85,7 +85,9 @@ def number_of(node: str) -> int:
 
 
 def _ray(*arguments: str) -> list[str]:
-    return [str(RAY), *arguments, "--disable-usage-stats", "--block"]
+    """Ray's command, without processes of Ray's that nobody here wants anything of."""
+    unused = ("--no-monitor", "--include-log-monitor=false", "--disable-usage-stats")
+    return [str(RAY), *arguments, *unused, "--block"]
 
 
 def _started(command: list[str], log: Path, more: dict[str, str]) -> subprocess.Popen[bytes]:

@@ -328,7 +328,7 @@ def test_engine_ray_is_ray(monkeypatch):
     here = federate(tiny(rounds=1, warmup=0, end=1))
     start = ray.init
     monkeypatch.setattr(ray, "init", lambda *a, **k: began.append(1) or start(*a, **k))
-    there = federate(tiny(rounds=1, warmup=0, end=1, engine="ray"))
+    there = federate(tiny(rounds=1, warmup=0, end=1, engine="ray", workers=1))
     assert began
     assert not ray.is_initialized()
     assert there.summary["weights_digest"] == here.summary["weights_digest"]

@@ -37,7 +37,6 @@ class Flower:
             "FLWR_TELEMETRY_ENABLED": "0",
             "RAY_ADDRESS": "local",  # never the cluster that a note on this machine names
             "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",  # a second otherwise; less costs more
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
             "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port()),
             "FLWR_LOCAL_CONTROL_API_PORT": str(free_port()),

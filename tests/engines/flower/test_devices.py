@@ -1,8 +1,9 @@
 """The tutorial of docs/devices.md: a SuperLink and SuperNodes over TLS, with registered keys.
 
 Every message is answered by a new process (a fork, see `forking`): one network, three runs. The
-first has one device, without data; the second loses the SuperLink, is resumed, and loses a device,
-whose place another takes with a key of its own.
+first is refused (one that too few answer: `test_server_app`). The second has a device without data,
+loses the SuperLink, is resumed, and loses a device. In the third another takes the place of that
+one, with a key of its own.
 """
 
 import json
@@ -98,12 +99,12 @@ def test_nobody_connects_without_the_authority_and_no_device_without_a_registere
     assert "Failed to activate SuperNode" in flower.log("device-0.log")
 
 
-def test_fewer_devices_than_the_minimum_is_a_failed_run(flower, address, empty, trust):
-    del empty
-    config = keys(rounds=2, timeout=5, out="runs/void")
+def test_a_bad_value_is_a_line_and_a_failed_run(flower, address, trust):
+    config = keys(sparsity=1.5, out="runs/bad")
     words = ("run", str(trust), config, "--superlink", address, "--app", str(ROOT))
     done = flower.devices(*words)
-    assert "fedprune: no round was completed: too few clients answered" in done.stdout
+    assert "fedprune: sparsity=1.5: " in done.stdout
+    assert not (flower.folder / "runs").exists()
     assert (done.returncode, done.stdout.splitlines()[-1].split(": ")[1]) == (1, "finished:failed")
 
 
@@ -152,6 +153,9 @@ def test_devices_prune_a_model_although_one_has_no_data_the_superlink_and_anothe
     assert summary["rounds_completed"] == 3
     assert summary["sparsity"] == int(0.8 * 12944 + 0.5) / 12944
     assert set(summary["shard_sizes"]) <= {32, 48}, "what the devices say they train on"
+    (bundle,) = flower.home.glob("apps/fedprune.*")  # of all runs, here and at the devices
+    ours = [path.relative_to(ROOT) for path in (ROOT / "fedprune").rglob("*.py")]
+    assert all((bundle / path).read_bytes() == (ROOT / path).read_bytes() for path in ours)
     model = fedprune.load(out)
     assert sum(int((p != 0).sum()) for p in model.parameters() if p.ndim > 1) <= 2589 + 640
     told += flower.log("superlink.log") + (out / "config.toml").read_text()

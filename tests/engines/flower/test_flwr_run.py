@@ -36,8 +36,9 @@ def right() -> str:
     return str(federate(configure(CONFIG)).summary["weights_digest"])
 
 
-def run(flower: Flower, config: str, nodes: int, app: Path = ROOT) -> str:
-    federation = f"num-supernodes={nodes} client-resources-num-cpus=1"
+def run(flower: Flower, config: str, app: Path = ROOT) -> str:
+    """What it prints; of two nodes, on one worker: each imports all of it."""
+    federation = "num-supernodes=2 client-resources-num-cpus=1 init-args-num-cpus=1"
     done = flower.flwr(
         *("run", str(app), "--stream", "--federation-config", federation, "--run-config", config)
     )
@@ -49,31 +50,19 @@ def statuses(flower: Flower) -> list[str]:
     return [str(run["status"]) for run in listed["runs"]]
 
 
-def test_flat_keys_and_toml_give_the_bits_of_the_command_line(flower, right):
+def test_keys_and_toml_give_the_bits_of_the_command_line_and_unknown_ones_no_run(flower, right):
     keys = list(CONFIG)
     flat = " ".join(f"{key}={json.dumps(CONFIG[key])}" for key in keys[::2])
     # Flower splits at double quotes: inside, TOML's single ones.
     text = "\\n".join(f"{k} = {json.dumps(CONFIG[k])}".replace('"', "'") for k in keys[1::2])
-    printed = run(flower, f'{flat} toml="{text}" out="both"', nodes=2)
+    printed = run(flower, f'{flat} toml="{text}" out="both"')
     out = flower.folder / "both"
     assert f"results     {out}" in printed, "relative to where the SuperLink was started"
     assert "pruned      3  recover" in printed
     assert json.loads((out / "summary.json").read_text())["weights_digest"] == right
     assert (out / "report.html").is_file()
-    assert statuses(flower)[0] == "finished:completed"
-
-
-def test_a_bad_value_is_a_line_in_the_log_and_a_failed_run(flower):
-    printed = run(flower, 'task="digits" sparsity=1.5 out="bad"', nodes=1)
-    assert "fedprune: sparsity=1.5: " in printed
-    assert not (flower.folder / "bad").exists()
-    assert statuses(flower)[0] == "finished:failed"
-
-
-def test_an_unknown_key_is_refused_by_flower(flower):
-    before = statuses(flower)
-    assert "Invalid run configuration" in run(flower, 'taks="digits"', nodes=1)
-    assert statuses(flower) == before
+    assert "Invalid run configuration" in run(flower, 'taks="digits"'), "Flower refuses it"
+    assert statuses(flower) == ["finished:completed"]
 
 
 def test_the_app_that_is_written_for_users_gives_the_bits_of_one_process(flower, tmp_path):
@@ -82,7 +71,7 @@ def test_the_app_that_is_written_for_users_gives_the_bits_of_one_process(flower,
     alone = federate(TASK, train=client_app.train, **options)
     app = tmp_path / "my-app"
     new(Namespace(folder=str(app)))
-    printed = run(flower, " ".join(f"{k}={v}" for k, v in small.items()), nodes=2, app=app)
+    printed = run(flower, " ".join(f"{k}={v}" for k, v in small.items()), app=app)
     folder = re.search(r"results +(\S+)", printed)
     assert folder, printed
     summary = json.loads(Path(folder[1], "summary.json").read_text())

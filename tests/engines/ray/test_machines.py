@@ -1,10 +1,12 @@
 """Runs on several machines, made of one: nodes are unplugged, join, and have disks of their own.
 
-One Ray cluster and one grid play all the runs, one after the other: starting workers takes longest.
+One Ray cluster plays all of it, a study first. One grid plays all the runs, one after the other:
+starting workers takes longest.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import subprocess
@@ -23,6 +25,7 @@ from rich.console import Console
 from fedprune import ConfigError, RunConfig, federate
 from fedprune.client.footprint import Footprint
 from fedprune.client.host import build_host, labels_of
+from fedprune.commands.main import main
 from fedprune.config import configure
 from fedprune.engines.flower.server_app import run_on
 from fedprune.engines.ray.engine import ray_grid
@@ -31,7 +34,10 @@ from fedprune.engines.ray.own import set_environment
 from fedprune.records.bound import Going
 from fedprune.report.screen import Screen
 from fedprune.runtime.process import put_back
+from fedprune.study.design import read_design
+from fedprune.study.playing import cell_folder
 from tests.machines import Machines, impossible, machines, unplugging
+from tests.runs import STUDY
 from tests.test_ray_worker_killed import rounds_in, workers_of
 
 WHY = impossible()
@@ -42,10 +48,7 @@ BASE: dict[str, Any] = {
     **{"task": "digits", "model": "mlp", "clients": 6, "cohort": 6, "hosts": 3, "rounds": 4},
     **{"warmup": 1, "end": 3, "local_steps": 3, "seed": 5},
 }
-PHASES: dict[str, dict[str, Any]] = {
-    "score tune evaluate": {},
-    "shares unmask": {"secure": "secagg", "noise_source": "seeded"},
-}
+SECURE: dict[str, Any] = {"secure": "secagg", "noise_source": "seeded"}
 REMEMBERED: dict[str, dict[str, Any]] = {
     "residuals": {"uplink": "int8", "error_feedback": True},
     "variates": {"scaffold": True, "optimizer": "sgd", "score": "magnitude"},
@@ -87,18 +90,38 @@ def hidden(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def site(hidden: Path) -> Iterator[Site]:
+def cluster() -> Iterator[Machines]:
+    """Without a node."""
+    with machines(0) as made:
+        yield made
+
+
+def connected(made: Machines) -> None:
+    """Connect this process, once the nodes that are there, and no others, are known to be."""
+    ray.init(address=made.address, logging_level=logging.ERROR, log_to_driver=False)
+    until = time.monotonic() + 120
+    while len(nodes_of(ray.nodes())) != len(made.nodes) and time.monotonic() < until:
+        time.sleep(0.1)
+
+
+def known(made: Machines) -> None:
+    """Wait until the nodes are known to be there, as somebody who looks on."""
+    connected(made)
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def site(cluster: Machines, hidden: Path) -> Iterator[Site]:
     config = configure({**BASE, "engine": "ray"})
     host = build_host(config)
-    with put_back(), machines(2, [hidden, ROOT]) as made:
+    while len(cluster.nodes) < 2:
+        cluster.join([hidden, ROOT])
+    with put_back():
         set_environment(config)
-        ray.init(address=made.address, logging_level=logging.ERROR, log_to_driver=False)
-        until = time.monotonic() + 120
-        while len(nodes_of(ray.nodes())) < 2 and time.monotonic() < until:
-            time.sleep(0.1)
+        connected(cluster)
         try:
             with ray_grid(config, host.shards, labels_of(host), Footprint()) as grid:
-                yield Site(made, grid, hidden)
+                yield Site(cluster, grid, hidden)
         finally:
             ray.shutdown()
 
@@ -118,6 +141,41 @@ def as_alone(site: Site, name: str, config: RunConfig) -> None:
     assert not any(row["failures"] for row in wanted)
 
 
+def test_a_study_on_nodes_has_the_results_of_one_machine(
+    cluster: Machines, hidden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """A node that does not see the study's folder is refused; it goes on as one of the site."""
+    file, out = tmp_path / "s.toml", hidden / "study"
+    file.write_text(STUDY)
+    command = ["study", str(file), "--out", str(out), "--ray-address", cluster.address]
+    cells = read_design(file).cells
+    (out / "cells").mkdir(parents=True)
+    broken = cell_folder(cells[1], out)
+    broken.write_text("a file where the run's folder would be")
+    for _ in range(2):
+        cluster.join()
+    known(cluster)
+    assert main(command) == 1
+    said = f"3 runs, 2 at once on 2 nodes of the cluster at {cluster.address}"
+    assert said in capsys.readouterr().out
+    assert not ray.is_initialized()
+    with (out / "results.csv").open() as results:
+        found = {row["cell"]: row for row in csv.DictReader(results)}
+    for cell in cells[::2]:
+        digest = federate(cell.config).summary["weights_digest"]
+        assert found[cell.name]["weights_digest"] == digest
+    assert found[cells[1].name]["status"] == "failed"
+    assert found[cells[1].name]["reason"].startswith("out=")
+    cluster.join([hidden, ROOT])
+    known(cluster)
+    assert main(command) == 2
+    line = f"out={str(out)!r} is not the driver's there; allowed: --out in a folder that all nodes"
+    assert line in capsys.readouterr().err
+    assert not list(out.glob(".seen-*"))
+    for _ in range(2):
+        cluster.unplug(oldest=True)
+
+
 @pytest.mark.parametrize("name", REMEMBERED)
 def test_disks_of_their_own_and_no_package_make_no_difference(site: Site, name: str):
     """The nodes have neither the folder of the run, where clients' memory lies, nor the package."""
@@ -127,13 +185,13 @@ def test_disks_of_their_own_and_no_package_make_no_difference(site: Site, name: 
     assert len({member.node.id for member in site.grid.pool.members}) == 2
 
 
-@pytest.mark.parametrize("phases", PHASES)
-def test_nodes_that_go_cost_no_client_and_those_that_join_are_used(site: Site, phases: str):
-    config = configure({**BASE, **PHASES[phases], "engine": "ray"})
+def test_nodes_that_go_cost_no_client_and_those_that_join_are_used(site: Site):
+    """Of each kind of question: `test_ray_grid`. No secret is only in who was asked first."""
+    config = configure({**BASE, **SECURE, "engine": "ray"})
     before = {member.node.id for member in site.grid.pool.members}
-    with unplugging(site.grid, site.machines, phases.split()):
-        site.play(phases, config)
-    as_alone(site, phases, config)
+    with unplugging(site.grid, site.machines, ["tune", "unmask"]):
+        site.play("secure", config)
+    as_alone(site, "secure", config)
     # A node that was still taken for alive before may be there yet: three, of which two went.
     assert {member.node.id for member in site.grid.pool.members} - before
 

@@ -22,6 +22,7 @@ from fedprune.engines.ray.nodes import Node, Unserved
 from fedprune.engines.ray.worker_pool import PoolMember
 from fedprune.options.refusal import ConfigError
 
+STAGES = ("query.shares", "query.unmask")
 GONE, MEMORY, DEAD = LostJob("gone", gone=True), LostJob("memory", memory=True), LostJob("dead")
 
 
@@ -74,11 +75,11 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
         yield put
 
 
-def ask(grid: Any, *groups: list[int], size: int = 0) -> dict[int, Any]:
+def ask(grid: Any, *groups: list[int], size: int = 0, kind: str = "train.tune") -> dict[int, Any]:
     """What comes back of each group, as the port sees it."""
     data = bytes(size)
     mail = {
-        (0, k): Outgoing(OURSELVES, "train.tune", Packet({"partitions": group}, {"values": data}))
+        (0, k): Outgoing(OURSELVES, kind, Packet({"partitions": group}, {"values": data}))
         for k, group in enumerate(groups)
     }
     return {k: reply for (_, k), reply in exchange(grid, mail, 5.0, 9.0)}
@@ -160,6 +161,7 @@ def test_of_large_replies_none_comes_long_before_its_turn(
     assert pool.given[0] == (first - 1,), "the longest of those within reach"
 
 
+@pytest.mark.parametrize("kind", ["train.score", "train.tune", "evaluate", *STAGES])
 @pytest.mark.parametrize(
     ("fate", "code", "tries"),
     [
@@ -173,10 +175,10 @@ def test_of_large_replies_none_comes_long_before_its_turn(
     ],
 )
 def test_what_was_lost_is_asked_again_once_where_that_is_of_use(
-    fate: list[LostJob], code: int | None, tries: int
+    fate: list[LostJob], code: int | None, tries: int, kind: str
 ):
     pool = WorkerPool(p3=list(fate))
-    found = ask(made(pool), [0], [3], [5])
+    found = ask(made(pool), [0], [3], [5], kind=kind)
     assert pool.given.count((3,)) == tries
     assert isinstance(found[1], Packet) == (code is None)
     if code is not None:
