@@ -14,7 +14,7 @@ FEW = {"score_examples": 8, "clients": 2, "stream": "off"}
 COMPETING: list[dict[str, Any]] = [
     {"score": "wanda", "scope": "global"},
     {"score": "ria", "scope": "global", "schedule": "cubic", "rounds": 3, "end": 2},
-    {"score": "random", "scope": "global", "score_examples": None},
+    {"score": "magnitude", "scope": "global", "score_examples": None},
     {"score": "activation", "scope": "owl"},
     {"score": "wanda", "scope": "global", "combine": "votes"},
     {"score": "wanda", "scope": "global", "unit": "head-neuron", "shrink": "end"},
