@@ -57,6 +57,20 @@ def test_every_key_is_an_option_with_a_help_text():
         assert str(field.description).split("(")[0].strip().replace("- ", "-") in text
 
 
+def test_help_shows_what_an_option_takes():
+    text = " ".join(full_help(run_parser()).split())
+    for shown in (
+        "--score-cohort cohort|all|N ",
+        "--max-norm auto|X ",
+        "--ranks N,... ",
+        "--rank-by activations|weights ",
+        "--error-feedback, --no-error-feedback clients",
+        "(default: 8, or the largest of --ranks; with --adapters)",
+        "(with --unit other than weight or n:m; ",
+    ):
+        assert shown in text
+
+
 def test_nothing_given_is_the_default_run():
     config, resume, _ = run_asked_for([])
     assert resume is None
