@@ -68,9 +68,9 @@ class Machines:
         self.nodes[self.joined] = _started([*NAMESPACES, "sh", "-c", script], log, environment)
         self.joined += 1
 
-    def unplug(self, node: str = "", *, oldest: bool = False) -> None:
-        """Take a node away: what Ray calls so, or else what joined last, or first."""
-        number = number_of(node) if node else min(self.nodes) if oldest else max(self.nodes)
+    def unplug(self, node: str = "") -> None:
+        """Take a node away: what Ray calls so, or else what joined last."""
+        number = number_of(node) if node else max(self.nodes)
         gone = self.nodes.pop(number)
         gone.kill()
         gone.wait()

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from fedprune.commands.certificates import AUTHORITY, check_there
 from fedprune.commands.orphans import commands_of, end_orphans
 from fedprune.commands.programs import become, check_address
-from fedprune.engines.flower.announced import CLOCK, clock_off
+from fedprune.engines.flower.clocks import CLOCK, clock_off
 from fedprune.engines.flower.node_config import device_of
 from fedprune.options.refusal import ConfigError, Refused
 

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from flwr.serverapp import Grid
 
 from fedprune.codec.wire import Packet
+from fedprune.engines.flower.clocks import clock_in
 from fedprune.options.refusal import Refused
 from fedprune.protocol.failures import Failure, failure_said, plain
 from fedprune.protocol.versions import OWN_VERSION, check_same_protocol
 from fedprune.runtime.json_text import read_object
 from fedprune.runtime.version import RELEASE
-
-CLOCK = "FEDPRUNE_CLOCK"
-"""In a device's environment: that its clock was wrong, and until when (`clock_in`)."""
 
 
 @dataclass(frozen=True)
@@ -80,28 +75,6 @@ def node_of(reply: Packet, clients: int) -> Announced:
     if not all(0 <= n <= _MOST_LABELS for n in labels.values()):
         raise Refused("labels", f"a count that cannot be; allowed: 0 to {_MOST_LABELS}")
     return node
-
-
-def own_clock() -> dict[str, str]:
-    """What this process was left, as a node announces it; nothing where its clock was right."""
-    return {"clock": os.environ[CLOCK]} if CLOCK in os.environ else {}
-
-
-def clock_in(text: Any) -> tuple[float, float]:
-    """What `devices node` leaves for the client app: seconds ahead, and the time until which.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    ahead, until = (float(word) for word in str(text).split())
-    if not (math.isfinite(ahead) and math.isfinite(until)):
-        raise ValueError(f"clock={text!r}")
-    return ahead, until
-
-
-def clock_off(ahead: float) -> str:
-    """In words by how much a clock is off."""
-    return f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the SuperLink's"
 
 
 def announced_on(grid: Grid, reply: Packet | Refused, clients: int) -> Announced:

@@ -32,7 +32,6 @@ from fedprune.client.serving import parts_of, serve, sum_of
 from fedprune.codec.wire import Packet, head_of
 from fedprune.config import recorded
 from fedprune.config.terms import noised
-from fedprune.engines.flower.announced import own_clock
 from fedprune.engines.flower.client_hosts import HostOf, data_place, host_of_node, simulated_host
 from fedprune.engines.flower.client_records import (
     SECURE_RECORD,
@@ -42,6 +41,7 @@ from fedprune.engines.flower.client_records import (
     secret_memory,
     whole_question,
 )
+from fedprune.engines.flower.clocks import own_clock
 from fedprune.engines.flower.given import admit, charge
 from fedprune.engines.flower.messages import Copies, packet_in, records
 from fedprune.engines.flower.node_config import device_of, first_partition, is_device

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 
 from flwr.serverapp import Grid
 
-from fedprune.engines.flower.announced import Announced, clock_off, networked
+from fedprune.engines.flower.announced import Announced, networked
+from fedprune.engines.flower.clocks import clock_off
 from fedprune.engines.flower.exchange import patiently
 from fedprune.protocol.failures import Failure, plain
 from fedprune.runtime.version import RELEASE

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from flwr.app import Message
 
-from fedprune.engines.flower.announced import CLOCK, greeting
+from fedprune.engines.flower.announced import greeting
 from fedprune.engines.flower.client_app import app
+from fedprune.engines.flower.clocks import CLOCK
 from fedprune.engines.flower.fleet import Fleet
 from fedprune.engines.flower.messages import packet_in, records
 from fedprune.protocol.versions import PROTOCOL
