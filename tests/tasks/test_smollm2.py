@@ -1,9 +1,10 @@
 """The real model once, from the command line: two clients, 256 tokens each, nobody trains."""
 
 import json
-import os
+import re
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,6 +18,16 @@ GIVEN = """--task domains --model smollm2 --clients 2 --length 128 --score wanda
 --engine inline"""
 
 
+def peak_until_it_ends(run: subprocess.Popen[bytes]) -> int:
+    """Kilobytes, as Linux keeps them; what `wait4` says begins with the peak of this process."""
+    peaks = [0]
+    while run.poll() is None:
+        status = Path(f"/proc/{run.pid}/status").read_text()
+        peaks += map(int, re.findall(r"VmHWM:\s+(\d+) kB", status))
+        time.sleep(0.2)
+    return max(peaks)
+
+
 @pytest.mark.slow
 def test_smollm2_is_pruned_as_the_literature_has_it(tmp_path):
     missing = [name for name in PACKAGES if find_spec(name) is None]
@@ -25,8 +36,8 @@ def test_smollm2_is_pruned_as_the_literature_has_it(tmp_path):
     command = [sys.executable, "simulations/run.py", *GIVEN.split(), "--out", str(tmp_path / "r")]
     with (tmp_path / "said").open("w") as said:
         run = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(run.pid, 0)
-    assert status == 0, (tmp_path / "said").read_text()[-2000:]
+        peak = peak_until_it_ends(run)
+    assert run.returncode == 0, (tmp_path / "said").read_text()[-2000:]
     summary = json.loads((tmp_path / "r" / "summary.json").read_text())
     assert summary["sparsity"] == 0.5
     dense, pruned = (summary["quality"][k]["perplexity"] for k in ("dense_at_pruning", "final"))
@@ -35,4 +46,4 @@ def test_smollm2_is_pruned_as_the_literature_has_it(tmp_path):
     assert summary["bytes_down"] < 10_000, "the base model is held"
     assert summary["bytes_up"] < 2 * 400_000, "one number an input, shared ones once"
     assert any("quantised" in note or "4-bit" in note for note in summary["notes"])
-    assert usage.ru_maxrss < 2 * 2**20, "kilobytes on Linux: it is read block by block"
+    assert 0 < peak < 2 * 2**20, "it is read block by block"
