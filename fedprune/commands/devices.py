@@ -60,9 +60,19 @@ def _superlink(given: Namespace) -> NoReturn:
         "flower-superlink",
         *how,
         *("--host", given.host, "--port", str(given.port)),
-        *("--database", str(folder / "superlink.db")),
+        *("--database", database_at(folder / "superlink.db")),
         "--disable-runtime-dependency-installation",
     )
+
+
+BUSY = 600
+"""Seconds that the SuperLink waits for its database; 5 are too few while large answers are put in,
+and a node that is told so (HTTP 500) is lost."""
+
+
+def database_at(file: Path) -> str:
+    """The address of a file for SQLAlchemy, with what only an address says."""
+    return str(file) if "?" in str(file) else f"sqlite:///{file.absolute()}?timeout={BUSY}"
 
 
 def _register(given: Namespace) -> int:

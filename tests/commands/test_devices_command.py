@@ -20,6 +20,7 @@ import pytest
 
 from fedprune.commands import device_node, devices, main, programs
 from fedprune.commands.device_node import node_config_in
+from fedprune.commands.devices import database_at
 from fedprune.commands.orphans import end_orphans
 
 NODE = 'partition-id=0 data="/tmp"'
@@ -310,3 +311,20 @@ def test_a_node_waits_until_its_clock_is_one_that_is_taken(
 
 def test_of_a_superlink_that_does_not_answer_no_clock_is_known(tmp_path: Path):
     assert device_node.clock_ahead("127.0.0.1:1", str(tmp_path / "none.crt")) is None
+
+
+@pytest.mark.parametrize("name", ["flower", "with space", "100%", "what?"])
+def test_the_superlink_waits_for_a_database_that_others_write_to(name: str, tmp_path: Path):
+    """Flower gives a file's name, or an address as it is, to SQLAlchemy."""
+    sqlalchemy = pytest.importorskip("sqlalchemy")
+    (tmp_path / name).mkdir()
+    file = tmp_path / name / "superlink.db"
+    given = database_at(file)
+    engine = sqlalchemy.create_engine(given if "://" in given else f"sqlite:///{given}")
+    if "?" not in name:  # an address cannot hold it
+        with engine.begin() as link:
+            link.exec_driver_sql("create table t (i integer)")
+            assert link.exec_driver_sql("pragma busy_timeout").scalar() == 600_000
+        assert file.is_file()
+    else:
+        assert given == str(file)
