@@ -28,7 +28,7 @@ from fedprune.runtime.files import (
 from fedprune.server.state import Model, State
 from fedprune.streaming.packed import PackedMasks
 from fedprune.tensors.lazy import holding_of, in_memory, joined_to, shapes_of, some_of
-from fedprune.tensors.named import Tensors
+from fedprune.tensors.named import Tensors, over_bytes
 
 
 def save_state(state: State, path: Path, beside: Iterable[Path] = ()) -> None:
@@ -69,7 +69,7 @@ def _about_held(model: Model, tensors: Tensors) -> dict[str, Any]:
     for name in model.masks:
         bits = masks.bits(name)
         if bits is not None:
-            tensors[f"{_MASK}{name}"] = torch.from_numpy(bits)
+            tensors[f"{_MASK}{name}"] = over_bytes(bits.data, torch.uint8)
     return {"digest": getattr(held.origin, "digest", ""), "masks": list(model.masks)}
 
 
