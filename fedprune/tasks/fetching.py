@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -70,7 +71,14 @@ def _check_tokenizer(folder: Path) -> None:
     Raises:
         ValueError: it holds none.
     """
-    if not any(_OF_A_TOKENIZER.search(path.name) for path in folder.iterdir()):
+    from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
+
+    if any(_OF_A_TOKENIZER.search(path.name) for path in folder.iterdir()):
+        return
+    about = folder / "tokenizer_config.json"
+    said = json.loads(about.read_text("utf-8")) if about.is_file() else {}
+    known = tokenizer_class_from_name(str(said.get("tokenizer_class")))
+    if known is None or known.vocab_files_names:  # those of bytes, as ByT5's, have no files
         raise ValueError("there is no tokenizer in it, such as tokenizer.json")
 
 

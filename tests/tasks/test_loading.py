@@ -135,6 +135,15 @@ def test_a_model_without_a_tokenizer_is_one_line(tmp_path, family):
     assert "\n" not in str(caught.value)
 
 
+def test_a_tokenizer_of_bytes_has_no_file_of_words(tmp_path):
+    from transformers import AutoConfig, AutoTokenizer, ByT5Tokenizer
+
+    AutoConfig.for_model("t5").save_pretrained(tmp_path)
+    ByT5Tokenizer().save_pretrained(tmp_path)
+    found = fetching.from_pretrained(AutoTokenizer, str(tmp_path), "shakespeare-restore")
+    assert found("é").input_ids == [byte + 3 for byte in "é".encode()] + [1], "3 marks come first"
+
+
 def test_a_family_for_something_else_is_refused(asked):
     config = asked("shakespeare-masked", model="gpt2")
     with pytest.raises(
