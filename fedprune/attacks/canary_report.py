@@ -11,7 +11,7 @@ from fedprune.attacks.canary import Audit, Audited, Draw, Noised, audit
 from fedprune.attacks.page import Passage, Table
 from fedprune.privacy.accounting import rdp_epsilon
 from fedprune.privacy.accounting_terms import ADD_OR_REMOVE
-from fedprune.privacy.events import Event
+from fedprune.privacy.mechanisms import Event
 from fedprune.privacy.noise import seeded_source
 
 CANARIES = 1000

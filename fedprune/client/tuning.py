@@ -26,11 +26,11 @@ from fedprune.learning.manners import in_turns, manner_of, one_manner
 from fedprune.learning.steps import can_be_alone, step_batches, steps_taken
 from fedprune.learning.variates import correction
 from fedprune.options.refusal import Refused
+from fedprune.protocol.choice import first_parts
 from fedprune.protocol.form import fitting
 from fedprune.protocol.forms import collects
 from fedprune.protocol.messages import Answer, Question
 from fedprune.protocol.noise import source_for
-from fedprune.protocol.parted import first_parts
 from fedprune.randomness import generator, seeded
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.score import Watcher

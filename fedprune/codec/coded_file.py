@@ -47,10 +47,8 @@ _EACH = 2**10
 def to_coded(origin: Mapping[str, Any], weights: Mapping[str, Tensor], masks: Masks) -> bytes:
     """The file's content.
 
-    Args:
-        origin: how to build the dense model, see `origin_of`.
-        weights: the model's state and its frozen parameters, 0.0 where a mask is False.
-        masks: True = kept.
+    `origin` says how to build the dense model, see `origin_of`; of the state and the frozen
+    parameters, weights are 0.0 where a mask is False.
     """
     return b"".join(coded_parts(origin, weights, masks))
 
@@ -146,11 +144,7 @@ def _content(body: bytes) -> tuple[dict[str, Any], Tensors, Masks]:
 def _weights(
     data: bytes, shapes: Mapping[str, torch.Size], masks: Masks, kinds: Mapping[str, str]
 ) -> Tensors:
-    """The tensors of a file's values, in the order of their shapes.
-
-    Raises:
-        ValueError: a type that is not known, or more or fewer values than the masks keep.
-    """
+    """The tensors of a file's values, in the order of their shapes."""
     known, out, at = {kind: dtype for dtype, kind in HALVES.items()}, dict[str, Tensor](), 0
     if not isinstance(kinds, dict) or not set(kinds.values()) <= set(known):
         raise ValueError(f"values of types other than float32, {', '.join(known)}")

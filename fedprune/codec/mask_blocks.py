@@ -43,17 +43,13 @@ def read_signatures(stream: Cursor, most: int) -> dict[str, tuple[int, ...]]:
         name = bytes(_read(stream, _read_number(stream))).decode("utf-8", "surrogatepass")
         if name in shapes:
             raise ValueError(f"two masks of one name, {name[:100]!r}")
-        shapes[name] = tuple(_read_number(stream) for _ in range(_few(_read_number(stream))))
+        if (dimensions := _read_number(stream)) > _MOST_DIMENSIONS:
+            raise ValueError(f"{dimensions} dimensions; allowed: {_MOST_DIMENSIONS}")
+        shapes[name] = tuple(_read_number(stream) for _ in range(dimensions))
     return shapes
 
 
 _MOST_DIMENSIONS = 64  # as many as torch takes
-
-
-def _few(dimensions: int) -> int:
-    if dimensions > _MOST_DIMENSIONS:
-        raise ValueError(f"{dimensions} dimensions; allowed: {_MOST_DIMENSIONS}")
-    return dimensions
 
 
 def mask_block(code: int, payload: bytes) -> bytes:

@@ -148,7 +148,6 @@ def _checksum(body: Buffer) -> bytes:
 _LARGE = 2**24
 """Bits that are coded together as well as tensor by tensor, whichever is smaller."""
 
-
 _RATIO = 200
 """How many times smaller zstd may have made names and shapes: those of our models it makes 30."""
 

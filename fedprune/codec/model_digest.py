@@ -43,7 +43,7 @@ def edits_in(bits: Buffer) -> Edits:
     Raises:
         ValueError: they are damaged.
     """
-    packed = bytes(memoryview(bits)[_start(bits) - _length(bits) : _start(bits)])
+    packed = bytes(_parts(bits)[0])
     if not packed:
         return ()
     try:
@@ -54,13 +54,12 @@ def edits_in(bits: Buffer) -> Edits:
 
 def mask_bits(bits: Buffer) -> Buffer:
     """The encoded mask of such a buffer, in its memory."""
-    return memoryview(bits)[_start(bits) :]
+    return _parts(bits)[1]
 
 
-def _length(bits: Buffer) -> int:
-    head = bytes(bits[:8])
-    return int.from_bytes(head[4:], "little") if head[:4] == _MAGIC else 0
-
-
-def _start(bits: Buffer) -> int:
-    return 8 + _length(bits) if _length(bits) else 0
+def _parts(bits: Buffer) -> tuple[memoryview, memoryview]:
+    """The compressed edits, empty if there are none, and the encoded mask, in its memory."""
+    head, whole = bytes(bits[:8]), memoryview(bits)
+    size = int.from_bytes(head[4:], "little") if head[:4] == _MAGIC else 0
+    start = 8 + size if size else 0
+    return whole[start - size : start], whole[start:]

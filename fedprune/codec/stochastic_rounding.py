@@ -25,11 +25,8 @@ def encode_rounded(values: Tensor, bits: int, gen: torch.Generator) -> bytes:
     """Flat values as scales and signed levels.
 
     Where a chunk has a value that is not finite, all of it arrives so: the receiver refuses it.
-
-    Args:
-        values: (n,) float.
-        bits: 4 or 8.
-        gen: on the CPU; what is drawn depends on n only.
+    There are 4 or 8 bits; `gen` is on the CPU, and what is drawn depends on how many values there
+    are.
     """
     levels = 2 ** (bits - 1) - 1
     chunks = torch.nn.functional.pad(values.float(), (0, -len(values) % CHUNK)).view(-1, CHUNK)

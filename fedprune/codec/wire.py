@@ -231,12 +231,10 @@ def values_of(
 ) -> Tensor:
     """A buffer's values as a flat fp32 tensor (cast back from the wire's type).
 
-    Args:
-        packet: what came.
-        name: of the buffer; empty where there is none, unless it is "values".
-        shared: spare a copy; the tensor may then be the packet's memory, not to be written to.
-        head: the packet's, where it was read before.
-        wide: without, numbers that came as fp16 or bf16 stay so.
+    Of a buffer that is not there they are none, unless it is "values". With `shared` a copy is
+    spared: the tensor may then be the packet's memory, not to be written to. `head` is the
+    packet's, where it was read before. Unless they are to be `wide`, numbers that came as fp16 or
+    bf16 stay so.
 
     Raises:
         ValueError: unknown type, or bytes that are no whole number of values.

@@ -16,6 +16,7 @@ from fedprune.options.name_table import NameTable
 from fedprune.options.option import declared, options_of
 from fedprune.options.refusal import ConfigError, named, refuse, shown
 from fedprune.options.section import types_of
+from fedprune.options.values import kinds_of
 
 LARGEST_INTEGER = 2**63 - 1
 """The largest integer that TOML and Flower's run config can hold."""
@@ -50,17 +51,12 @@ _WRONG = {
 
 def allowed(field: FieldInfo) -> str:
     """What an option takes, in words, from the schema and the tables of names."""
-    kinds = [kind for kind in _kinds(field.annotation) if kind is not types.NoneType]
+    kinds = [kind for kind in kinds_of(field.annotation) if kind is not types.NoneType]
     return ", or ".join(_in_words(kind, field) for kind in kinds)
 
 
 def refused(error: ErrorDetails, fields: Mapping[str, FieldInfo]) -> ConfigError:
-    """The refusal that an error of pydantic's is: one line.
-
-    Args:
-        error: one of ``ValidationError.errors()``.
-        fields: of the schema, by key.
-    """
+    """The refusal that one of ``ValidationError.errors()`` is: one line, by the schema's fields."""
     told = error.get("ctx", {}).get("error")
     if isinstance(told, ConfigError):
         return told
@@ -80,11 +76,7 @@ def no_such_key(
 ) -> ConfigError:
     """The refusal of a key that is not in the schema, with the nearest that is.
 
-    Args:
-        name: as it was written.
-        value: its value.
-        fields: of the schema, by key.
-        dashed: whether the nearest is spelled with dashes, or as Python's names are.
+    `dashed`: the nearest is spelled with dashes, else as Python's names are.
     """
     if isinstance(value, Mapping):
         return ConfigError(f"{name}: no table is read; allowed: flat keys, as in --help-all", name)
@@ -178,7 +170,9 @@ def _unwritable(text: str) -> str:
 def _wrong(key: str, field: FieldInfo, error: ErrorDetails) -> str:
     kind, limits = error["type"], error.get("ctx", {})
     if kind == "literal_error":
-        names = [str(n) for group in _literals(field.annotation) for n in group]
+        kinds = [*kinds_of(field.annotation), *_entries(field.annotation)]
+        literals = [k for k in kinds if typing.get_origin(k) is typing.Literal]
+        names = [str(n) for kind in literals for n in typing.get_args(kind)]
         near = get_close_matches(shown(error["input"]).strip("'"), names, 1)
         return f"no such {key}{f' (did you mean {near[0]}?)' if near else ''}"
     if kind in _WRONG:
@@ -186,20 +180,10 @@ def _wrong(key: str, field: FieldInfo, error: ErrorDetails) -> str:
     return error["msg"][0].lower() + error["msg"][1:]
 
 
-def _kinds(annotation: Any) -> tuple[Any, ...]:
-    union = isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union
-    return typing.get_args(annotation) if union else (annotation,)
-
-
 def _entries(annotation: Any) -> tuple[Any, ...]:
     """The types of a tuple's entries; () for what is none."""
-    tuples = [kind for kind in _kinds(annotation) if typing.get_origin(kind) is tuple]
+    tuples = [kind for kind in kinds_of(annotation) if typing.get_origin(kind) is tuple]
     return typing.get_args(tuples[0]) if tuples else ()
-
-
-def _literals(annotation: Any) -> list[tuple[Any, ...]]:
-    kinds = [*_kinds(annotation), *_entries(annotation)]
-    return [typing.get_args(kind) for kind in kinds if typing.get_origin(kind) is typing.Literal]
 
 
 def _plain(bound: Any) -> str:

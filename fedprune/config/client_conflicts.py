@@ -1,4 +1,4 @@
-"""Choices about clients that contradict each other: who trains, who measures, on what devices."""
+"""Choices about clients that contradict each other: who trains, who measures, baselines."""
 
 from __future__ import annotations
 
@@ -59,4 +59,32 @@ def _simulated(c: AllOptions) -> list[Conflict]:
         *only(c, simulated, real, engine=Not("flower")),
         *only(c, simulated, hidden, dp="none"),
         *only(c, simulated, hidden, secure="none"),
+    ]
+
+
+_ALONE = ("local-only", "centralised")
+
+
+def arm_conflicts(c: AllOptions) -> list[Conflict]:
+    """Every possible conflict of a configuration's baselines, with whether it is one."""
+    alone = next((arm for arm in c.baselines if arm in _ALONE), "")
+    small = "dense-small" in c.baselines
+    one = f"baseline {alone} is of one client, whose sums nothing would hide"
+    real = f"baseline {alone} would need the devices' data"
+    amounts = ("threshold", "target_bytes", "target_flops")
+    size = "baseline dense-small has the size that --sparsity says"
+    cut = "baseline dense-small begins with dense weights that it cuts"
+    lone = "of one client alone no rule finds outliers"
+    pruned = bool({"random", "magnitude", "lottery"} & {*c.baselines})
+    bare = c.sparsity == 0.0 and not c.init and pruned
+    second = "nothing is pruned, so that it would be a second dense run"
+    whole = "baseline dense-small would be the whole model: nothing is pruned"
+    return [
+        *only(c, "local-only" in c.baselines, lone, robust="none"),
+        ("baselines", bare, second, "dense, local-only, centralised"),
+        *only(c, small, whole, sparsity=Not(0.0)),
+        *only(c, bool(alone), one, dp="none", secure="none", response=None),
+        *only(c, bool(alone), real, engine=Not("flower")),
+        *only(c, small, size, schedule=Not("adaptive"), **dict.fromkeys(amounts)),
+        *only(c, small, cut, init="", adapters="none"),
     ]

@@ -19,10 +19,7 @@ from fedprune.randomness import draw, draw_each, generator
 def selected(config: AllOptions, there: Mapping[int, int], round_: int) -> list[int]:
     """The cohort of a round, sorted: as `drawn`, or as ``--selector`` chooses.
 
-    Args:
-        config: complete configuration.
-        there: the training labels of those who can be asked, by partition.
-        round_: from 1.
+    `there` holds the training labels of those who can be asked, by partition.
 
     Raises:
         ConfigError: a selector of the user's own chooses others, or too many.
@@ -79,10 +76,7 @@ def first_counting(config: AllOptions, kinds: Collection[str]) -> int | None:
 def scored_of(config: AllOptions, training: Sequence[int], round_: int) -> list[int]:
     """Who is asked for scores in a round where that is not its cohort, sorted.
 
-    Args:
-        config: complete configuration.
-        training: the partitions that a cohort can be drawn from.
-        round_: from 1.
+    `training` are the partitions that a cohort can be drawn from.
     """
     n = config.score_cohort
     if not isinstance(n, int):

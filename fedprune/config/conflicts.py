@@ -6,8 +6,7 @@ only read beside some values of others says so where it is declared (``option(..
 
 from __future__ import annotations
 
-from fedprune.config.arm_conflicts import arm_conflicts
-from fedprune.config.client_conflicts import client_conflicts
+from fedprune.config.client_conflicts import arm_conflicts, client_conflicts
 from fedprune.config.evidence_conflicts import WITHIN_TENSOR, evidence_conflicts
 from fedprune.config.options import CENTRAL, LOCAL
 from fedprune.config.reduction_conflicts import reduction_conflicts
@@ -33,7 +32,8 @@ def conflicts(c: AllOptions, score: Score, task: Task) -> list[Conflict]:
         *_how_much(c, task),
         *_what(c),
         *_how_found(c, task),
-        *_of_the_score(c, score),
+        *only(c, bool(score.units), f"score {c.score} is of others", unit=tuple(score.units)),
+        *only(c, score.error is None, f"score {c.score} takes none", probes=None),
         *_by_itself(c, score),
         *_making_up(c, score),
         *_remembering(c, score),
@@ -61,12 +61,7 @@ def _how_much(c: AllOptions, task: Task) -> list[Conflict]:
     senseless = "a threshold is of one score"
     lonely = "a threshold looks at every weight by itself"
     return [
-        (
-            given[-1] if given else names[0],
-            len(given) != 1,
-            exclusive,
-            f"one of {', '.join(names)}",
-        ),
+        ([names[0], *given][-1], len(given) != 1, exclusive, f"one of {', '.join(names)}"),
         *only(c, fixed, "a threshold prunes once", schedule="one-shot"),
         *only(c, fixed, lonely, scope="global", unit="weight", min_density=0.0, max_density=1.0),
         *only(c, whole, "steps need a sparsity", score_steps=1),
@@ -113,11 +108,6 @@ def _how_found(c: AllOptions, task: Task) -> list[Conflict]:
         ("vocabulary", elsewhere, taught, "full, or no --teacher"),
         *only(c, task.dummy is None, unseen, structure="auto"),
     ]
-
-
-def _of_the_score(c: AllOptions, score: Score) -> list[Conflict]:
-    found = only(c, bool(score.units), f"score {c.score} is of others", unit=tuple(score.units))
-    return found + only(c, score.error is None, f"score {c.score} takes none", probes=None)
 
 
 def _by_itself(c: AllOptions, score: Score) -> list[Conflict]:
@@ -220,12 +210,9 @@ def _shrunk(c: AllOptions) -> list[Conflict]:
 def _adaptive(c: AllOptions, score: Score) -> list[Conflict]:
     if c.schedule != "adaptive":
         return []
-    bound, tried = "an adaptive schedule needs an upper bound", "several masks are tried before one"
-    tried, able, units = (
-        f"{tried} is taken",
-        c.adaptive == "layer",
-        (*WITHIN_TENSOR, "head", "neuron"),
-    )
+    bound, able = "an adaptive schedule needs an upper bound", c.adaptive == "layer"
+    tried = "several masks are tried before one is taken"
+    units = (*WITHIN_TENSOR, "head", "neuron")
     alone = f"score {c.score} selects by itself"
     return [
         ("sparsity", c.sparsity is None, bound, "a number"),

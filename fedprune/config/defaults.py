@@ -46,11 +46,7 @@ _METHODS = NameTable("fedprune.methods.catalog", "METHODS", "methods_of")
 
 
 def _of_method(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the method that is named sets, and what it has unless the user says otherwise.
-
-    Raises:
-        ConfigError: what it sets was given another value.
-    """
+    """What the method that is named sets, and what it has unless the user says otherwise."""
     method = method_given(given)
     if method is None:
         return {}

@@ -46,11 +46,11 @@ def _while_tuning(c: AllOptions, score: Score) -> list[Conflict]:
 def _by_block(c: AllOptions, score: Score) -> list[Conflict]:
     """Gradients a block at a time: of weights that nobody trains, and summed in a pass."""
     able = bool(score.asks) and all(ask.by_block for ask in score.asks)
+    whole = trains(c) and c.adapters == "none"
     reasons = {
         "nothing is pruned": c.sparsity == 0.0,
         f"score {c.score} sums no gradients of weights": not able,
-        "clients train all weights (--local-steps 0 or --adapters are without)": trains(c)
-        and c.adapters == "none",
+        "clients train all weights (--local-steps 0 or --adapters are without)": whole,
         "statistics are collected while tuning": c.score_during == "tune",
         "--dp example holds the gradients of whole examples to a norm": c.dp == "example",
         "--batched computes clients at once": c.batched > 1,
@@ -142,10 +142,8 @@ def _whose(c: AllOptions, score: Score) -> list[Conflict]:
 def _own_masks(c: AllOptions, score: Score) -> list[Conflict]:
     if c.masks == "global":
         return []
-    why, same = (
-        "clients prune by themselves, before they tune",
-        f"score {c.score} gives every client",
-    )
+    why = "clients prune by themselves, before they tune"
+    same = f"score {c.score} gives every client"
     return [
         *only(c, not score.asks, f"{same} the same mask", masks="global"),
         *only(c, not c.sparsity, "clients prune to a sparsity", masks="global"),

@@ -58,21 +58,11 @@ KINDS = {
     "magnitudes": Kind("summing sizes of inputs", "moments"),
     "signals": Kind("summing what runs between layers", "moments"),
     "evaluate": Kind(
-        "measuring",
-        "metrics",
-        _MEASURED,
-        counts="evaluation",
-        totals_only=True,
-        flower="evaluate",
+        "measuring", "metrics", _MEASURED, "evaluation", totals_only=True, flower="evaluate"
     ),
     "compare": Kind("comparing", "metrics", _MEASURED, totals_only=True, flower="evaluate"),
     "describe": Kind(
-        "counting labels",
-        "counts",
-        _MEASURED,
-        counts="evaluation",
-        weights=False,
-        flower="evaluate",
+        "counting labels", "counts", _MEASURED, "evaluation", weights=False, flower="evaluate"
     ),
     "tokens": Kind("counting tokens", "counts", _MEASURED, weights=False, flower="evaluate"),
 }

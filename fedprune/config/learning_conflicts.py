@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from fedprune.config.defaults import method_given, usual_of
 from fedprune.config.rates import prunes_in
 from fedprune.config.sections import AllOptions
+from fedprune.learning.options import Averaging, Tuning, trains
 from fedprune.learning.robust_rules import ROBUST, most_byzantine
 from fedprune.options.conditions import Not, only
+from fedprune.options.option import options_of
 from fedprune.options.refusal import OUT, Conflict
+from fedprune.options.section import with_derived
+from fedprune.scores.score import Score
+from fedprune.selection.options import followed_method
+from fedprune.tasks.task import Task
 
 _SINGLE = ("weight", "n:m")
 
@@ -15,6 +22,7 @@ def learning_conflicts(c: AllOptions) -> list[Conflict]:
     """Every possible conflict of a configuration's learning, with whether it is one."""
     grouped = c.group_lasso > 0 and c.unit in _SINGLE
     groupless = f"unit {c.unit} has no groups of weights"
+    idle = c.lr_rewind and not any(prunes_in(c, r) for r in range(2, c.rounds + 1))
     return [
         ("group-lasso", grouped, groupless, "--l1, or another --unit"),
         *_teaching(c),
@@ -24,17 +32,8 @@ def learning_conflicts(c: AllOptions) -> list[Conflict]:
         *_bounded(c),
         *_at_once(c),
         *_corrected(c),
-        (
-            "lr-rewind",
-            c.lr_rewind and not _prunes_late(c),
-            "no pruning is after round one",
-            "false",
-        ),
+        ("lr-rewind", idle, "no pruning is after round one", "false"),
     ]
-
-
-def _prunes_late(c: AllOptions) -> bool:
-    return any(prunes_in(c, r) for r in range(2, c.rounds + 1))
 
 
 def _teaching(c: AllOptions) -> list[Conflict]:
@@ -143,3 +142,31 @@ def _at_once(c: AllOptions) -> list[Conflict]:
         *only(c, on, "--batched computes clients of one host together", secure="none"),
         *only(c, on, "--batched takes no gradients of single examples", dp=("none", "client")),
     ]
+
+
+_READ = {"local_steps", "local_epochs", "batch_size", "score_batch", "weighting"}
+"""Options of training and averaging that scoring and measuring read too, or that say this."""
+
+_OTHERS = {"score_during": "pass", "error_feedback": False}
+"""Of other sections, with the only value that goes without training."""
+
+
+def untrained_conflicts(c: AllOptions, score: Score, task: Task) -> list[Conflict]:
+    """Every option that only training reads and that has another value than it has by default."""
+    if trains(c):
+        return []
+    training = {*options_of(Tuning), *options_of(Averaging)} - _READ
+    method = method_given(vars(c))
+    its = {**method.usual, **method.sets} if method and method.untrained else {}
+    others = {key: value for key, value in vars(c).items() if key not in training}
+    others |= {key: value for key, value in its.items() if key in training}
+    usual = with_derived(AllOptions, others, usual_of(task, score))
+    wanted = {key: usual[key] for key in sorted(training)}
+    wanted |= {**_OTHERS, "method": c.method if its else followed_method(c)}
+    why = "nobody trains (--local-steps 0, no --local-epochs)"
+    found: list[Conflict] = [
+        (key.replace("_", "-"), getattr(c, key) != value, why, f"{OUT}, or steps above 0")
+        for key, value in wanted.items()
+    ]
+    nothing = c.sparsity == 0.0 and not c.reduce
+    return [("local-steps", nothing, "nobody trains and nothing is pruned", "above 0"), *found]

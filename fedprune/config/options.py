@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 from fedprune.options.conditions import Not
@@ -19,11 +20,9 @@ BASELINES = {
     "dense-small": "a dense model of the pruned size, of units drawn at random, for all rounds",
 }
 
-
 Baseline = Literal[
     "dense", "random", "magnitude", "lottery", "local-only", "centralised", "dense-small"
 ]
-
 
 TRACKERS = {
     "wandb": "Weights & Biases, in FOLDER/wandb; WANDB_MODE=offline sends nothing",
@@ -31,11 +30,13 @@ TRACKERS = {
     "csv": "FOLDER/rounds.csv, a line a round",
 }
 
-
 LOCAL, CENTRAL, SMALL = "local-only", "centralised", "dense-small"
 
 OWN_START = (LOCAL, CENTRAL, SMALL)
 """Baselines that do not begin with the warm-up of the run: they differ from it in round one."""
+
+_federation, _engine = partial(option, "federation"), partial(option, "engine")
+_results = partial(option, "results")
 
 
 def _fewest_answers(c: Any) -> int:
@@ -47,71 +48,58 @@ def _fewest_answers(c: Any) -> int:
 class Federation(Section):
     """Who is asked in a round."""
 
-    rounds: Count = option("federation", "rounds in all", BY_TASK)
-    cohort: Count = option(
-        "federation",
+    rounds: Count = _federation("rounds in all", BY_TASK)
+    cohort: Count = _federation(
         "clients asked in a round, drawn without replacement",
         BY_TASK,
         derived=lambda c: min(c.usual("cohort"), c.clients),
     )
-    selector: str = option(
-        "federation",
+    selector: str = _federation(
         "how a round's cohort is drawn from the clients that are present",
         "uniform",
         names=NameTable("fedprune.config.selectors", "SELECTORS", "selectors_of"),
     )
-    min_clients: Count = option(
-        "federation",
+    min_clients: Count = _federation(
         "fewest answers that a round needs to count (default 1, or what --robust needs)",
         derived=_fewest_answers,
     )
-    hosts: Count = option(
-        "federation",
+    hosts: Count = _federation(
         "groups of clients whose sums are added up where they run (default min(clients, 8); "
         "with --batched fewer, so that a host has --batched clients of a cohort)",
         derived=lambda c: min(c.clients, 8, max(1, c.cohort // c.batched) if c.batched > 1 else 8),
     )
-    measure_every: Count = option(
-        "federation",
-        "rounds between two measurements on validation; the last round is always measured",
-        1,
+    measure_every: Count = _federation(
+        "rounds between two measurements on validation; the last round is always measured", 1
     )
-    measure_cohort: int = option(
-        "federation",
+    measure_cohort: int = _federation(
         "clients that measure on validation, drawn anew each time (0: all); on test all measure",
         0,
         ge=0,
     )
-    client_percentiles: bool = option(
-        "federation",
-        "report percentiles of test quality over clients, from a histogram that they add up",
-        False,
+    client_percentiles: bool = _federation(
+        "report percentiles of test quality over clients, from a histogram that they add up", False
     )
-    newcomers: int = option(
-        "federation",
+    newcomers: int = _federation(
         "number of clients, drawn by the seed, that never train; their quality is reported "
         "separately",
         0,
         ge=0,
     )
-    strikes: int | None = option(
-        "federation",
+    strikes: int | None = _federation(
         "after failing in this many rounds in a row, a client is left out for as many (default: "
         "it is always asked)",
         None,
         ge=1,
     )
 
-    budget: Literal["none", "memory", "flops", "bytes"] = option(
-        "federation",
+    budget: Literal["none", "memory", "flops", "bytes"] = _federation(
         "which limit of a simulated device decides how much of the model it gets, or which of "
         "--ranks; with flops and the whole model, how many local steps; none: its number "
         "decides",
         "none",
         when={"profiles": Not("")},
     )
-    over_select: float = option(
-        "federation",
+    over_select: float = _federation(
         "ask this many times --cohort, and use the first --cohort answers (with --profiles by "
         "the simulated clock)",
         1.0,
@@ -119,8 +107,7 @@ class Federation(Section):
         ge=1,
         le=10,
     )
-    profiles: str = option(
-        "federation",
+    profiles: str = _federation(
         "TOML file of device classes (share, flops, up, down, memory, availability, dropout, "
         "watts) that clients are simulated as, with a simulated clock (docs/profiles.md)",
         "",
@@ -130,43 +117,35 @@ class Federation(Section):
 class Engine(Section):
     """Who serves the clients."""
 
-    engine: Literal["auto", "ray", "inline", "flower"] = option(
-        "engine",
+    engine: Literal["auto", "ray", "inline", "flower"] = _engine(
         "ray: workers on Ray; inline: this process, without Ray; auto: the faster of the two by "
         "an estimate, with the same bits; flower: set by `flwr run`",
         "auto",
     )
-    workers: int = option("engine", "client processes (0: as many as fit)", 0, ge=0)
-    gpus: float = option(
-        "engine",
+    workers: int = _engine("client processes (0: as many as fit)", 0, ge=0)
+    gpus: float = _engine(
         "GPUs per worker (-1: workers share a GPU, as many as fit, where there is one)",
         -1.0,
         ge=-1,
         le=1,
     )
-    ray_address: str = option(
-        "engine", "address of a running Ray cluster", "", when={"engine": ("auto", "ray")}
+    ray_address: str = _engine(
+        "address of a running Ray cluster", "", when={"engine": ("auto", "ray")}
     )
-    stream: Literal["auto", "on", "off"] = option(
-        "engine",
+    stream: Literal["auto", "on", "off"] = _engine(
         "read a pretrained model that is not trained block by block, so that a process holds "
         "one block at a time (auto: from 67 million weights, or where memory is short)",
         "auto",
     )
-    batched: Count = option(
-        "engine",
+    batched: Count = _engine(
         "clients of a host that are trained and scored as one computation: sums equal to about "
         "1e-5, not to the bit; faster for small models and batches (docs/learning.md)",
         1,
     )
-    timeout: float = option(
-        "engine",
-        "seconds that a phase may take (a client: half of what is left to its host)",
-        3600.0,
-        gt=0,
+    timeout: float = _engine(
+        "seconds that a phase may take (a client: half of what is left to its host)", 3600.0, gt=0
     )
-    deadline: float | Literal["auto"] | None = option(
-        "engine",
+    deadline: float | Literal["auto"] | None = _engine(
         "seconds that devices have to answer, up to --timeout; auto: three times the median of "
         "the others, at least a minute (default: --timeout); with --profiles a number, by the "
         "simulated clock",
@@ -178,33 +157,27 @@ class Engine(Section):
 class Results(Section):
     """What is kept."""
 
-    baselines: tuple[Baseline, ...] = option(
-        "results",
+    baselines: tuple[Baseline, ...] = _results(
         "other arms to run, with the same rounds and seed (after --init: of what is left); "
         "local-only and centralised together give how much of the gap between them is closed",
         (),
         names=BASELINES,
         strict=False,
     )
-    save: Literal["last", "best"] = option(
-        "results",
+    save: Literal["last", "best"] = _results(
         "last: the result is the last round's model; best: that of the round with the lowest "
         "validation loss, among those with the most weights removed and every measurement "
         "present",
         "last",
     )
-    patience: int = option(
-        "results",
+    patience: int = _results(
         "stop an arm after this many measurements without a lower validation loss, once all is "
         "pruned (0: never)",
         0,
         ge=0,
     )
-    track: tuple[Literal["wandb", "mlflow", "csv"], ...] = option(
-        "results",
-        "also log each round to these libraries (docs/running.md)",
-        (),
-        names=TRACKERS,
+    track: tuple[Literal["wandb", "mlflow", "csv"], ...] = _results(
+        "also log each round to these libraries (docs/running.md)", (), names=TRACKERS
     )
-    out: str = option("results", "folder of the results (default runs/<task>-<time>)", "")
-    verbose: bool = option("results", "show Flower's and Ray's own logs", False)
+    out: str = _results("folder of the results (default runs/<task>-<time>)", "")
+    verbose: bool = _results("show Flower's and Ray's own logs", False)

@@ -15,7 +15,7 @@ from fedprune.config.kinds import KINDS
 from fedprune.config.rates import prunes_in
 from fedprune.config.sections import AllOptions
 from fedprune.config.terms import accounting_terms_of
-from fedprune.learning.options import Averaging, trains
+from fedprune.learning.options import trains
 from fedprune.privacy.calibration import calibrated
 from fedprune.privacy.mechanisms import GAUSSIAN, SAMPLED_GAUSSIAN, SKELLAM
 from fedprune.privacy.release import Occasion, Release
@@ -34,9 +34,8 @@ def noise_of_budget(config: AllOptions) -> float:
     """
     terms = accounting_terms_of(config)
     assert terms.budget is not None  # nobody asks without one
-    z: float = calibrated(
-        replace(terms, budget=terms.budget * (1.0 - _MARGIN)), tuple(planned(config))
-    )
+    terms = replace(terms, budget=terms.budget * (1.0 - _MARGIN))
+    z = calibrated(terms, tuple(planned(config)))
     if not z:
         return z
     digits = 3 - math.floor(math.log10(z))
@@ -47,6 +46,7 @@ def planned(config: AllOptions) -> Iterator[_Planned]:
     """Every noisy release of a run to its end, with noise multiplier 1."""
     everyone = tuple(range(config.clients - config.panel))
     measured = config.metrics == "noised"
+    comparing = {"none": 0, "global": 1}.get(config.blend, 2)  # the most that blending puts a round
     for round_ in range(1, config.rounds + 1):
         cohort = _cohort(config, everyone, round_)
         due = config.sparsity != 0.0 and prunes_in(config, round_)
@@ -57,8 +57,9 @@ def planned(config: AllOptions) -> Iterator[_Planned]:
             yield _occasion(config, kind, round_, order, asked), (_release(config, kind),)
             order += 1
         tests = (due and round_ == config.warmup + 1) + (round_ == config.rounds)
-        for _ in range(measured * (measures_in(config, round_) + tests + _comparing(config))):
-            yield _occasion(config, "evaluate", round_, order, everyone), (_measure(config),)
+        for _ in range(measured * (measures_in(config, round_) + tests + comparing)):
+            occasion = _occasion(config, "evaluate", round_, order, everyone)
+            yield occasion, (_noisy(config, "metrics"),)
             order += 1
 
 
@@ -89,11 +90,6 @@ def _tuning(config: AllOptions, due: bool) -> list[str]:
     return ["tune"] + ["score"] * beside
 
 
-def _comparing(config: Averaging) -> int:
-    """The most questions that blending puts in a round."""
-    return {"none": 0, "global": 1}.get(config.blend, 2)
-
-
 def _occasion(
     config: AllOptions, kind: str, round_: int, order: int, asked: tuple[int, ...]
 ) -> Occasion:
@@ -104,21 +100,9 @@ def _occasion(
 def _release(config: AllOptions, kind: str) -> Release:
     name = KINDS[kind].quantity
     if config.dp == "example" and KINDS[kind].changes:
-        return Release(
-            name,
-            (),
-            unit="example",
-            mechanism=SAMPLED_GAUSSIAN.name,
-            z=1.0,
-            steps=config.local_steps,
-            rate=config.dp_rate or 1.0,
-            covered=True,
-        )
+        release = Release(name, (), "up", "example", SAMPLED_GAUSSIAN.name, z=1.0, covered=True)
+        return replace(release, steps=config.local_steps, rate=config.dp_rate or 1.0)
     return _noisy(config, name)
-
-
-def _measure(config: AllOptions) -> Release:
-    return _noisy(config, "metrics")
 
 
 def _noisy(config: AllOptions, name: str) -> Release:

@@ -8,6 +8,7 @@ from fedprune.options.refusal import OUT, Conflict, counted
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.combine import combines_of
 from fedprune.scores.score import Score
+from fedprune.selection.units import UNITS
 
 _DRAWN = ("fixed", "round-robin")
 _SUMS = ("sum", "mean", "mean-absolute", "second-moment", "rank-mean", "votes")
@@ -44,20 +45,12 @@ def _drawn(c: AllOptions, score: Score) -> list[Conflict]:
 def _together(c: AllOptions) -> list[Conflict]:
     """What cannot be had together with noise."""
     dp, name = c.dp != "none", f"dp is {c.dp}"
-    singly, bounded = (
-        f"{name}: it looks at clients one by one",
-        f"{name}: norms are bounded already",
-    )
+    singly = f"{name}: it looks at clients one by one"
+    bounded, size = f"{name}: norms are bounded already", f"{name}: a weight would tell its size"
     out = f"{name}: who is left out would depend on the data, and others are drawn more often"
     merged = dp and combines_of(c.plugin)[c.combine].merge is not None
     return [
-        *only(
-            c,
-            dp,
-            f"{name}: a weight would tell its size",
-            weighting="equal",
-            score_weighting="equal",
-        ),
+        *only(c, dp, size, weighting="equal", score_weighting="equal"),
         ("combine", merged, singly, ", ".join(_SUMS)),
         *only(c, dp, bounded, max_norm=None),
         *only(c, dp, f"{name}: what is measured is planned for everyone", measure_cohort=0),
@@ -139,4 +132,44 @@ def _how_many(c: AllOptions) -> list[Conflict]:
         ("delta", dp and likely, rare, f"below {1.0 / trains:.6g}"),
         ("dp-noise", unsaid, none, say),
         ("local-steps", passes, "steps are drawn", "--local-steps"),
+    ]
+
+
+_WHOLE = tuple(name for name in UNITS if name not in {"weight", "n:m"})
+"""Units that go or stay as one: a bit says which."""
+
+
+def local_conflicts(c: AllOptions, score: Score) -> list[Conflict]:
+    """Every possible conflict of noise that clients add themselves, with whether it is one."""
+    return [*example_conflicts(c, score), *response_conflicts(c)]
+
+
+def example_conflicts(c: AllOptions, score: Score) -> list[Conflict]:
+    """What steps of DP-SGD, and statistics of single examples, do not go together with."""
+    here, single = c.dp == "example", "gradients are taken of single examples"
+    adds = here and bool(score.asks) and c.sparsity != 0.0 and not score.additive
+    summed = "noise is added to sums over examples, before anything is scored"
+    lessons = "what a teacher adds to the loss is not bounded by example"
+    return [
+        ("score", adds, "it is no sum over examples", "another"),
+        *only(c, here, summed, combine="sum"),
+        *only(c, here, "steps are noise on gradients", score_during="pass"),
+        *only(c, here, "which examples are drawn depends on all of them", score_examples=None),
+        *only(c, here, "a step is one draw of examples", accumulate=1),
+        *only(c, here, single, compile=False, checkpointing=False),
+        *only(c, here, "norms are taken in float32", precision="fp32"),
+        *only(c, here, lessons, distil=0.0, distil_hidden=0.0, distil_attention=0.0),
+    ]
+
+
+def response_conflicts(c: AllOptions) -> list[Conflict]:
+    """What randomised response does not go together with."""
+    responds = c.response is not None
+    coins = "with a bit for every weight each of them is a coin"
+    signs, signed = "it loses the sign of counts, which flips take below 0", ("l2", "abs-sum")
+    overlap = "the overlap it costs would tell the client's own mask"
+    return [
+        *only(c, responds, coins, unit=_WHOLE),
+        ("pool", responds and c.pool in signed, signs, "mean, sum, max"),
+        *only(c, responds, overlap, score_wire="fp32"),
     ]

@@ -11,8 +11,7 @@ from typing import Any
 
 from fedprune.config import RunConfig
 from fedprune.config.defaults import completed
-from fedprune.config.local_privacy_conflicts import example_conflicts, response_conflicts
-from fedprune.config.privacy_conflicts import noise_conflicts
+from fedprune.config.privacy_conflicts import example_conflicts, noise_conflicts, response_conflicts
 from fedprune.config.secure_conflicts import secure_conflicts
 from fedprune.options.conditions import in_words
 from fedprune.options.option import declared
@@ -22,14 +21,12 @@ from fedprune.scores.score import Score
 
 Conflicts = Callable[[RunConfig, Score], list[Conflict]]
 
-
-def _for_examples(c: RunConfig, score: Score) -> list[Conflict]:
-    return [*noise_conflicts(c, score), *example_conflicts(c, score)]
-
-
 _CASES: dict[str, tuple[dict[str, Any], Conflicts]] = {
     "dp client": ({"dp": "client", "dp_noise": 1.0}, noise_conflicts),
-    "dp example": ({"dp": "example", "dp_noise": 1.0}, _for_examples),
+    "dp example": (
+        {"dp": "example", "dp_noise": 1.0},
+        lambda c, s: noise_conflicts(c, s) + example_conflicts(c, s),
+    ),
     "response": (
         {"response": 1.0, "combine": "votes", "unit": "row"},
         lambda c, _: response_conflicts(c),

@@ -29,12 +29,9 @@ def learning_rate(config: AllOptions, round_: int) -> float:
 
 def _stretch(config: AllOptions, round_: int) -> tuple[int, int]:
     """The first round of the stretch between prunings that a round is in, and the one after."""
-    c = config
-
+    last = config.rounds + 1
     first = max((r for r in range(1, round_ + 1) if prunes_in(config, r)), default=1)
-    later = range(round_ + 1, c.rounds + 1)
-    after = min((r for r in later if prunes_in(config, r)), default=c.rounds + 1)
-    return first, after
+    return first, min((r for r in range(round_ + 1, last) if prunes_in(config, r)), default=last)
 
 
 def prunes_in(config: AllOptions, round_: int) -> bool:

@@ -9,13 +9,11 @@ from typing import Any
 from fedprune.codec.stochastic_rounding import BITS
 from fedprune.config.adapter_conflicts import adapter_conflicts
 from fedprune.config.conflicts import conflicts
-from fedprune.config.learning_conflicts import learning_conflicts
-from fedprune.config.local_privacy_conflicts import local_conflicts
+from fedprune.config.learning_conflicts import learning_conflicts, untrained_conflicts
 from fedprune.config.measured_noise import noised_conflicts
-from fedprune.config.privacy_conflicts import privacy_conflicts
+from fedprune.config.privacy_conflicts import local_conflicts, privacy_conflicts
 from fedprune.config.sections import AllOptions
 from fedprune.config.streamed import why_unstreamed
-from fedprune.config.untrained_conflicts import untrained_conflicts
 from fedprune.options.conditions import only
 from fedprune.options.refusal import OUT, Conflict, counted, refuse
 from fedprune.options.section import check_names, names_in, unread
@@ -71,6 +69,7 @@ def _of_the_task(c: AllOptions, task: Task) -> list[Conflict]:
     models = ", ".join(task.models) or OUT
     unknown = bool(c.model) and c.model not in task.models and not task.paths
     own = f"{c.model or 'its model'} has its own"
+    readers = f"{OUT}, or task {', '.join(n for n, t in tasks_of(c.plugin).items() if t.folder)}"
     sized = task.tokenizer is not None or "length" in task.defaults
     names, known = c.class_names, task.class_names
     count = len(known) if isinstance(known, tuple) else len(names)
@@ -83,7 +82,7 @@ def _of_the_task(c: AllOptions, task: Task) -> list[Conflict]:
         ("model", unknown, f"{has} no such model", models),
         *only(c, not sized, "no text", length=None),
         *only(c, c.model not in SMALL_MODELS, own, depth=None, width=None),
-        ("data", bool(c.data) and not task.folder, f"task {c.task} reads none", _reading(c.plugin)),
+        ("data", bool(c.data) and not task.folder, f"task {c.task} reads none", readers),
         *only(c, not task.columns, "no table is read", encoding=None),
         ("encoding", nowhere, "no encoding of text", "utf-8, latin-1, ..."),
         *only(c, "text" not in task.columns, column, text_column=None),
@@ -91,11 +90,6 @@ def _of_the_task(c: AllOptions, task: Task) -> list[Conflict]:
         *only(c, "target" not in task.columns, column, target_column=None),
         *only(c, "client" not in task.columns, column, client_column=None),
     ]
-
-
-def _reading(plugin: str) -> str:
-    """What is allowed to whom gives data to a task that reads none."""
-    return f"{OUT}, or task {', '.join(n for n, t in tasks_of(plugin).items() if t.folder)}"
 
 
 def _known_encoding(name: str | None) -> bool:

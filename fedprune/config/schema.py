@@ -60,7 +60,9 @@ class RunConfig(AllOptions):
     def _complete(  # takes the place of a section's
         cls, given: dict[str, Any], complete: ModelWrapValidatorHandler[RunConfig]
     ) -> RunConfig:
-        given = {key: v for key, v in given.items() if v is not None or not _optional(key)}
+        left_out = {key for key, v in given.items() if v is None and key in cls.model_fields}
+        left_out = {key for key in left_out if may_be_none(cls.model_fields[key])}
+        given = {key: v for key, v in given.items() if key not in left_out}
         return with_given(complete(completed(given)), given)
 
     @model_validator(mode="after")
@@ -106,11 +108,6 @@ class RunConfig(AllOptions):
         return configure({key: value for key, value in given.items() if value is not None})
 
 
-def _optional(key: str) -> bool:
-    field = RunConfig.model_fields.get(key)
-    return field is not None and may_be_none(field)
-
-
 def with_given(config: RunConfig, given: Iterable[str]) -> RunConfig:
     """The configuration, with these as the keys that were given."""
     config.__pydantic_fields_set__.intersection_update(given)
@@ -140,11 +137,7 @@ def flat(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys and values as they are in Python, as far as they can be read.
-
-    Raises:
-        ConfigError: a key that is none, as it was written.
-    """
+    """Keys and values as they are in Python, as far as they can be read."""
     fields = RunConfig.model_fields
     for key, value in given.items():
         if key.replace("-", "_") not in fields:

@@ -109,18 +109,17 @@ def is_to_stream(c: Any) -> bool:
     if c.stream != "auto" or why_unstreamed(c):
         return bool(c.stream == "on")
     weights = weights_of(c.model)
-    takes = weights * _bytes_a_weight(c) * _processes(c)
+    # How many hold the model at once on this machine, at most.
+    processes = 1 if c.engine == "inline" else 1 + min(c.hosts, os.cpu_count() or 1)
+    takes = weights * _bytes_a_weight(c) * processes
     return weights >= STREAMED_FROM or takes > free_memory() // 2
 
 
 def _bytes_a_weight(c: Any) -> int:
     """What a process takes for each weight of a model whose weights stay as the files have them."""
     score = scores_of(c.plugin)[c.score]
-    found = {
-        "votes": c.combine == "votes",
-        "weights": score.step is not None,
-        "gradients": is_by_block(score),
-    }
+    found = {"votes": c.combine == "votes", "weights": score.step is not None}
+    found |= {"gradients": is_by_block(score)}
     return BYTES_A_WEIGHT + max((MORE_BYTES[kind] for kind in found if found[kind]), default=0)
 
 
@@ -194,8 +193,3 @@ _PLAIN = {
     "masks": "global",
 }
 """With what clients tell of some tensors what they would tell of them in a question about all."""
-
-
-def _processes(c: Any) -> int:
-    """How many hold the model at once on this machine, at most."""
-    return 1 if c.engine == "inline" else 1 + min(c.hosts, os.cpu_count() or 1)

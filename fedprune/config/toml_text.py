@@ -14,7 +14,6 @@ from fedprune.options.refusal import ConfigError
 
 _HEAD = "# What was given: --config reads these keys, and all others follow from them again."
 
-
 _FOLLOWED = "# What followed from it: read back to compare, and as a record of what ran."
 
 
@@ -88,7 +87,6 @@ def _of_caller(keys: dict[str, Any], plugin: str | None, where: object) -> dict[
 _LONGEST = 2**20
 """Characters of a configuration: some thousands, and the names of classes."""
 
-
 _DOTS = 2**26
 """The sum over lines of their dots, squared: so much work are the parts of a key to tomllib."""
 
@@ -110,13 +108,8 @@ def _document(text: str) -> dict[str, Any]:
 def given_in(text: str, plugin: str | None = None, where: object = "a file") -> dict[str, Any]:
     """As `from_toml`; of a document with every key and no word of what followed, those that count.
 
-    PreviousRun versions wrote such: there, what would follow with the same value is taken to have
-    followed.
-
-    Args:
-        text: of the document.
-        plugin: as for `recorded`.
-        where: the file, for messages.
+    Earlier versions wrote such: there, what would follow with the same value is taken to have
+    followed. Of `plugin` and `where` see `recorded`.
 
     Raises:
         ConfigError: it is not TOML, or names a plug-in that was not given.

@@ -46,12 +46,7 @@ RAYS_PART = 0.7
 
 @dataclass(frozen=True)
 class Choice:
-    """An engine, and why.
-
-    Attributes:
-        engine: ray or inline.
-        why: one line for people.
-    """
+    """An engine, ray or inline, and why: one line for people."""
 
     engine: str
     why: str

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Any
 
 from fedprune.client.host import Host, grouped, labels_of
 from fedprune.client.memory import ClientMemory
@@ -22,10 +23,8 @@ from fedprune.tasks.shards import data_digest
 def inline_port(host: Host, tick: Tick | None = None, memory: ClientMemory | None = None) -> Port:
     """The port that serves every host in this process, one after the other.
 
-    Args:
-        host: what serves.
-        tick: told how many more partitions have answered.
-        memory: where what clients remember is kept; by default in this process alone.
+    `tick` is told how many more partitions have answered; what clients remember is kept in
+    `memory`, by default in this process alone.
     """
     held, parameters = memory or ClientMemory(), host.layout.parameters
 
@@ -33,14 +32,12 @@ def inline_port(host: Host, tick: Tick | None = None, memory: ClientMemory | Non
     def present() -> Mapping[int, int]:
         return MappingProxyType(labels_of(host))
 
-    def data() -> str:
-        return data_digest(host.shards)
-
+    always: dict[str, Any] = {"rehearsed": True, "data": lambda: data_digest(host.shards)}
     if host.config.secure != "none":
         # Secure sums are made of what is above: they come in where they are wanted.
         from fedprune.engines.inline_sums import inline_sums
 
-        return Port(inline_sums(host, tick), present, rehearsed=True, data=data)
+        return Port(inline_sums(host, tick), present, **always)
 
     def ask(question: Question, partitions: Sequence[int]) -> Aggregate:
         trim_memory(parameters)
@@ -50,4 +47,4 @@ def inline_port(host: Host, tick: Tick | None = None, memory: ClientMemory | Non
         return replace(aggregate, bytes_down=sent.size(partitions))
 
     model = host.model if host.device.type == "cpu" else None
-    return Port(ask, present, rehearsed=True, data=data, model=model)
+    return Port(ask, present, **always, model=model)

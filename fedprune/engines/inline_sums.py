@@ -12,15 +12,9 @@ from fedprune.config.terms import keys_follow
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.messages import Question
 from fedprune.secagg.client_stages import serve_call
-from fedprune.secagg.messages import (
-    Call,
-    Enclosure,
-    StageReply,
-    Transport,
-    merged_replies,
-)
+from fedprune.secagg.keys import Seeds, seeds_of
+from fedprune.secagg.messages import Call, Enclosure, StageReply, Transport, merged_replies
 from fedprune.secagg.secure_sum import secure_sums
-from fedprune.secagg.seeds import Seeds, seeds_of
 
 
 def inline_sums(

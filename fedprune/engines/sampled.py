@@ -54,17 +54,10 @@ class Meter:
 
 @dataclass(frozen=True)
 class _Sampling:
-    """How clients are asked.
+    """How clients are asked: by a host that serves them, one step of training each.
 
-    Attributes:
-        host: that serves them, one step of training each, unless they train all.
-        config: of the run that is estimated.
-        takes: what a step takes.
-        rows: what is known of each shard.
-        meter: where it is written down.
-        drawn: whether the client trains all steps, each of as many examples as chance draws from
-            its shard.
-        memory: what clients remember.
+    Unless chance has `drawn` the examples: then the client trains all steps, each of as many
+    examples as chance draws from its shard.
     """
 
     host: Host
@@ -79,10 +72,8 @@ class _Sampling:
 def sampled_port(host: Host, takes: Footprint, meter: Meter) -> Port:
     """A port whose clients are estimated by one of them.
 
-    Args:
-        host: what serves all of them.
-        takes: what one takes (`fedprune.client.footprint`).
-        meter: where is written down what all would take.
+    What one client takes is known (`fedprune.client.footprint`); what all would take is written
+    down in `meter`.
     """
     labels = labels_of(host)
     drawn = host.config.dp == "example" and host.config.secure == "none"
@@ -174,11 +165,8 @@ def _times(
     s: _Sampling, question: Question, partitions: Sequence[int], who: int | None = None
 ) -> float:
     """How many times the work of one client, of one step if it trains, all of them do."""
-    one = (
-        1.0
-        if question.kind == "tune" and not s.drawn
-        else _size(s, question, partitions[0] if who is None else who)
-    )
+    step = question.kind == "tune" and not s.drawn
+    one = 1.0 if step else _size(s, question, partitions[0] if who is None else who)
     return sum(_size(s, question, p) for p in partitions) / one
 
 

@@ -28,9 +28,8 @@ from fedprune.selection.ladder import (
     way_of,
 )
 from fedprune.server.ask import asked
-from fedprune.server.compare import compared
 from fedprune.server.diagnostics import Notes
-from fedprune.server.round import Round, Step, Talk
+from fedprune.server.round import Round, Step, Talk, compared
 from fedprune.server.state import Model
 from fedprune.structure.layout import Layout
 from fedprune.tensors.named import Masks, Tensors, count_kept

@@ -20,9 +20,8 @@ from fedprune.learning.blending import (
 )
 from fedprune.learning.candidates import HERE, blended, way_back
 from fedprune.methods.method import Rider
-from fedprune.server.compare import compared
 from fedprune.server.diagnostics import Notes
-from fedprune.server.round import Round, Step, Talk
+from fedprune.server.round import Round, Step, Talk, compared
 from fedprune.server.state import Model
 
 

@@ -35,7 +35,7 @@ from fedprune.methods.regimes import regime_conflicts
 from fedprune.methods.tuning import tuning_ask
 from fedprune.options.option import option
 from fedprune.options.section import Section
-from fedprune.protocol.parted import first_parts
+from fedprune.protocol.choice import first_parts
 from fedprune.server.round import Round, Step, Talk
 from fedprune.server.state import Model
 

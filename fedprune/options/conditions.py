@@ -26,14 +26,13 @@ A tuple of values: one of them. Of an option that holds a list, each value is on
 def unmet(when: When, values: Any) -> list[str]:
     """The options that keep another from being read; none where it is read.
 
-    Args:
-        when: the condition. What it says of options that are not there is taken to hold.
-        values: an object with options as attributes.
+    What the condition says of options that are not among the values is taken to hold.
     """
     found = []
     for every in _ways(when):
-        key = _unmet(every, values)
-        if key is None:
+        said = ((key, getattr(values, key, _NOWHERE), wanted) for key, wanted in every.items())
+        wrong = (k for k, value, w in said if value is not _NOWHERE and not permitted(value, w))
+        if (key := next(wrong, None)) is None:
             return []
         found.append(key)
     return found
@@ -95,14 +94,6 @@ def _ways(when: When) -> Iterable[Mapping[str, Any]]:
 
 _NOWHERE = object()
 """Stands for the value of an option of another section."""
-
-
-def _unmet(every: Mapping[str, Any], values: Any) -> str | None:
-    for key, wanted in every.items():
-        value = getattr(values, key, _NOWHERE)
-        if value is not _NOWHERE and not permitted(value, wanted):
-            return key
-    return None
 
 
 def _wanted(key: str, wanted: Any) -> str:

@@ -18,7 +18,6 @@ from fedprune.options.name_table import NameTable
 BY_TASK = "by task"
 """What ``--help`` shows where the task sets the default; by itself a section needs the value."""
 
-
 Count = Annotated[int, Field(ge=1, le=10**9)]
 
 

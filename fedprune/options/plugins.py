@@ -22,10 +22,7 @@ APP = Path(__file__).resolve().parents[2]
 def with_code_of(plugin: str, keys: Mapping[str, Any], where: object) -> dict[str, Any]:
     """Keys that a file holds, with the plug-in that the caller gives: a file never chooses code.
 
-    Args:
-        plugin: the caller's; "" for none.
-        keys: of the file, perhaps with a plug-in.
-        where: the file, for the message.
+    `where` is the file, for the message.
 
     Raises:
         ValueError: the file names a plug-in, and the caller gives none.
@@ -65,8 +62,14 @@ def files_of(plugin: str) -> list[Path]:
 
 
 def roots_of(plugin: str) -> list[Path]:
-    """Where the user's files lie that a plug-in may import: its folder, and where Python looks."""
-    return [_path_of(plugin).parent, *_own_places()]
+    """Where the user's files lie that a plug-in may import: its folder, and where Python looks.
+
+    But for Python's own places, and for what is installed, or this app.
+    """
+    installed = [Path(sys.prefix), Path(sys.base_prefix), APP]
+    places = [Path(place).resolve() for place in sys.path]
+    own = [p for p in places if not any(p.is_relative_to(i) for i in installed)]
+    return [_path_of(plugin).parent, *own]
 
 
 def _with_imports(plugin: Path) -> list[Path]:
@@ -80,13 +83,6 @@ def _with_imports(plugin: Path) -> list[Path]:
                     found.append(file)
                     new.append(file)
     return found
-
-
-def _own_places() -> list[Path]:
-    """Where Python looks for modules, but for its own and for what is installed, or this app."""
-    installed = [Path(sys.prefix), Path(sys.base_prefix), APP]
-    places = [Path(place).resolve() for place in sys.path]
-    return [p for p in places if not any(p.is_relative_to(i) for i in installed)]
 
 
 def _imported(source: bytes) -> set[str]:

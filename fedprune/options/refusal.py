@@ -68,10 +68,7 @@ def refuse(key: str, value: Any, reason: str, allowed: str) -> NoReturn:
 def counted(count: int, noun: str, plural: str = "") -> str:
     """A number of things: 1 client, 2 clients, 1,200 clients.
 
-    Args:
-        count: how many.
-        noun: of one.
-        plural: of others, where it is not the noun and an s.
+    `plural` is of others than one, where it is not the noun and an s.
     """
     return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
 

@@ -45,10 +45,16 @@ class Following:
             raise Elsewhere(key)
         self.__dict__[key] = None
         try:
-            value = self.__dict__[key] = self._following(key, option)
+            if unmet(option.says.when, self):
+                value = option.unread
+            elif option.says.derived:
+                value = option.says.derived(self)
+            else:
+                value = self._usual.get(key, option.default)
         except BaseException:
             del self.__dict__[key]
             raise
+        self.__dict__[key] = value
         return value
 
     def usual(self, key: str, *otherwise: Any) -> Any:
@@ -56,12 +62,6 @@ class Following:
         if key not in self._usual and not otherwise:
             raise Elsewhere(key)
         return self._usual.get(key, *otherwise)
-
-    def _following(self, key: str, option: KnownOption) -> Any:
-        if unmet(option.says.when, self):
-            return option.unread
-        derived = option.says.derived
-        return derived(self) if derived else self._usual.get(key, option.default)
 
 
 @functools.cache
@@ -74,12 +74,9 @@ def _plain_defaults(schema: type[BaseModel]) -> Mapping[str, Any]:
 def with_derived(
     schema: type[BaseModel], given: Mapping[str, Any], usual: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The values given and those that follow from them.
+    """The values given, of the right types, and those of a section that follow from them.
 
-    Args:
-        schema: the section.
-        given: values, of the right types.
-        usual: defaults that the task or the score sets.
+    `usual` are defaults that the task or the score sets.
     """
     options = options_of(schema)
     plain = {key: usual.get(key, default) for key, default in _plain_defaults(schema).items()}

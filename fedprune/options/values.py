@@ -45,11 +45,10 @@ def replaced(given: Iterable[str], changes: Mapping[str, Any]) -> set[str]:
 
 def in_pythons_types(given: Mapping[str, Any]) -> dict[str, Any]:
     """The same values, of NumPy's whole numbers Python's own."""
-    return {key: int(v) if _is_foreign(v) else v for key, v in given.items()}
-
-
-def _is_foreign(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, int)
+    return {
+        key: int(v) if isinstance(v, Integral) and not isinstance(v, int) else v
+        for key, v in given.items()
+    }
 
 
 def parsed(key: str, value: Any, annotation: Any) -> Any:
@@ -58,7 +57,7 @@ def parsed(key: str, value: Any, annotation: Any) -> Any:
     Text becomes a number, a boolean, names, numbers or a table; ``none`` is None where a key may
     be left out; a whole float becomes an integer where one is wanted.
     """
-    kinds = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
+    kinds = kinds_of(annotation)
     text, optional = isinstance(value, str), types.NoneType in kinds
     if text and optional and key not in COLUMNS and value.strip().lower() == "none":
         return None
@@ -73,8 +72,10 @@ def parsed(key: str, value: Any, annotation: Any) -> Any:
     return value
 
 
-def _is_union(annotation: Any) -> bool:
-    return isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union
+def kinds_of(annotation: Any) -> tuple[Any, ...]:
+    """The types that a union names, or the one type that is none."""
+    union = isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union
+    return typing.get_args(annotation) if union else (annotation,)
 
 
 def _number(value: Any, kind: type) -> Any:

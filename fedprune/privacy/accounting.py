@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedprune.privacy.accounting_terms import REPLACE
-from fedprune.privacy.events import Event, Profile
+from fedprune.privacy.mechanisms import Event, Profile
 from fedprune.privacy.tally import Accounts
 
 Curve = NDArray[np.float64]
@@ -91,11 +91,8 @@ def rdp_epsilon(
 ) -> float:
     """Epsilon at delta by Rényi divergences: the largest over profiles.
 
-    Args:
-        profiles: what the units have been through.
-        relation: the neighbouring relation in force.
-        delta: probability with which epsilon may not hold.
-        orders: of the divergences; none: dp-accounting's own. Fewer give a larger epsilon.
+    `relation` is the neighbouring one in force, `orders` are of the divergences; none: dp-
+    accounting's own. Fewer give a larger epsilon.
 
     Raises:
         ValueError: dp-accounting is needed and not installed.

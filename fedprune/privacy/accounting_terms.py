@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 SIMULATED = "simulated noise: anyone with the seed can remove it"
 """Said beside every epsilon of a run whose noise is seeded."""
@@ -28,7 +24,6 @@ class AccountingTerms:
         budget: largest epsilon, or None.
         noise_source: "seeded" or "secret".
         secure: "none" or "secagg".
-        allow_uncovered: the run goes on with releases that nothing covers.
         panel: clients that only measure and are not protected.
         keys_follow: keys of secure sums follow from the seed.
         neighbours: of each client in a secure sum of a whole cohort; 0 without.
@@ -43,7 +38,6 @@ class AccountingTerms:
     budget: float | None = None
     noise_source: str = "seeded"
     secure: str = "none"
-    allow_uncovered: bool = False
     panel: int = 0
     keys_follow: bool = False
     neighbours: int = 0

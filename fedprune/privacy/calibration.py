@@ -23,11 +23,9 @@ _FEW_ORDERS = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0,
 def calibrated(terms: AccountingTerms, planned: Planned) -> float:
     """The smallest factor of all noise with which the planned releases stay within the budget.
 
-    By Rényi divergences, as the ledger stops the run by them; at most 1.001 times the smallest.
-
-    Args:
-        terms: with a budget.
-        planned: every question of the run and its releases, with noise in the right proportions.
+    By Rényi divergences, as the ledger stops the run by them; at most 1.001 times the smallest. The
+    terms have a budget; planned are all questions of the run and their releases, with noise in the
+    right proportions.
 
     Returns:
         The factor of every z; 0 where nothing planned costs anything.

@@ -86,13 +86,9 @@ def sensitivity(norm: float, *, signed: bool, sampling: str) -> float:
 def bounded_sum(rows: Tensor, norm: float, *, exactly: bool = False) -> Tensor:
     """The sum of rows (examples, values), each held to an L2 norm; (values,) float64.
 
-    Adding or removing a row moves it by `norm` at most. A row that is not finite counts as 0.0:
-    to refuse it would tell that it is there.
-
-    Args:
-        rows: of a floating-point type.
-        norm: the largest norm of a row.
-        exactly: rows are also scaled up to it; zeros stay zeros.
+    Adding or removing a row moves it by `norm` at most. A row that is not finite counts as 0.0: to
+    refuse it would tell that it is there. With `exactly` rows are also scaled up to the norm; zeros
+    stay zeros.
     """
     if not rows.numel():
         return rows.double().sum(0)

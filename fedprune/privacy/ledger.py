@@ -92,7 +92,7 @@ class Ledger:
             Spent: they would exceed the budget; nothing was written.
             ValueError: dp-accounting is needed and not installed.
         """
-        fresh = [r for r in releases if not self._has(occasion, r)]
+        fresh = [r for r in releases if r.noised or _key(occasion, r) not in self._known]
         if not fresh:
             return self.epsilon
         tally, epsilon = self._with(occasion, fresh)
@@ -104,11 +104,10 @@ class Ledger:
                 f"{epsilon:.4g}, after {self.epsilon:.4g}"
             )
         self._keep(occasion, fresh, tally, epsilon)
-        self._write(self.lines[-len(fresh) :])
+        if self.path is not None:
+            lines = self.lines[-len(fresh) :]
+            self._chain = append_lines(self.path, lines, self._chain, len(self.lines))
         return self.epsilon
-
-    def _has(self, occasion: Occasion, release: Release) -> bool:
-        return not release.noised and _key(occasion, release) in self._known
 
     def times(self, occasion: Occasion) -> int:
         """How often a question was booked by now."""
@@ -133,10 +132,6 @@ class Ledger:
         asked = _question(occasion)
         self._times[asked] = max(self._times.get(asked, 0), most)
         self.lines += [line_of(occasion, r, self.terms, self.epsilon, self.total) for r in releases]
-
-    def _write(self, lines: Sequence[Line]) -> None:
-        if self.path is not None:
-            self._chain = append_lines(self.path, lines, self._chain, len(self.lines))
 
     def _replay(self, lines: Sequence[Line]) -> None:
         """Take what a file holds as booked: every line of it, whatever the noise."""

@@ -17,7 +17,6 @@ from fedprune.runtime.json_text import read_object, text_of, whole_number
 
 LEDGER_NAME = "privacy.jsonl"
 
-
 END_NAME = "privacy.sha256"
 
 
@@ -71,11 +70,7 @@ _LINK = "chain"
 def append_lines(path: Path, lines: Sequence[Line], chain: str, count: int) -> str:
     """Write lines and wait until they are on the disk.
 
-    Args:
-        path: of the file.
-        lines: to be added.
-        chain: the digest of the lines before them.
-        count: how many lines there are with them.
+    `chain` is the digest of the lines before them, `count` how many lines there are with them.
 
     Returns:
         The digest of all lines.

@@ -7,26 +7,16 @@ and Skellam) and `fedprune.privacy.randomised_response`.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from fedprune.privacy.accounting_terms import REPLACE, AccountingTerms
-from fedprune.privacy.events import UNHIDDEN, Event, Profile
 
 if TYPE_CHECKING:
     from fedprune.privacy.release import Release
-
-
-def _nothing(release: Release, terms: AccountingTerms) -> Profile:
-    del release, terms
-    return Counter()
-
-
-def _same(release: Release, factor: float) -> Release:
-    del factor
-    return release
 
 
 @dataclass(frozen=True)
@@ -48,9 +38,9 @@ class Mechanism:
 
     name: str
     sized: str = ""
-    events: Callable[[Release, AccountingTerms], Profile] = _nothing
+    events: Callable[[Release, AccountingTerms], Profile] = lambda *_: Counter()
     joint: bool = False
-    wider: Callable[[Release, float], Release] = _same
+    wider: Callable[[Release, float], Release] = lambda release, _: release
     words: str = "{}"
     protection: Mapping[str, str] = field(default_factory=dict)
     gap: str = ""
@@ -61,19 +51,9 @@ class Mechanism:
         return bool(self.sized)
 
 
-def _steps(release: Release, terms: AccountingTerms) -> Profile:
+def _steps(release: Release, _: AccountingTerms) -> Profile:
     """Gaussian mechanisms, each on its part of the examples."""
-    del terms
     return Counter({Event(z=release.z or 0.0, rate=release.rate): release.steps})
-
-
-def _whole(release: Release, terms: AccountingTerms) -> Profile:
-    return _steps(replace(release, rate=1.0), terms)
-
-
-def _concentrated(release: Release, terms: AccountingTerms) -> Profile:
-    del terms
-    return Counter({Event(spread=release.spread): 1})
 
 
 def _answered(release: Release, terms: AccountingTerms) -> Profile:
@@ -107,7 +87,7 @@ _ROUNDING = "what rounding tells: Gaussian noise is added in floating point (Mir
 GAUSSIAN = Mechanism(
     "gaussian",
     sized="z",
-    events=_whole,
+    events=lambda release, terms: _steps(replace(release, rate=1.0), terms),
     joint=True,
     wider=_times_z,
     protection={"client": "central noise", "example": "noise on examples"},
@@ -128,7 +108,7 @@ SAMPLED_GAUSSIAN = Mechanism(
 SKELLAM = Mechanism(
     "skellam",
     sized="spread",
-    events=_concentrated,
+    events=lambda release, _: Counter({Event(spread=release.spread): 1}),
     wider=_times_spread,
     words="rho {}",
     protection={"client": "secure sums with noise", "example": "secure sums with noise"},
@@ -153,13 +133,7 @@ PUBLIC = Mechanism("public")
 MECHANISMS = {
     m.name: m
     for m in (
-        NONE,
-        GAUSSIAN,
-        SKELLAM,
-        SAMPLED_GAUSSIAN,
-        RANDOMISED_RESPONSE,
-        POST_PROCESSING,
-        PUBLIC,
+        *(NONE, GAUSSIAN, SKELLAM, SAMPLED_GAUSSIAN, RANDOMISED_RESPONSE, POST_PROCESSING, PUBLIC),
     )
 }
 """By the name in the ledger."""
@@ -179,3 +153,34 @@ def mechanism_of(name: str) -> Mechanism:
 def is_noised(line: Mapping[str, Any]) -> bool:
     """Whether a line of the ledger is covered and costs something."""
     return bool(line["covered"]) and mechanism_of(line["mechanism"]).noised
+
+
+@dataclass(frozen=True)
+class Event:
+    """One noisy release, or several that share a draw.
+
+    Attributes:
+        z: noise multiplier of a Gaussian mechanism; infinite: not one.
+        rate: its part of the units is drawn, each by itself.
+        sample: (population, drawn) without replacement, or None.
+        spread: (rho, xi) of a mechanism that is concentrated (zCDP), or None.
+        pure: epsilon of one bit of randomised response, or None.
+    """
+
+    z: float = math.inf
+    rate: float = 1.0
+    sample: tuple[int, int] | None = None
+    spread: tuple[float, float] | None = None
+    pure: float | None = None
+
+    @property
+    def unsampled(self) -> bool:
+        """It is a Gaussian mechanism on all units, and only that."""
+        return self.rate >= 1 and not (self.sample or self.spread) and self.pure is None
+
+
+Profile = Counter[Event]
+"""What one unit has been through: events, and how often."""
+
+UNHIDDEN = Event(z=0.0)
+"""Of a unit that nothing hides: epsilon is infinite."""

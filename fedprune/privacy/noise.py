@@ -15,7 +15,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +23,6 @@ from numpy.random import Philox
 from torch import Tensor
 
 from fedprune.randomness import derive
-
-if TYPE_CHECKING:
-    pass
 
 Words = npt.NDArray[np.uint64]
 Floats = npt.NDArray[np.float64]
@@ -38,11 +34,9 @@ LARGEST_VARIANCE = 2.0**96
 
 @dataclass(frozen=True)
 class Source:
-    """Where noise comes from; it goes on with every draw.
+    """Where noise comes from: so many new 64-bit words; it goes on with every draw.
 
-    Attributes:
-        words: so many new 64-bit words.
-        secret: nobody can have the same words again.
+    If it is `secret`, nobody can have the same words again.
     """
 
     words: Callable[[int], Words]
@@ -52,23 +46,17 @@ class Source:
 def seeded_source(seed: int, purpose: str, *where: int) -> Source:
     """Philox under a key that depends on what it is for: to study, not to hide."""
     stream = Philox(key=derive(seed, purpose, *where))
-
-    def words(size: int) -> Words:
-        return np.asarray(stream.random_raw(size), dtype=np.uint64)
-
-    return Source(words, secret=False)
+    return Source(lambda n: np.asarray(stream.random_raw(n), dtype=np.uint64), secret=False)
 
 
 def secret_source() -> Source:
-    """The keystream under a key of the operating system's; without cryptography its own words."""
+    """The keystream under a key of the operating system's; without cryptography its own words.
+
+    These are as secret, and slower.
+    """
     if find_spec("cryptography") is None:
-        return Source(_own_words, secret=True)
+        return Source(lambda n: _words_in(os.urandom(8 * n)), secret=True)
     return keyed_source(os.urandom(32), secret=True)
-
-
-def _own_words(size: int) -> Words:
-    """Words of the operating system's generator: as secret as the keystream, and slower."""
-    return np.frombuffer(os.urandom(8 * size), dtype="<u8").astype(np.uint64)
 
 
 def keyed_source(key: bytes, *, secret: bool) -> Source:
@@ -86,11 +74,11 @@ def keyed_source(key: bytes, *, secret: bool) -> Source:
         ) from None
     # A key is used for one stream, so that its nonce may be anything.
     stream = Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor()
+    return Source(lambda n: _words_in(stream.update(bytes(8 * n))), secret=secret)
 
-    def words(size: int) -> Words:
-        return np.frombuffer(stream.update(bytes(8 * size)), dtype="<u8").astype(np.uint64)
 
-    return Source(words, secret=secret)
+def _words_in(data: bytes) -> Words:
+    return np.frombuffer(data, dtype="<u8").astype(np.uint64)
 
 
 def uniforms(size: int, source: Source) -> Floats:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +18,8 @@ from torch import Tensor
 
 from fedprune.privacy.noise import Source, uniforms
 
-if TYPE_CHECKING:
-    pass
-
 COIN = 0.45
 """From this probability of a wrong bit on, there is a warning."""
-
 
 MOST_EPSILON = 36.0
 """Largest epsilon of a bit: what uniforms on a grid of 2⁵² points can still flip."""
@@ -32,11 +27,9 @@ MOST_EPSILON = 36.0
 
 @dataclass(frozen=True)
 class VoteUnits:
-    """The units that a client votes on.
+    """The units that a client votes on: how many have a kept coordinate.
 
-    Attributes:
-        places: the unit of every kept coordinate, 0 to units - 1, flat; -1 for none.
-        units: how many units have a kept coordinate.
+    `places` is the unit of every kept coordinate, 0 to units - 1, flat; -1 for none.
     """
 
     places: Tensor
@@ -56,14 +49,9 @@ def flip_probability(epsilon: float, units: int) -> float:
 def responded(votes: Tensor, units_voted: VoteUnits, p: float, source: Source) -> Tensor:
     """A client's votes after randomised response: of every unit all or none, flipped by chance.
 
-    Coordinates in no unit always stay, for every client, and are told so. A unit counts as kept,
-    if any of its coordinates is.
-
-    Args:
-        votes: the client's own mask, flat flags on the kept coordinates.
-        units_voted: the units of these.
-        p: probability of a flip.
-        source: where the draws come from.
+    Coordinates in no unit always stay, for every client, and are told so. A unit counts as kept, if
+    any of its coordinates is. Votes are flat flags on the kept coordinates; `p` is the probability
+    of a flip.
     """
     inside = units_voted.places >= 0
     bits = torch.zeros(units_voted.units, dtype=torch.bool)

@@ -7,12 +7,12 @@ for: unit, neighbours, delta, sampling, what is covered, who is trusted.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fedprune.options.refusal import counted
 from fedprune.privacy.accounting_terms import REPLACE, SIMULATED, AccountingTerms
 from fedprune.privacy.mechanisms import is_noised, mechanism_of
-from fedprune.privacy.protections import PARTIES, PROTECTIONS
 from fedprune.privacy.tally import AMPLIFICATION, PARTICIPATION
 
 Line = Mapping[str, Any]
@@ -26,11 +26,8 @@ def statement(
 ) -> str:
     """Who may see what, whose part is hidden, under which assumptions, and what is not hidden.
 
-    Args:
-        terms: of the run.
-        lines: of its ledger.
-        epsilon: of all that is covered; None: the last one in the ledger.
-        account: the bound that epsilon is by: "participation" or "amplification".
+    Epsilon is of all that is covered; None: the last one in the ledger. It is by the bound
+    `account`: "participation" or "amplification".
 
     Returns:
         Paragraphs, with an empty line between them.
@@ -50,15 +47,12 @@ def statement(
 
 def protection(terms: AccountingTerms, lines: Sequence[Line]) -> str:
     """Which protection was in force, of `PROTECTIONS`: what happened, not what was asked for."""
-    used = {_protection(line) for line in lines if is_noised(line)}
+    noised = [(mechanism_of(line["mechanism"]), line["unit"]) for line in lines if is_noised(line)]
+    used = {mechanism.protection[unit] for mechanism, unit in noised}
     if terms.secure != "none" and "secure sums with noise" not in used:
         return "secure sums"
     ranked = ("secure sums with noise", "noise on examples", "central noise", "randomised response")
     return next((name for name in ranked if name in used), "no protection")
-
-
-def _protection(line: Line) -> str:
-    return mechanism_of(line["mechanism"]).protection[line["unit"]]
 
 
 def _guarantee(terms: AccountingTerms, lines: Sequence[Line], epsilon: float | str) -> str:
@@ -175,3 +169,64 @@ def _gaps(terms: AccountingTerms, lines: Sequence[Line]) -> list[str]:
     gaps.append("settings that were chosen by looking at results on the same data")
     gaps.append("test results in the summary, and what else is in the folder of the run")
     return gaps
+
+
+PARTIES = ("the server", "other clients", "who holds the final model", "the network")
+
+
+@dataclass(frozen=True)
+class Protection:
+    """What an honest but curious party sees, of what a guarantee is meant to cover.
+
+    The server, other clients, and somebody who holds the final model; and who has to be honest.
+    """
+
+    server: str
+    others: str = "the global model and mask of every round"
+    holder: str = "the final model and mask"
+    trusted: str = ""
+
+    @property
+    def seen(self) -> tuple[str, ...]:
+        """What each of `PARTIES` sees."""
+        return self.server, self.others, self.holder, NETWORK
+
+
+NETWORK = "all that is sent, unless the connections are encrypted (TLS)"
+
+PROTECTIONS = {
+    "no protection": Protection(
+        "every client's scores, votes, changes, counts and metrics, and when they came",
+        trusted="everybody",
+    ),
+    "central noise": Protection(
+        "every client's bounded messages: it adds the noise itself and is trusted",
+        "the global model and mask of every round, made from noised sums",
+        "the final model and mask, made from noised sums",
+        "the server, with everything; the clients, to clip",
+    ),
+    "noise on examples": Protection(
+        "every client's messages, noised before they left: a client's examples are hidden one by "
+        "one, the client is not",
+        "the global model and mask of every round, made from noised messages",
+        "the final model and mask, made from noised messages",
+        "each client, with its own data and to add its noise",
+    ),
+    "secure sums": Protection(
+        "sums over a cohort and who is in it, no client's own part",
+        trusted="the server, to follow the protocol; not more clients than the shares of a key "
+        "need collude with it",
+    ),
+    "secure sums with noise": Protection(
+        "noised sums over a cohort and who is in it, no client's own part",
+        "the global model and mask of every round, made from noised sums",
+        "the final model and mask, made from noised sums",
+        "the server, to follow the protocol; as many clients as the noise is sized for, to add "
+        "their part of it and not to tell it",
+    ),
+    "randomised response": Protection(
+        "every client's vote, noised before it left, and all else as without protection",
+        trusted="each client, with its own data and to draw its answers",
+    ),
+}
+"""By the name of a protection, which a mechanism stands for (`fedprune.privacy.mechanisms`)."""

@@ -27,8 +27,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedprune.privacy.accounting_terms import AccountingTerms
-from fedprune.privacy.events import UNHIDDEN, Event, Profile
-from fedprune.privacy.mechanisms import mechanism_of
+from fedprune.privacy.mechanisms import UNHIDDEN, Event, Profile, mechanism_of
 from fedprune.privacy.release import Occasion, Release
 
 Accounts = Mapping[str, Sequence[Profile]]
@@ -53,7 +52,8 @@ class Tally:
         """What the units have been through, by every bound that holds; see the module."""
         accounts = {PARTICIPATION: self._participation()}
         if not all(event.unsampled for event, _ in self.shared.values()):
-            accounts[AMPLIFICATION] = [self._amplification()]
+            joint = Counter(replace(event, z=_noise(p)) for event, p in self.shared.values())
+            accounts[AMPLIFICATION] = [_merged(sum(self.single.values(), joint))]  # of any unit
         return accounts
 
     def _participation(self) -> list[Profile]:
@@ -73,11 +73,6 @@ class Tally:
         return [p for p in every if not any(p is not q and _less(p, q) for q in every)] or [
             Counter()
         ]
-
-    def _amplification(self) -> Profile:
-        """Of any unit that can be drawn."""
-        joint = Counter(replace(event, z=_noise(p)) for event, p in self.shared.values())
-        return _merged(sum(self.single.values(), joint))
 
 
 def _less(one: Profile, other: Profile) -> bool:
@@ -103,12 +98,16 @@ def with_releases(
     for release in releases:
         if not release.noised or occasion.audience == "panel":
             continue
-        if terms.unit == "client" and mechanism_of(release.mechanism).joint:
+        how = mechanism_of(release.mechanism)
+        if terms.unit == "client" and how.joint:
             draw = (occasion.round, occasion.audience, asked)
             event, precision = shared.get(draw, (_drawn(terms, occasion), 0.0))
             shared[draw] = event, precision + _precision(release.z)
         else:
-            single[asked] = single.get(asked, Counter()) + _events(terms, release)
+            # A client's other examples are not hidden.
+            bare = release.unit == "example" and terms.unit == "client"
+            events = Counter({UNHIDDEN: 1}) if bare else how.events(release, terms)
+            single[asked] = single.get(asked, Counter()) + events
     return Tally(shared, single)
 
 
@@ -120,13 +119,6 @@ def _drawn(terms: AccountingTerms, occasion: Occasion) -> Event:
     if terms.sampling == "poisson":
         return Event(rate=min(1.0, terms.cohort / max(1, population)))
     return Event(sample=(population, size)) if 0 < size < population else Event()
-
-
-def _events(terms: AccountingTerms, release: Release) -> Profile:
-    """The events of a release that shares no draw with others."""
-    if release.unit == "example" and terms.unit == "client":
-        return Counter({UNHIDDEN: 1})  # a client's other examples are not hidden
-    return mechanism_of(release.mechanism).events(release, terms)
 
 
 def _precision(z: float | None) -> float:

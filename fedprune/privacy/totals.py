@@ -9,7 +9,7 @@ from typing import Any
 
 from fedprune.privacy.accounting import engine, native, rdp_epsilon
 from fedprune.privacy.accounting_terms import AccountingTerms
-from fedprune.privacy.events import Event, Profile
+from fedprune.privacy.mechanisms import Event, Profile
 from fedprune.privacy.tally import PARTICIPATION, Accounts
 
 INFINITY = "infinity"
@@ -25,12 +25,8 @@ _LARGEST = 1000.0
 def total_privacy(accounts: Accounts, terms: AccountingTerms, rdp: float) -> dict[str, Any]:
     """Epsilon by both accountants, the curve and mu, in the words of `Ledger.closing`.
 
-    All by one bound, that which gives the smallest epsilon: what is said is then one claim.
-
-    Args:
-        accounts: what the units have been through.
-        terms: of the run.
-        rdp: epsilon by Rényi divergences, as it was told while the run went on.
+    All by one bound, that which gives the smallest epsilon: what is said is then one claim. `rdp`
+    is epsilon by Rényi divergences, as it was told while the run went on.
     """
     told = [_closed(name, profiles, terms) for name, profiles in accounts.items()]
     best = min(told, key=lambda one: math.inf if one["epsilon"] == INFINITY else one["epsilon"])

@@ -20,11 +20,8 @@ Loud = tuple[tuple[int, float], ...]
 class PhaseCost:
     """What a phase took simulated devices (`fedprune.server.fleet`).
 
-    Attributes:
-        seconds: until the last answer that counts, or the deadline.
-        joules: of all who were asked and answered.
-        down: bytes to each of them, on average.
-        up: bytes from each who answered, on average.
+    Seconds until the last answer that counts, or the deadline; joules of all who were asked and
+    answered; bytes down to each of them and up from each who answered, on average.
     """
 
     seconds: float
@@ -92,7 +89,6 @@ def count_type(most: int) -> torch.dtype:
 
 LOUD = 1e3
 """Size of a change's largest value from which it is remembered whose it is."""
-
 
 LOUDEST = 1e9
 """The same of statistics for a score, which are sums over a client's examples."""

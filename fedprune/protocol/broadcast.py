@@ -39,12 +39,7 @@ class Broadcast:
         return self.without_base() if lacks and self.without_base else self
 
     def packet(self, partitions: Sequence[int], *, lean: bool = False) -> Packet:
-        """What the host of these partitions is sent.
-
-        Args:
-            partitions: those that it is to answer for.
-            lean: without what all of them have already.
-        """
+        """What the host of these partitions is sent; `lean`: without what all of them have."""
         spared = {n for n, those in self.held.items() if lean and those.issuperset(partitions)}
         if not (spared or self.own):
             return self.common
@@ -65,10 +60,7 @@ class Broadcast:
 def broadcast(question: Question, wire: str, *, here: bool = False) -> Broadcast:
     """The question as it is sent, its weights in a type of the wire.
 
-    Args:
-        question: what is asked.
-        wire: the type of its weights.
-        here: it does not leave this process, and its buffers may be the weights' own memory.
+    With `here` it does not leave this process, and its buffers may be the weights' own memory.
     """
     head: dict[str, Any] = {}
     flats: dict[str, tuple[Tensor, str]] = {}

@@ -38,13 +38,8 @@ def check_summand(
 ) -> None:
     """Refuse a summand that would spoil the sum, or what is made of it in float32.
 
-    Args:
-        values: flat, as the form says.
-        weight: their factor in the sum.
-        totals: the named sums beside them.
-        form: what is expected.
-        statistics: flat, those beside the values.
-        of: how many clients' sum this is, their values times their weights; 0: one client's own.
+    Of a sum, `of` is how many clients' it is, and the values come times their weights; 0: one
+    client's own.
 
     Raises:
         Refused: the field (a tensor's name, "weight", "totals") and the reason.
@@ -73,17 +68,15 @@ def check_summand(
 
 
 def _check_values(
-    values: Tensor,
-    weight: float,
-    within: tuple[float, float],
-    named: Callable[[Tensor], Tensors],
+    values: Tensor, weight: float, within: tuple[float, float], named: Callable[[Tensor], Tensors]
 ) -> None:
     if not values.numel():
         return
     # The extremes are NaN if any value is; unlike torch.isfinite this reads the values once.
     low, high = map(float, torch.aminmax(values))
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise Refused(_not_finite(named(values)), NOT_NUMBERS)
+        bad = next(n for n, t in named(values).items() if not torch.isfinite(t).all())
+        raise Refused(bad, NOT_NUMBERS)
     least, most = max(within[0], -LARGEST_NUMBER), min(within[1], LARGEST_NUMBER)
     if least <= low / weight and high / weight <= most * _CAST:
         return
@@ -121,7 +114,9 @@ def _check_totals(totals: Mapping[str, float], form: Form, clients: int) -> None
     if form.noisy:
         return
     for part in totals:
-        whole = next((w for w in _wholes(part) if w in totals and totals[part] > totals[w]), None)
+        # A total, perhaps of a candidate, is at most as large as those that it is a part of.
+        wholes = _WHOLES.get(part, ("count",) if part.startswith(COUNTS_BY_LABEL) else ())
+        whole = next((w for w in wholes if w in totals and totals[part] > totals[w]), None)
         if whole is not None:
             raise Refused(part, f"{totals[part]:g} of {totals[whole]:g}")
 
@@ -135,15 +130,6 @@ _WHOLES = {
     **dict.fromkeys(("exact", "rouge_l", "copied_exact", "copied_rouge_l"), ("examined",)),
 }
 """Totals that are a part of others, beside those that are one of the labels."""
-
-
-def _wholes(name: str) -> tuple[str, ...]:
-    """The totals that this one, perhaps of a candidate, is at most as large as."""
-    return _WHOLES.get(name, ("count",) if name.startswith(COUNTS_BY_LABEL) else ())
-
-
-def _not_finite(tensors: Tensors) -> str:
-    return next(n for n, t in tensors.items() if not torch.isfinite(t).all())
 
 
 def check_sum(aggregate: Aggregate, form: Form) -> None:

@@ -15,6 +15,7 @@ from fedprune.scores.score import ByBlock, Evidence, Score
 from fedprune.selection import cut
 from fedprune.selection.apart import apart, select_apart
 from fedprune.selection.options import Pruning
+from fedprune.selection.positions import by_position
 from fedprune.selection.ranking import Unreachable
 from fedprune.selection.rules import Rules
 from fedprune.selection.scopes import SCOPES
@@ -23,12 +24,12 @@ from fedprune.selection.threshold import above
 from fedprune.structure.groups import stages_of
 from fedprune.structure.layout import Layout
 from fedprune.tensors.lazy import some_of
-from fedprune.tensors.named import Masks, Tensors
+from fedprune.tensors.named import Masks, Tensors, count_kept
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """How much is to be gone.
+    """How much is to be gone, and who competes with whom.
 
     Attributes:
         sparsity: of the tensors that are scored; None: the configuration's threshold decides.
@@ -50,12 +51,8 @@ def evidence_about(
 ) -> Evidence:
     """What is scored with, server or client: the weights held, and numbers that both draw.
 
-    Args:
-        held: weights and masks, and the round they are of.
-        names: the tensors to score.
-        config: complete configuration.
-        layout: the model's layout.
-        seen: the further attributes of `Evidence`.
+    `held` are weights and masks, and the round they are of; `seen` further attributes of
+    `Evidence`.
     """
     weights, masks, round_ = held
     if "sums" in seen:
@@ -138,11 +135,7 @@ def chooses_apart(wanted: Wanted, config: Pruning, layout: Layout) -> bool:
 
 
 def chosen_by(
-    score: Score,
-    evidence: Evidence,
-    wanted: Wanted,
-    config: RunConfig,
-    layout: Layout,
+    score: Score, evidence: Evidence, wanted: Wanted, config: RunConfig, layout: Layout
 ) -> Masks:
     """The mask that a configuration makes of evidence; tensor by tensor where that is the same.
 
@@ -209,3 +202,24 @@ def _of_what_is_left(sparsity: float, alive: Masks, layout: Layout) -> float:
         return sparsity
     here = sum(mask.numel() for mask in alive.values())
     return max(0.0, 1.0 - (1.0 - sparsity) * layout.whole / here)
+
+
+def first_parts(
+    densities: Sequence[float], masks: Masks, weights: Tensors, config: RunConfig, layout: Layout
+) -> list[Masks]:
+    """For each density the first so many units of what a mask keeps, nested in one another.
+
+    Densities are above 0 and up to 1, of what the mask keeps; weights decide ties. Server and
+    clients find them alike: they need no data.
+    """
+    scores = by_position(layout, config.unit, config.unit_shape)
+    kept = {n: weights[n] for n in masks}
+    density = count_kept(masks) / layout.whole
+
+    def part(share: float) -> Masks:
+        if share == 1.0:
+            return masks
+        wanted = Wanted(1.0 - share * density, config.scope)
+        return chosen(scores, wanted, config, layout, masks, kept)
+
+    return [part(share) for share in densities]

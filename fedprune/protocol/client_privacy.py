@@ -59,21 +59,17 @@ def leaving(answer: Answer, question: Question, config: RunConfig, most: int = 0
 
     As it is, unless the configuration protects something: then bounded, so that noise can.
 
-    Args:
-        answer: what the client computed.
-        question: what it answers.
-        config: complete configuration.
-        most: the largest number of votes that an honest client has; 0: no limit.
-
     What is not finite counts as 0.0 where noise hides the client, and in means that are noised as
     the largest that there may be: to refuse it would tell that it is there. What an ask says is
-    never negative is not, before it is clipped: its noise is sized for that.
+    never negative is not, before it is clipped: its noise is sized for that. `most` is the largest
+    number of votes that an honest client has; 0: no limit.
 
     Raises:
         Refused: more votes than there may be.
     """
     if KINDS[question.kind].changes:
-        answer = _tuned(answer, config)
+        weight = 1.0 if config.weighting == "equal" else answer.weight
+        answer = replace(answer, weight=weight, values=defended(answer.values, config.defence))
     if question.kind == "score" and config.score_weighting != "labels":
         answer = replace(answer, weight=1.0)
     if config.dp == "none":
@@ -85,16 +81,6 @@ def leaving(answer: Answer, question: Question, config: RunConfig, most: int = 0
         )
     answer = replace(answer, totals={}, weight=1.0)
     return answer if config.dp == "example" else _bounded(answer, question, config, most)
-
-
-def _tuned(answer: Answer, config: RunConfig) -> Answer:
-    if config.weighting != "equal" and not config.defence:
-        return answer
-    weight = 1.0 if config.weighting == "equal" else answer.weight
-    values = answer.values
-    if config.defence:
-        values = defended(values, config.defence)
-    return replace(answer, weight=weight, values=values)
 
 
 def _bounded(answer: Answer, question: Question, config: RunConfig, most: int) -> Answer:

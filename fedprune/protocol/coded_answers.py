@@ -30,15 +30,9 @@ def encode_answer(
 ) -> Packet:
     """The answer as a packet.
 
-    Args:
-        answer: what the client releases.
-        question: what it answers.
-        wire: type of the changes.
-        score_wire: type of the statistics.
-        own: leave out the values that the client's own mask, its votes, removes.
-        gen: what a type that rounds at random draws from.
-        fixed: as many bytes whatever the answer says, so that they tell nothing: the numbers of the
-            head are padded, votes are not coded.
+    With `own` the values are left out that the client's own mask, its votes, removes. Types that
+    round at random draw from `gen`. With `fixed` there are as many bytes whatever the answer says,
+    so that they tell nothing: the numbers of the head are padded, votes are not coded.
     """
     totals = {n: float(x) for n, x in answer.totals.items()} if fixed else answer.totals
     head: dict[str, Any] = {"weight": float(answer.weight) if fixed else answer.weight}
@@ -64,13 +58,8 @@ def encode_answer(
 def decode_answer(packet: Packet, question: Question, alive: int, *, own: bool = False) -> Answer:
     """The answer as the server would see it, its values cast back from the wire's type.
 
-    They may be the packet's memory, and are not to be written to.
-
-    Args:
-        packet: what came.
-        question: what it answers.
-        alive: the length of the votes, if there are any.
-        own: the values come on the client's own mask.
+    They may be the packet's memory, and are not to be written to. `alive` is the length of the
+    votes, if there are any; with `own` the values come on the client's own mask.
 
     Raises:
         ValueError: bits or values do not fit the question.

@@ -17,7 +17,6 @@ from fedprune.tensors.named import Masks, Tensors, count_kept, scattered
 LARGEST_NUMBER = 1e30
 """Size beyond which no number counts: what is added up becomes float32, which ends at 3.4e38."""
 
-
 MANY = 2**53
 """More labels than this nobody has; up to here every count is a float64 of its own."""
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from fedprune.adapters.factors import adapter_layout, trained_shapes
 from fedprune.config import RunConfig
@@ -96,9 +95,8 @@ def _score(question: Question, config: RunConfig, layout: Layout) -> Form:
         # Clients that hide examples have added noise themselves, which makes any sum negative.
         if config.dp == "example":
             return replace(form, exact=False)
-        return (
-            form if asks_signed(question, config) else replace(form, within=(0.0, LARGEST_NUMBER))
-        )
+        positive = not asks_signed(question, config)
+        return replace(form, within=(0.0, LARGEST_NUMBER)) if positive else form
     if config.dp != "none" or config.secure != "none":
         return form
     return replace(form, within=(0.0, 1.0) if config.normalise == "rank" else combine.within)
@@ -106,9 +104,8 @@ def _score(question: Question, config: RunConfig, layout: Layout) -> Form:
 
 def _tune(question: Question, config: RunConfig, layout: Layout) -> Form:
     if question.regime.alone:
-        rows = {
-            n: torch.Size([as_rows(layout, n, _like(n, layout)).shape[0]]) for n in layout.prunable
-        }
+        bare = {n: torch.empty(layout.shapes[n], device="meta") for n in layout.prunable}
+        rows = {n: torch.Size([as_rows(layout, n, t).shape[0]]) for n, t in bare.items()}
         totals = frozenset({"loss", "count", "kept"})
         return Form(rows, {}, totals, within=(-CHANGE, CHANGE))
     sums: Shapes = {}
@@ -142,18 +139,12 @@ def collects(question: Question, config: Scoring) -> bool:
     return bool(question.score) and (config.score_during == "tune" or question.dense)
 
 
-def _like(name: str, layout: Layout) -> Tensor:
-    return torch.empty(layout.shapes[name], device="meta")
-
-
-def _own(question: Question, config: RunConfig, layout: Layout) -> Form:
-    del config
+def _own(question: Question, _: RunConfig, layout: Layout) -> Form:
     masks = some_of(question.masks, question.names or layout.prunable)
     return Form({}, masks, voters=count_kept(masks))
 
 
-def _evaluate(question: Question, config: RunConfig, layout: Layout) -> Form:
-    del layout
+def _evaluate(question: Question, config: RunConfig, _: Layout) -> Form:
     task = tasks_of(config.plugin)[config.task]
     more = task.test_sum_names if question.part == "test" else ()
     if config.client_percentiles and question.part == "test" and question.kind == "evaluate":
@@ -170,8 +161,7 @@ def samples(question: Question, config: Federation) -> bool:
     return bool(config.measure_cohort) and question.part == "validation"
 
 
-def _describe(question: Question, config: RunConfig, layout: Layout) -> Form:
-    del question, layout
+def _describe(_: Question, config: RunConfig, _layout: Layout) -> Form:
     task = tasks_of(config.plugin)[config.task]
     naive = naive_of(task)
     each = torch.Size([naive.size(config) if naive else 0])
@@ -179,23 +169,18 @@ def _describe(question: Question, config: RunConfig, layout: Layout) -> Form:
     return Form({"test": each, "train": each}, within=within)
 
 
-def _inputs(question: Question, config: RunConfig, layout: Layout) -> Form:
-    del config
+def _inputs(question: Question, _: RunConfig, layout: Layout) -> Form:
     asks = {"inputs": MOMENTS, "outputs": OUTPUTS, "magnitudes": MAGNITUDES, "signals": SIGNALS}
     shapes = asks[question.kind].shapes(layout, question.names or layout.prunable, "weight", 0)
     return Form(shapes, {}, frozenset({"count"}))
 
 
-def _compare(question: Question, config: RunConfig, layout: Layout) -> Form:
-    del config, layout
-    each = range(len(question.candidates))
-    return Form(
-        {}, {}, frozenset({"count", *(f"{n}_{i}" for n in ("loss", "correct") for i in each)})
-    )
+def _compare(question: Question, _: RunConfig, _layout: Layout) -> Form:
+    each = [f"{n}_{i}" for n in ("loss", "correct") for i in range(len(question.candidates))]
+    return Form({}, {}, frozenset({"count", *each}))
 
 
-def _tokens(question: Question, config: RunConfig, layout: Layout) -> Form:
-    del config
+def _tokens(question: Question, _: RunConfig, layout: Layout) -> Form:
     (table,) = question.names
     shape = {**layout.frozen, **layout.shapes}[table]
     return Form({table: shape[:1]}, within=(0.0, float(MANY)))
@@ -208,9 +193,6 @@ FORMS: dict[str, Callable[[Question, RunConfig, Layout], Form]] = {
     "evaluate": _evaluate,
     "compare": _compare,
     "describe": _describe,
-    "inputs": _inputs,
-    "outputs": _inputs,
-    "magnitudes": _inputs,
-    "signals": _inputs,
+    **dict.fromkeys(("inputs", "outputs", "magnitudes", "signals"), _inputs),
     "tokens": _tokens,
 }

@@ -32,12 +32,9 @@ from fedprune.tensors.named import Masks, Tensors, all_true, digest, laid_out_co
 
 @dataclass(frozen=True)
 class BaseModel:
-    """Weights under a name.
+    """Float32 weights under a name: the digest of their names, shapes, types and values.
 
-    Attributes:
-        digest: of names, shapes, types and values: the name.
-        weights: float32, by name.
-        dense: where these are in the shapes of a model that was edited, the base model itself.
+    Where they are in the shapes of a model that was edited, `dense` is the base model itself.
     """
 
     digest: str
@@ -123,15 +120,16 @@ def has_base(config: RunConfig) -> bool:
 def base_of(config: RunConfig, model: nn.Module) -> BaseModel | None:
     """The base model of a configuration, not to be written to; None where its weights are sent.
 
-    Args:
-        config: complete configuration.
-        model: the dense model as it was built.
+    The dense `model` is given as it was built.
     """
     if not has_base(config):
         return None
     state = state_of(model)
     if not in_memory(state):
-        return BaseModel(_digest_of_files(state), state)
+        files = holding_of(state).origin
+        assert isinstance(files, MappedFolder)  # where a model's tensors are read from
+        files.digest = files.digest or digest(state)
+        return BaseModel(files.digest, state)
     if config.adapters != "none":
         state = frozen_for(config, model, layout_for(config, model), state)
     name = digest(state)
@@ -160,13 +158,6 @@ def _in_files(config: RunConfig, model: nn.Module, name: str) -> Tensors | None:
     same = state.keys() == lazy.keys() and all(torch.equal(lazy[n], t) for n, t in state.items())
     files.forget()
     return lazy if same else None
-
-
-def _digest_of_files(state: Tensors) -> str:
-    files = holding_of(state).origin
-    assert isinstance(files, MappedFolder)  # where a model's tensors are read from
-    files.digest = files.digest or digest(state)
-    return files.digest
 
 
 _HERE: WeakValueDictionary[str, BaseModel] = WeakValueDictionary()

@@ -121,11 +121,7 @@ def _check_selection(config: RunConfig, model: nn.Module, layout: Layout) -> Non
 
 
 def _tried(config: RunConfig, layout: Layout, weights: Tensors) -> None:
-    """Prune by magnitude; of single weights without working out which ones.
-
-    Raises:
-        ValueError: as `fedprune.selection.select.select`.
-    """
+    """Prune by magnitude; of single weights without working out which ones."""
     c = config
     if c.unit == "weight":
         check_reachable(weights, c.sparsity or 0.0, rules_of(Wanted(c.sparsity, c.scope), c))

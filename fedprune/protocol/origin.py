@@ -28,7 +28,6 @@ _ORIGIN = (
     *("text_column", "label_column", "class_names"),
 )
 
-
 _FOUND = ("structure", "unit")  # how the channels were found that the edits cut
 
 

@@ -21,13 +21,7 @@ from fedprune.protocol.sum_in_file import SumInFile
 
 @dataclass(frozen=True)
 class PartitionPart:
-    """One partition's coded answer, or why there is none.
-
-    Attributes:
-        partition: whose it is.
-        packet: the answer, as it is sent.
-        failure: why there is no packet.
-    """
+    """One partition's coded answer, as it is sent, or why there is none."""
 
     partition: int
     packet: Packet | None = None

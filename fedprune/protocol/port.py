@@ -13,12 +13,9 @@ from fedprune.protocol.messages import Question
 
 @dataclass(frozen=True)
 class Ask:
-    """One question to some partitions; an ask of one partition can have a mask of its own.
+    """One question, about some model, to some partitions; an ask of one can have a mask of its own.
 
-    Attributes:
-        question: what is asked, about which model; who has what of it already is filled in when it
-            is put.
-        partitions: whom.
+    Who has what of it already is filled in when it is put.
     """
 
     question: Question
@@ -27,11 +24,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Exchange:
-    """A port's `ask` that can put several asks side by side.
-
-    Attributes:
-        put: one sum for each ask, in their order.
-    """
+    """A port's `ask` that can put several asks side by side: one sum for each, in their order."""
 
     put: Callable[[Sequence[Ask]], list[Aggregate]]
 

@@ -14,8 +14,9 @@ from fedprune.codec.flags import counted_of, pack_rungs, pair, rungs_of
 from fedprune.codec.masks import decode_mask
 from fedprune.codec.model_digest import bits_of, mask_bits, model_digest
 from fedprune.codec.wire import digest_of, values_of
-from fedprune.learning.candidates import Candidate, as_table, from_table
+from fedprune.learning.candidates import as_table, from_table
 from fedprune.learning.regime import as_said, regime_in
+from fedprune.protocol.form import fitting
 from fedprune.protocol.messages import Question
 from fedprune.protocol.question_head import (
     amount_in,
@@ -32,22 +33,10 @@ from fedprune.protocol.question_weights import Received, kept_weights, told_weig
 from fedprune.runtime.json_text import text_of, texts_of
 from fedprune.streaming.packed import PackedMasks
 from fedprune.tensors.lazy import shapes_of
-from fedprune.tensors.named import (
-    Masks,
-    Tensors,
-    count,
-    count_kept,
-    gathered,
-    scattered,
-)
+from fedprune.tensors.named import Tensors, count, count_kept, gathered, scattered
 
 _Data = Tensor | Buffer | Mapping[int, bytes]
 """What fills a buffer: flat values, to be cast; bytes; or each client's own bytes."""
-
-
-def _always(question: Question) -> bool:
-    del question
-    return True
 
 
 @dataclass(frozen=True)
@@ -66,7 +55,7 @@ class Field:
 
     read: Callable[[Received, str], Any]
     said: Callable[[Question, str], Any] | None = getattr
-    when: Callable[[Question], Any] = _always
+    when: Callable[[Question], Any] = lambda _: True
     key: str = ""
     buffer: str = ""
     data: Callable[[Question], _Data] = lambda _: b""
@@ -74,8 +63,7 @@ class Field:
 
 
 def _in_head(
-    read: Callable[[Mapping[str, Any], str], Any],
-    when: Callable[[Question], Any] | None = None,
+    read: Callable[[Mapping[str, Any], str], Any], when: Callable[[Question], Any] | None = None
 ) -> Field:
     """A field that the head says as it is: always, or else it is as by default."""
 
@@ -83,15 +71,10 @@ def _in_head(
         said = when is None or name in came.head
         return read(came.head, name) if said else _DEFAULTS[name]
 
-    return Field(found, when=when or _always)
+    return Field(found, when=when or (lambda _: True))
 
 
 _DEFAULTS = {f.name: f.default for f in fields(Question)}
-
-
-def _masks_named(question: Question, name: str) -> str:
-    del name
-    return model_digest(question.masks, question.edits)
 
 
 def _bits_of_masks(question: Question) -> bytes:
@@ -110,17 +93,10 @@ def _shapes_given(question: Question, name: str) -> dict[str, list[int]]:
     return {n: list(t.shape) for n, t in getattr(question, name).items()}
 
 
-def _kept_given(question: Question) -> Tensor:
-    shapes = shapes_of(question.given)
-    return gathered(question.given, _fitting(shapes, question.masks))
-
-
 def _given(came: Received, name: str) -> Tensors:
-    shapes, flat = (
-        shapes_in(came.head, name),
-        values_of(came.packet, "more", shared=True, head=came.head),
-    )
-    return scattered(flat, shapes, _fitting(shapes, came.masks))
+    shapes = shapes_in(came.head, name)
+    flat = values_of(came.packet, "more", shared=True, head=came.head)
+    return scattered(flat, shapes, fitting(shapes, came.masks))
 
 
 def _adapters(came: Received, name: str) -> Tensors:
@@ -131,19 +107,11 @@ def _adapters(came: Received, name: str) -> Tensors:
     return scattered(values_of(came.packet, "factors", head=came.head), shapes, {})
 
 
-def _fitting(shapes: Mapping[str, Any], masks: Masks) -> Masks:
-    return {n: m for n, m in masks.items() if n in shapes and m.shape == shapes[n]}
-
-
 def _teacher(came: Received, name: str) -> bytes:
     teacher = bytes(came.packet[name])
     if digest_of(teacher) != text_of(came.head, name, ""):
         raise ValueError("the teacher is not the one that the question names")
     return teacher
-
-
-def _candidates(came: Received, name: str) -> tuple[Candidate, ...]:
-    return from_table(came.head.get(name, ()), sorted(came.layout.shapes))
 
 
 def _rungs(came: Received, name: str) -> Tensors:
@@ -160,7 +128,12 @@ FIELDS: dict[str, Field] = {
     "score": _in_head(text_of),
     "ask": _in_head(count_in),
     "names": _in_head(texts_of),
-    "given": Field(_given, _shapes_given, buffer="more", data=_kept_given),
+    "given": Field(
+        _given,
+        _shapes_given,
+        buffer="more",
+        data=lambda q: gathered(q.given, fitting(shapes_of(q.given), q.masks)),
+    ),
     "dense": _in_head(flag_in),
     "sparsity": _in_head(share_or_none_in),
     "lr": _in_head(amount_in),
@@ -168,7 +141,7 @@ FIELDS: dict[str, Field] = {
     "progress": _in_head(share_in),
     "masks": Field(
         lambda came, _: came.masks,
-        _masks_named,
+        lambda q, _: model_digest(q.masks, q.edits),
         key="mask",
         buffer="bits",
         data=_bits_of_masks,
@@ -206,7 +179,7 @@ FIELDS: dict[str, Field] = {
     "distil": _in_head(amount_in, lambda q: q.teacher),
     "limit": _in_head(amount_in, lambda q: q.limit),
     "candidates": Field(
-        _candidates,
+        lambda came, name: from_table(came.head.get(name, ()), sorted(came.layout.shapes)),
         lambda q, _: as_table(q.candidates, sorted(q.weights)),
         lambda q: q.candidates,
     ),
@@ -225,7 +198,6 @@ FIELDS: dict[str, Field] = {
 }
 """The fields of a question in the order in which the head says them, and how each travels. What
 partitions have already, `known` and `taught`, does not."""
-
 
 HELD = {row.buffer: row.key or name for name, row in FIELDS.items() if row.held}
 """Buffers that are kept by who is sent them, and where the head says which one is meant."""

@@ -70,11 +70,7 @@ def told_weights(came: Received, name: str) -> Tensors:
 
 
 def _spread(flat: Tensor, shapes: Mapping[str, torch.Size], masks: Masks) -> LazyTensors:
-    """The inverse of `gathered`, each tensor made of the flat values when it is asked for, float32.
-
-    Raises:
-        ValueError: `flat` holds more or fewer values than the masks keep.
-    """
+    """The inverse of `gathered`, each tensor made of the flat values when asked for, float32."""
     bare = {n: torch.empty(s, device="meta") for n, s in shapes.items()}
     over = some_of(masks, [n for n in shapes if n in masks])
     places, end = dict[str, int](), 0
@@ -94,11 +90,7 @@ def _spread(flat: Tensor, shapes: Mapping[str, torch.Size], masks: Masks) -> Laz
 
 
 def _held(came: Received) -> Tensors:
-    """The tensors that a question says by naming a base model.
-
-    Raises:
-        Lacking: that is not the one that is here.
-    """
+    """The tensors that a question says by naming a base model."""
     wanted = text_of(came.head, "base", "")
     if not wanted:
         return {}

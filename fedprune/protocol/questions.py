@@ -25,11 +25,6 @@ from fedprune.tensors.named import Masks
 def decode_question(packet: Packet, layout: Layout, base: BaseModel | None = None) -> Question:
     """The question as the client sees it.
 
-    Args:
-        packet: as it came.
-        layout: of the model that it is about.
-        base: the base model that is here.
-
     Raises:
         Lacking: it names another one.
         ValueError: it is malformed, or bits or values do not fit the head or the layout. Nothing

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 OPEN = "released without noise"
 _SUMMED = "only sums over clients are seen, without noise: not differentially private"
+_MASKED = "keys, encrypted shares and masked vectors: each looks random by itself"
 _CONSTANT = "the same number for every client"
 _PANEL = "of clients that are not protected (--panel)"
 _DERIVED = {
@@ -51,17 +52,15 @@ def releases_of(
 ) -> tuple[Release, ...]:
     """What leaves each client that is asked, and then what leaves the server.
 
-    Args:
-        question: what is asked.
-        form: what an answer to it consists of.
-        config: complete configuration.
-        most: the largest number of votes that a client may have, see `most_votes`.
+    `most` is the largest number of votes that a client may have, see `most_votes`.
     """
     up = (*_arrays(question, form, config, most), *_numbers(question, form, config))
     up = tuple(_shared_out(release, config) for release in up)
-    told = () if hides(config) else (_told(),)
-    sealed = () if config.secure == "none" else (_sealed(),)
-    return (*up, *sealed, *told, _there(config), _down(config))
+    told = Release("failures", ("failures",), reason="the error message of a client that failed")
+    masked = ("keys", "shares", "masked", "signatures")
+    sealed = () if config.secure == "none" else (_public("protocol", masked, _MASKED),)
+    failed = () if hides(config) else (told,)
+    return (*up, *sealed, *failed, _there(config), _down(config))
 
 
 def announced(config: RunConfig) -> tuple[Release, ...]:
@@ -102,8 +101,7 @@ def _array(
     if quantity == "counts" and config.panel:
         return _public(quantity, fields, _PANEL)
     if config.dp == "none" or not z or quantity == "counts":
-        reason = _SUMMED if config.secure != "none" else OPEN
-        return Release(quantity, fields, coordinates=size, reason=reason)
+        return Release(quantity, fields, coordinates=size, reason=_why(config))
     clip = clip_of(kind, config)
     if config.dp == "example":
         return _of_examples(quantity, fields, kind, config, size)
@@ -166,11 +164,10 @@ def _numbers(question: Question, form: Form, config: RunConfig) -> list[Release]
     named = {n: f"totals.{n}" for n in sorted(form.totals)}
     counts = tuple(f for n, f in named.items() if n == "count")
     rest = (*(f for n, f in named.items() if n != "count"), *["resampled"] * form.resampled)
-    weight = ("weight",)
-    if not _weighted(question, config):
-        out.append(_public("counts", weight, _CONSTANT))
+    if _weighted(question, config):
+        counts = ("weight", *counts)
     else:
-        counts = (*weight, *counts)
+        out.append(_public("counts", ("weight",), _CONSTANT))
     if KINDS[kind].totals_only and config.panel:
         return [*out, _public("metrics", (*rest, *counts), _PANEL)]
     if counts:
@@ -213,16 +210,6 @@ def _metrics(fields: tuple[str, ...], kind: str, config: RunConfig) -> Release:
 
 def _why(config: Privacy) -> str:
     return _SUMMED if config.secure != "none" else OPEN
-
-
-def _told() -> Release:
-    return Release("failures", ("failures",), reason="the error message of a client that failed")
-
-
-def _sealed() -> Release:
-    """What a client sends so that its part of a sum cannot be seen, and that part, masked."""
-    why = "keys, encrypted shares and masked vectors: each looks random by itself"
-    return _public("protocol", ("keys", "shares", "masked", "signatures"), why)
 
 
 def _there(config: RunConfig) -> Release:

@@ -12,7 +12,6 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fedprune.codec.bounded import Buffer
 from fedprune.codec.wire import Packet, json_of
@@ -86,10 +85,7 @@ def parts_packet(parts: Sequence[PartitionPart]) -> Packet:
 def parts_in(packet: Packet, asked: Sequence[int], phase: str) -> list[PartitionPart]:
     """The parts that a device's packet holds, in the order of partitions; none is decoded.
 
-    Args:
-        packet: what came.
-        asked: the partitions that were asked.
-        phase: what for: failures are of this phase, whatever the device says.
+    Failures are of this `phase`, whatever the device says.
 
     Raises:
         Refused: it is malformed, or speaks for partitions that were not asked.
@@ -111,11 +107,7 @@ def parts_in(packet: Packet, asked: Sequence[int], phase: str) -> list[Partition
 
 
 def _index(said: Any) -> int:
-    """A partition as another process wrote it.
-
-    Raises:
-        ValueError: it is no whole number from 0.
-    """
+    """A partition as another process wrote it."""
     if isinstance(said, bool) or not isinstance(said, int) or said < 0:
         raise ValueError(f"{plain(repr(said)[:50])} is no partition")
     return said
@@ -169,11 +161,8 @@ def folded_of(
 ) -> Aggregate:
     """The sum that a packet holds, as far as its form can tell.
 
-    Args:
-        packet: what came.
-        asked: the partitions that were asked.
-        phase: what for: failures are of this phase, whatever the packet says; "": as it says.
-        most: bytes that its fields may take.
+    Failures are of this `phase`, whatever the packet says; "": as it says. Its fields may take
+    `most` bytes.
 
     Raises:
         Refused: it is malformed, or speaks for partitions that were not asked.
@@ -182,7 +171,8 @@ def folded_of(
         about = read_object(packet.fields["about"], most)
         answered = tuple(_index(p) for p in about["answered"])
         tensors: dict[str, Any] = {
-            n: _tensor(packet.buffers, n, dtype) for n, dtype in _types(len(answered)).items()
+            n: over_bytes(packet.buffers[n], dtype) if n in packet.buffers else None
+            for n, dtype in _types(len(answered)).items()
         }
         if tensors["singles"] is not None:
             tensors["singles"] = tensors["singles"].reshape(len(answered), -1)
@@ -200,7 +190,3 @@ def folded_of(
         raise Refused("reply", plain(f"malformed: {error!r}")) from None
     check_spoken([*folded.answered, *(f.partition for f in folded.failures)], asked)
     return folded
-
-
-def _tensor(buffers: Mapping[str, Buffer], name: str, dtype: torch.dtype) -> Tensor | None:
-    return over_bytes(buffers[name], dtype) if name in buffers else None

@@ -20,10 +20,7 @@ _NOBODY = Aggregate()
 class RunningSum:
     """A sum that pieces are added to as they come: let them come in the order of hosts.
 
-    The pieces are left as they are.
-
-    Args:
-        outside: where the values are added up instead of in memory.
+    The pieces are left as they are. `outside` is where values are added up instead of in memory.
     """
 
     def __init__(self, outside: SumInFile | None = None) -> None:
@@ -60,8 +57,7 @@ class RunningSum:
     def grow(self, step: Callable[[Aggregate], Aggregate]) -> None:
         """Let a step add to the sum, in place where its tensors were made here.
 
-        Args:
-            step: gives the sum with more, of tensors that are the sum's or new; no singles.
+        It gives the sum with more, of tensors that are the sum's or new; no singles.
         """
         before = self._sum
         if all(any(t is own for own in self._ours) for t in _tensors(before)):
@@ -128,17 +124,10 @@ def as_sum(
 ) -> Aggregate:
     """One client's answer as a sum of one, or added to the answers `before` it, in place.
 
-    Args:
-        answer: what the client released.
-        partition: whose it is.
-        size: bytes of it on the wire.
-        before: the sum so far.
-        singly: keep its values beside the sum.
-        held: also add its votes, times its weight.
-        normed: note the norm of its values.
-        loud: note its largest value, if that is beyond this.
-        resamples: also add its totals to resamples, which are drawn by this seed.
-        apart: its values are added elsewhere.
+    Also: with `singly` its values are kept beside the sum; with `held` its votes are added times
+    its weight; with `normed` the norm of its values is noted, and its largest value, if that is
+    beyond `loud`; its totals are added to resamples that are drawn by the seed `resamples`. With
+    `apart` its values are added elsewhere. `size` is bytes of it on the wire.
     """
     votes, holders = before.votes, before.held
     if answer.votes is not None:
@@ -160,20 +149,15 @@ def as_sum(
         norms=(*before.norms, norm_of(answer.values)) if normed else before.norms,
         loud=before.loud
         + (() if loud == math.inf else loud_in(answer.values, (partition,), least=loud)),
-        resampled=_with_resamples(before.resampled, answer.totals, partition, resamples),
+        resampled=_with_more(
+            before.resampled,
+            None if resamples is None else resampled(answer.totals, resamples, partition),
+        ),
     )
 
 
 def _with_more(sums: Tensor | None, values: Tensor | None) -> Tensor | None:
     return sums if values is None else _with(sums, values, 1.0, torch.float64)
-
-
-def _with_resamples(
-    sums: Tensor | None, totals: Mapping[str, float], partition: int, seed: int | None
-) -> Tensor | None:
-    if seed is None:
-        return sums
-    return _with(sums, resampled(totals, seed, partition), 1.0, torch.float64)
 
 
 def norm_of(values: Tensor) -> float:

@@ -72,15 +72,9 @@ def _with_noise(
     fresh: bool = False,
     positive: bool = False,
 ) -> Tensor | None:
-    """A sum with noise on every coordinate; of nobody's answers, noise alone.
+    """A sum of so many values with noise on every one; of nobody's answers, noise alone.
 
-    Args:
-        total: the sum.
-        size: its values.
-        sd: standard deviation of the noise.
-        draw: where it comes from.
-        fresh: the sum may be written over.
-        positive: what is below 0 becomes 0.
+    A `fresh` sum may be written over; of a `positive` one what is below 0 becomes 0.
     """
     if not size:
         return total

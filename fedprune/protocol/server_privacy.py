@@ -36,15 +36,10 @@ from fedprune.tensors.named import digest
 
 @dataclass(frozen=True)
 class _Booked:
-    """An ask that was booked.
+    """An ask that was booked, the form of its answers, and what was booked of it.
 
-    Attributes:
-        ask: as it is put.
-        form: of its answers.
-        releases: what was booked of it.
-        place: where its sum is kept.
-        purpose: what its noise is drawn for.
-        stored: its sum, if it was put before a kill.
+    Its sum is kept at a place, its noise drawn for a purpose; `stored`: its sum, if it was put
+    before a kill.
     """
 
     ask: Ask
@@ -59,14 +54,8 @@ class _Booked:
 class _PrivatePort:
     """What stands before a port in an arm.
 
-    Attributes:
-        port: what asks.
-        config: what runs.
-        ledger: where every question is booked.
-        arm: whose questions they are.
-        shelf: sums that a run had before it was killed.
-        count: how many questions there were in a round.
-        there: how many clients could be drawn; 0: it is not known yet.
+    `shelf` holds sums that a run had before it was killed; `count` how many questions there were in
+    a round; `there` how many clients could be drawn, 0: it is not known yet.
     """
 
     port: Port

@@ -27,11 +27,7 @@ RELEASED_FOLDER = "released"
 
 @dataclass
 class Stored:
-    """Sums with their noise, a file each.
-
-    Attributes:
-        folder: where; None keeps nothing.
-    """
+    """Sums with their noise, a file each in a folder; None keeps nothing."""
 
     folder: Path | None
     _seen: Counter[tuple[str, int, str]] = field(default_factory=Counter)

@@ -21,11 +21,6 @@ fields are to stay what they are whatever becomes of the protocol."""
 def check_same_protocol(said: Mapping[str, Any], who: str, own: str) -> str:
     """The version that another side says it is of.
 
-    Args:
-        said: what it said of itself.
-        who: what it is.
-        own: what this side is.
-
     Raises:
         Refused: it speaks another protocol, or says nothing of one.
     """

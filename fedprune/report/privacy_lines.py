@@ -7,8 +7,7 @@ from typing import Any
 
 from fedprune.config import RunConfig
 from fedprune.config.measured_noise import metric_spread
-from fedprune.config.neighbours import colluders_of, others_of
-from fedprune.config.terms import keys_follow, simulated
+from fedprune.config.terms import colluders_of, keys_follow, others_of, simulated
 from fedprune.options.refusal import counted
 from fedprune.privacy.accounting_terms import SIMULATED
 

@@ -109,7 +109,9 @@ def _end_in_time(signals: int, ends: Set[int]) -> None:
                 return
             if came[0] in ends:
                 until = min(until, time.monotonic() + GRACE)
-    told = f"ended after {GRACE:g} s, for this did not return: {_at_work()}"
+    frame = sys._current_frames()[threading.main_thread().ident or 0]
+    at_work = f"{frame.f_code.co_filename}:{frame.f_lineno}, {frame.f_code.co_name}"
+    told = f"ended after {GRACE:g} s, for this did not return: {at_work}"
     with contextlib.suppress(OSError):  # not by print, which waits for whoever holds the stream
         os.write(2, f"\n{_interrupted()}\nfedprune: error: {told}\n".encode())
     os._exit(INTERRUPTED)
@@ -122,12 +124,6 @@ def _let_go_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_let_go_in_child)
-
-
-def _at_work() -> str:
-    """Where the main thread is: the innermost line."""
-    frame = sys._current_frames()[threading.main_thread().ident or 0]
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}, {frame.f_code.co_name}"
 
 
 def plain_output() -> None:
@@ -146,7 +142,8 @@ def ended(work: Callable[[], int], program: str) -> int:
             sys.stdout.flush()  # here, where a closed pipe can still be told
             return code
     except BrokenPipeError:
-        _silence()
+        with contextlib.suppress(OSError, ValueError):  # Python writes what is left when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return report_error(program, "the output was closed by what read it")
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -157,9 +154,3 @@ def report_error(program: str, error: object, code: int = FAILED) -> int:
     with contextlib.suppress(OSError, ValueError):
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     return code
-
-
-def _silence() -> None:
-    """Python writes what is left when it ends, and would fail once more."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

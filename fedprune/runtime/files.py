@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 _MARK = b"FPSHA256"
 _END = len(_MARK) + 32
@@ -43,9 +42,7 @@ def os_errors(path: Path) -> Iterator[None]:
     """Within it, what safetensors and tokenizers raise where a file cannot be written is `OSError`.
 
     They are written in Rust, have classes of their own for it, and end the text with the number.
-
-    Args:
-        path: what is written, for the error.
+    The path is for the error.
     """
     try:
         yield
@@ -76,22 +73,12 @@ def write_verified(path: Path, content: bytes | Iterable[FilePiece]) -> None:
 
 
 def _with_digest(path: Path, content: bytes | Iterable[FilePiece]) -> Iterator[FilePiece]:
-    sha = _sha_of(path)
+    # With the name: another arm's state, or another client's residual, is sound and foreign.
+    sha = hashlib.sha256(path.name.encode() + b"\0")
     for piece in _pieces(content):
         sha.update(piece)
         yield piece
     yield _MARK + sha.digest()
-
-
-def _sha_of(path: Path) -> Any:
-    """With the name: another arm's state, or another client's residual, is sound and foreign."""
-    return hashlib.sha256(path.name.encode() + b"\0")
-
-
-def _digest_of(path: Path, content: bytes) -> bytes:
-    sha = _sha_of(path)
-    sha.update(content)
-    return bytes(sha.digest())
 
 
 def read_verified(path: Path) -> bytes:
@@ -104,7 +91,8 @@ def read_verified(path: Path) -> bytes:
     """
     data = path.read_bytes()
     content, end = data[:-_END], data[-_END:]
-    if end != _MARK + _digest_of(path, content):
+    *_, wanted = _with_digest(path, content)
+    if end != wanted:
         raise ValueError(
             f"{path.name}: damaged or foreign, its SHA-256 is not that of its name and content"
         )
@@ -113,12 +101,7 @@ def read_verified(path: Path) -> bytes:
 
 @dataclass(frozen=True)
 class Prefix:
-    """How a file that only grows began at some time.
-
-    Attributes:
-        size: bytes it had; 0 where there was none.
-        sha256: of these bytes, hex.
-    """
+    """How a file that only grows began: its bytes, 0 where there was none, and their SHA-256."""
 
     size: int
     sha256: str

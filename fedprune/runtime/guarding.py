@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 
 Answered = TypeVar("Answered")
 
-
 AGAIN = 5.0
 """Seconds until a client that caught the interruption is interrupted once more."""
 
@@ -52,7 +51,10 @@ def guarded(work: Callable[[], Answered], seconds: float) -> Answered:
         RuntimeError: it took longer than so many seconds, or asked for the end of the process.
         KeyboardInterrupt: the user's, from a signal; one that `work` itself raised is an error.
     """
-    held = _HELD[-1] if _HELD and _may_signal() else None
+    if _may_signal() and not _HELD:
+        with handlers():
+            return guarded(work, seconds)
+    held = _HELD[-1] if _may_signal() else None
     came = list[int]() if held is None else held.came
     came.clear()
     try:
@@ -82,21 +84,18 @@ def _may_signal() -> bool:
 
 @dataclass(frozen=True)
 class _Held:
-    """Handlers of signals that stay from one client to the next.
+    """Handlers of signals that stay from one client to the next, by signal.
 
-    Attributes:
-        installed: by signal.
-        came: which signals asked for the end.
-        running: not empty while a client's time runs.
+    `came` are the signals that asked for the end; `running` is not empty while a client's time
+    runs.
     """
 
     installed: dict[int, Any] = field(default_factory=dict)
     came: list[int] = field(default_factory=list)
     running: list[bool] = field(default_factory=list)
 
-    def alarm(self, number: int, frame: FrameType | None) -> None:
+    def alarm(self, _number: int, _frame: FrameType | None) -> None:
         """A client's time is over."""
-        del number, frame
         if self.running:
             raise TooLong
 
@@ -169,34 +168,15 @@ def _interrupts(came: list[int]) -> Iterator[dict[int, Any]]:
 
 @contextmanager
 def _limited(seconds: float) -> Iterator[None]:
-    """Raise `TooLong` in this thread after so many seconds."""
-    if _may_signal():
-        running = [True]
+    """Raise `TooLong` in this thread after so many seconds, without a signal.
 
-        def alarm(number: int, frame: FrameType | None) -> None:
-            del number, frame
-            if running:
-                raise TooLong
-
-        before = signal.signal(signal.SIGALRM, alarm)
-        signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
-        try:
-            yield
-        finally:
-            running.clear()
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
-        return
-    here = threading.get_ident()
-    timer = threading.Timer(seconds, _raise_in, (here,))
+    At its next step in Python: it wakes nobody who sleeps.
+    """
+    raised = (ctypes.c_ulong(threading.get_ident()), ctypes.py_object(TooLong))
+    timer = threading.Timer(seconds, ctypes.pythonapi.PyThreadState_SetAsyncExc, raised)
     timer.daemon = True
     timer.start()
     try:
         yield
     finally:
         timer.cancel()
-
-
-def _raise_in(thread: int) -> None:
-    """Raise `TooLong` in a thread at its next step in Python: it wakes nobody who sleeps."""
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(TooLong))

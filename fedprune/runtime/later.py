@@ -10,11 +10,8 @@ from typing import Any
 def offered(package: str, names: Mapping[str, str]) -> Callable[[str], Any]:
     """The ``__getattr__`` of a package that offers names of its modules, and the modules.
 
-    So the command line can refuse an option before torch is there, which takes seconds.
-
-    Args:
-        package: its name.
-        names: what it offers, with the module that defines each.
+    So the command line can refuse an option before torch is there, which takes seconds. The names
+    are given with the module that defines each.
     """
 
     def found(name: str) -> Any:

@@ -66,7 +66,6 @@ counts as free."""
 FREE = 2**24
 """Bytes of free memory between pieces that are in use, from which they are handed back."""
 
-
 _LARGE = 2**20
 """Bytes from which a piece of memory goes back to the operating system when it is freed."""
 

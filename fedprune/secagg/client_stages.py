@@ -9,28 +9,37 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
-from fedprune.client.host import Host
+from torch import Tensor
+
+from fedprune.client.host import Host, with_edits
+from fedprune.client.partition_answers import answered
 from fedprune.client.serving import Tick
+from fedprune.codec.flags import flags_of
+from fedprune.codec.model_digest import edits_in
 from fedprune.codec.wire import Packet
+from fedprune.options.refusal import Refused
+from fedprune.privacy.discretise import Noise
 from fedprune.privacy.noise import Source, keyed_source, secret_source
+from fedprune.protocol.checks import check_summand
 from fedprune.protocol.client_privacy import silenced
+from fedprune.protocol.coded_answers import on_own_mask
+from fedprune.protocol.form import Form
+from fedprune.protocol.forms import form_of
+from fedprune.protocol.messages import Answer, Question
 from fedprune.protocol.parts import failure_of
-from fedprune.secagg.client import (
-    confirmed,
-    masked_vector,
-    revealed,
-    shares_of,
-)
-from fedprune.secagg.client_vectors import sum_question, vector_for
-from fedprune.secagg.keys import Keys, keys_and_signature, keys_of
+from fedprune.protocol.questions import decode_question
+from fedprune.secagg.client import confirmed, masked_vector, revealed, shares_of
+from fedprune.secagg.keys import Keys, Seeds, keys_and_signature, keys_of, seeds_of
 from fedprune.secagg.messages import Call, StageReply, merged_replies
 from fedprune.secagg.packets import reply_packet
 from fedprune.secagg.primitives import derived
 from fedprune.secagg.register import Register, check_vouched, vouched
-from fedprune.secagg.seeds import Seeds, seeds_of
-from fedprune.secagg.shared_noise import fewest_left, with_share
+from fedprune.secagg.ring import Ring
+from fedprune.secagg.shared_noise import fewest_left, noises_of, with_share
 from fedprune.secagg.terms import Terms, terms_of
+from fedprune.secagg.vectors import Pieces, pieces_of, vector_of
 
 log = logging.getLogger("fedprune")
 
@@ -63,15 +72,11 @@ def serve_call(
 ) -> StageReply:
     """What a host's partitions say in one stage; one that fails is left out and named.
 
-    Args:
-        host: where they are served.
-        call: what is asked.
-        partitions: of whom.
-        seeds: their secrets; by default those that follow from the configuration, as a worker of a
-            simulation keeps none. Secret noise is the operating system's even then.
-        packet: the question, in the stage "masked".
-        tick: told about every partition that was asked for its vector.
-        register: who is who, on a device that knows: keys of others count only with a signature.
+    By default a partition's secrets, `seeds`, are those that follow from the configuration, as a
+    worker of a simulation keeps none; secret noise is the operating system's even then. In the
+    stage "masked" there is the question, `packet`, and `tick` is told of every partition that was
+    asked for its vector. A device that knows who is who has a `register`: keys of others count
+    there only with a signature.
 
     Raises:
         ValueError: terms that nobody should agree to, or keys that somebody else may have made.
@@ -86,41 +91,28 @@ def serve_call(
         if packet is None:
             raise ValueError("the question is missing")
         return _masked(work, packet, partitions, tick)
-    return _STAGES[call.stage](work, partitions)
+    return _each(work, partitions, partial(_STAGES[call.stage], work))
 
 
-def _keys(s: _StageWork, partitions: Sequence[int]) -> StageReply:
-    def one(p: int) -> StageReply:
-        keys = keys_of(s.seeds(p), s.terms)
-        shown = vouched(s.register, p, keys, s.terms) if s.register else keys.as_bytes
-        return StageReply(keys={p: shown})
-
-    return _each(s, partitions, one)
+def _keys(s: _StageWork, p: int) -> StageReply:
+    keys = keys_of(s.seeds(p), s.terms)
+    return StageReply(
+        keys={p: vouched(s.register, p, keys, s.terms) if s.register else keys.as_bytes}
+    )
 
 
-def _shares(s: _StageWork, partitions: Sequence[int]) -> StageReply:
-    def one(p: int) -> StageReply:
-        return StageReply(shares={p: shares_of(s.seeds(p), p, s.roster, s.terms)})
-
-    return _each(s, partitions, one)
+def _shares(s: _StageWork, p: int) -> StageReply:
+    return StageReply(shares={p: shares_of(s.seeds(p), p, s.roster, s.terms)})
 
 
-def _confirm(s: _StageWork, partitions: Sequence[int]) -> StageReply:
-    def one(p: int) -> StageReply:
-        told = s.call.summed, s.call.shared
-        return StageReply(said={p: confirmed(s.seeds(p), p, s.roster, *told, s.terms)})
-
-    return _each(s, partitions, one)
+def _confirm(s: _StageWork, p: int) -> StageReply:
+    told = s.call.summed, s.call.shared
+    return StageReply(said={p: confirmed(s.seeds(p), p, s.roster, *told, s.terms)})
 
 
-def _unmask(s: _StageWork, partitions: Sequence[int]) -> StageReply:
-    def one(p: int) -> StageReply:
-        told = s.call.sealed.get(p, {}), s.call.summed, s.call.shared
-        return StageReply(
-            shares={p: revealed(s.seeds(p), p, s.roster, *told, s.terms, s.call.said)}
-        )
-
-    return _each(s, partitions, one)
+def _unmask(s: _StageWork, p: int) -> StageReply:
+    told = s.call.sealed.get(p, {}), s.call.summed, s.call.shared
+    return StageReply(shares={p: revealed(s.seeds(p), p, s.roster, *told, s.terms, s.call.said)})
 
 
 _STAGES = {"keys": _keys, "shares": _shares, "confirm": _confirm, "unmask": _unmask}
@@ -155,10 +147,10 @@ def _each(
 def _masked(
     s: _StageWork, packet: Packet, partitions: Sequence[int], tick: Tick | None
 ) -> StageReply:
-    asked = sum_question(s.host, s.call, s.terms, packet)
+    asked = _sum_question(s.host, s.call, s.terms, packet)
 
     def one(p: int) -> StageReply:
-        vector = vector_for(asked, p, s.terms.bits)
+        vector = _vector_for(asked, p, s.terms.bits)
         if asked.noises:
             enough = fewest_left(len(s.terms.members), s.host.config)
             with_share(vector, asked.pieces, asked.noises, enough, _source(s, p))
@@ -179,3 +171,53 @@ def _source(s: _StageWork, partition: int) -> Source:
         return secret_source()
     key = derived(s.seeds(partition), "noise", s.terms.binding)
     return keyed_source(key, secret=secret)
+
+
+@dataclass(frozen=True)
+class _SumQuestion:
+    """The question of a sum, the form of its answers, and what they are made into.
+
+    Of `noises` each adds a share; `open` are those of the coordinates that are voted on that have
+    enough holders, or None: all.
+    """
+
+    host: Host
+    question: Question
+    form: Form
+    pieces: Pieces
+    noises: dict[str, Noise]
+    open: Tensor | None
+
+
+def _sum_question(host: Host, call: Call, terms: Terms, packet: Packet) -> _SumQuestion:
+    """The question that a packet holds, of a host's call under these terms."""
+    host = with_edits(host, edits_in(packet["bits"]))
+    question = decode_question(packet, host.layout, host.base)
+    form = form_of(question, host.config, host.layout)
+    noises = noises_of(question, form, host.config, host.layout)
+    pieces = pieces_of(question.kind, form, host.config, len(terms.members), noises, call.coarse)
+    open_ = flags_of(call.open, form.voters) if form.own else None
+    return _SumQuestion(host, question, form, pieces, noises, open_)
+
+
+def _vector_for(asked: _SumQuestion, partition: int, bits: int) -> Ring:
+    """A partition's answer as a vector, refused before it is masked if it would spoil the sum."""
+    given = answered(asked.host, asked.question, partition)
+    check_summand(given.values, given.weight, given.totals, asked.form, given.statistics)
+    held = None
+    if asked.open is not None:
+        given, held = _among_holders(given, asked.question, asked.open)
+    return vector_of(given, asked.pieces, bits, held)
+
+
+def _among_holders(answer: Answer, question: Question, open_: Tensor) -> tuple[Answer, Tensor]:
+    """The answer without what too few others hold, and what it then counts for where.
+
+    A sum over one or two clients would show what they hold (Per-element Secure Aggregation,
+    arXiv 2508.04285), and a server cannot withhold what it has seen.
+    """
+    if answer.votes is None:
+        raise Refused("votes", "none, while the values come on the client's own mask")
+    shown = answer.votes & open_
+    values = answer.values.masked_fill(~on_own_mask(shown, question), 0.0)
+    return replace(answer, values=values), shown.double() * answer.weight

@@ -20,15 +20,12 @@ _FIELD = 1 + 2 + 4 + 128 + 2**128
 def astray(shares: Mapping[int, bytes], threshold: int) -> frozenset[int] | None:
     """The points whose shares are not on the polynomial that the others are on.
 
-    Args:
-        shares: of 32 bytes, by the point at which they were evaluated, as `shamir.split` does.
-        threshold: how many restore the secret.
-
     Returns:
         None where they are more than half of those beyond the threshold: then nothing is known.
     """
     points = sorted(shares)
-    weights = [_inverse(_product(x ^ other for other in points if other != x)) for x in points]
+    products = [reduce(_times, (x ^ other for other in points if other != x), 1) for x in points]
+    weights = list(map(_inverse, products))
     out: set[int] = set()
     for half in (slice(_HALF), slice(_HALF, None)):
         said = [int.from_bytes(shares[x][half], "big") for x in points]
@@ -76,10 +73,6 @@ def _value(coefficients: Sequence[int], x: int) -> int:
 
 def _sum(values: Iterable[int]) -> int:
     return reduce(xor, values, 0)
-
-
-def _product(values: Iterable[int]) -> int:
-    return reduce(_times, values, 1)
 
 
 def _times(one: int, other: int) -> int:

@@ -44,8 +44,6 @@ class DeviceMemory:
     shares: bytes = b""
 
 
-_HOUR = 3600.0
-
 Serve = Callable[[bytes], StageReply]
 """Serves a stage with a seed."""
 
@@ -59,13 +57,7 @@ def served_once(
     device masks one vector, confirms one set of clients, and opens one sum; the seed is gone after
     that. Flower answers two messages at once in two processes that both see the memory as it was
     before: which of them was first is written down on disk (`_settle`) before anything is sent.
-
-    Args:
-        memory: what the device remembers.
-        call: what is asked.
-        packet: the question, in the stage "masked".
-        serve: serves the stage.
-        under: a digest of all else that the vector depends on: configuration and data.
+    `under` is a digest of all else that the vector depends on: configuration and data.
 
     Raises:
         Refused: another session than that of the keys, or a second, different request in it.
@@ -117,11 +109,7 @@ def _same(earlier: bytes, digest: bytes) -> None:
 
 
 def _settle(seed: bytes, stage: str, digest: bytes) -> None:
-    """Hold a seed to the first request of a stage, whichever process answers it.
-
-    Raises:
-        Refused: that was another one, or nothing can be written down here.
-    """
+    """Hold a seed to the first request of a stage, whichever process answers it."""
     name = hashlib.sha256(b"settled|" + stage.encode() + b"|" + seed).hexdigest()
     try:
         link = _folder() / name
@@ -148,11 +136,11 @@ def _forget_old() -> None:
         folder = _folder()
         newest, looked = folder.stat().st_mtime, folder / "looked"
         # A busy device writes some thousands a day: they are not looked through at every sum.
-        if looked.exists() and newest - looked.stat().st_mtime < _HOUR:
+        if looked.exists() and newest - looked.stat().st_mtime < 3600:
             return
         looked.touch()
         with os.scandir(folder) as links:
-            old = [e for e in links if e.stat(follow_symlinks=False).st_mtime < newest - 24 * _HOUR]
+            old = [e for e in links if e.stat(follow_symlinks=False).st_mtime < newest - 24 * 3600]
         for link in old:
             Path(link).unlink(missing_ok=True)
 

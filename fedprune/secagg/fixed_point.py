@@ -42,42 +42,20 @@ def scale_for(largest: float, clients: int, bits: int) -> Scale:
     if not (1e-250 <= largest <= 1e250 and clients >= 1):
         raise ValueError(f"ranges={largest}: allowed: 1e-250 to 1e250, for one client and more")
     step = 2.0 ** (math.frexp(largest)[1] + clients.bit_length() - bits - 1)
-    while clients * round(largest / step) > _capacity(bits):
+    while clients * round(largest / step) > 2 ** (bits - 1) - 1:
         step *= 2
     return Scale(step, largest)
-
-
-def exact(largest: float, clients: int, bits: int) -> Scale:
-    """The scale for whole numbers (votes, counts): step 1, and nothing is rounded.
-
-    Raises:
-        ValueError: the sum of `clients` numbers of that magnitude does not fit.
-    """
-    if not (largest > 0 and clients * largest <= _capacity(bits)):
-        raise ValueError(
-            f"secure_bits={bits}: {clients} counts of up to {largest:g} do not fit; allowed: up to"
-            f" {_capacity(bits) // max(clients, 1)} each"
-        )
-    return Scale(1.0, largest, whole=True)
-
-
-def _capacity(bits: int) -> int:
-    return int(2 ** (bits - 1) - 1)
 
 
 def to_ring(values: NDArray[Any], scale: Scale, bits: int, name: str = "values") -> Ring:
     """Each value as the nearest integer of steps (ties to even), negative ones from the top.
 
-    Args:
-        values: real numbers of any type and shape; read flat, in blocks.
-        scale: the public one.
-        bits: of the ring.
-        name: the field or tensor, for the error.
+    They are read flat, in blocks; `name` is the field or tensor, for the error.
 
     Raises:
         Refused: NaN, infinity, a magnitude above `scale.largest` (of which everyone may be told
-            `OUT_OF_RANGE`), or a fraction where the scale
-            is for whole numbers. Names `name`; the first such value's place, not the value.
+            `OUT_OF_RANGE`), or a fraction where the scale is for whole numbers. Names
+            `name`; the first such value's place, not the value.
     """
     flat = values.reshape(-1)
     out = np.empty(len(flat), ring_type(bits))

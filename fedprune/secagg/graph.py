@@ -60,18 +60,18 @@ def enough(
     shared: Collection[int] | None = None,
     summed: Collection[int] | None = None,
 ) -> str:
-    """Why the sum cannot go on after this stage, or "" if it can.
+    """Why the sum cannot go on after this stage, one of `STAGES`, or "" if it can.
+
+    It opens only if everyone's secret that is needed can be restored: the own masks of those who
+    are summed, the keys of those who shared, are not summed and have neighbours who are.
 
     Args:
-        stage: one of `STAGES`, which has just ended.
+        stage: that has just ended.
         roster: whose keys came.
         present: who got through the stage.
         terms: of this sum.
         shared: whose shares came, for "masked" and later ones (default: the roster).
         summed: whose masked vectors came, for later ones (default: those who shared).
-
-    A sum opens only if everyone's secret that is needed can be restored: the own masks of those
-    who are summed, the keys of those who shared, are not summed and have neighbours who are.
     """
     here = frozenset(present)
     sharing = frozenset(roster if shared is None else shared)

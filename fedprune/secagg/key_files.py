@@ -24,10 +24,8 @@ if TYPE_CHECKING:
 
 _KINDS = "ECDSA on P-256, P-384 or P-521, or Ed25519"
 
-
 _CURVES = {"secp256r1": "SHA256", "secp384r1": "SHA384", "secp521r1": "SHA512"}
 """The curves of OpenSSH, which `flower-supernode` takes, and the hash of each."""
-
 
 _LONGEST = 2**24
 """Bytes that a file of keys may have: about 100,000 devices."""

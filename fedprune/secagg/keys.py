@@ -6,16 +6,12 @@ A client's messages depend on its seed and on what it was told, and on nothing e
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from fedprune.secagg.primitives import (
-    agreed,
-    derived,
-    public_of,
-    verifier_of,
-)
+from fedprune.secagg.primitives import agreed, derived, public_of, verifier_of
 from fedprune.secagg.terms import Terms
+from fedprune.tasks.options import Data
 
 KEY = 32
 
@@ -153,3 +149,22 @@ def tag(member: int, terms: Terms) -> int:
     """
     text = terms.binding + b"tag" + str(member).encode()
     return int.from_bytes(hashlib.sha256(text).digest()[: terms.bits // 8], "little")
+
+
+Seeds = Callable[[int], bytes]
+"""A partition's 32 secret bytes for one sum: the same in all of its stages."""
+
+
+def seeds_of(config: Data, session: bytes) -> Seeds:
+    """Seeds that follow from the configuration's: to study, not to hide."""
+
+    def seed(partition: int) -> bytes:
+        text = f"{config.seed}|secure|{session.hex()}|{partition}"
+        return hashlib.sha256(text.encode()).digest()
+
+    return seed
+
+
+def seeds_from(secret: bytes, session: bytes) -> Seeds:
+    """Seeds that follow from a device's secret for one sum: one for each of its partitions."""
+    return lambda partition: derived(secret, f"partition {partition}", session)

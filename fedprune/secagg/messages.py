@@ -81,12 +81,9 @@ class StageReply:
 
 @dataclass(frozen=True)
 class Enclosure:
-    """What goes along with the stage "masked".
+    """What goes along with the stage "masked": the question, also encoded.
 
-    Attributes:
-        question: what is asked.
-        sent: the same, encoded.
-        length: how many integers a masked vector has.
+    And how many integers a masked vector has.
     """
 
     question: Question

@@ -88,12 +88,8 @@ def reply_of(
 ) -> StageReply:
     """The reply that a packet holds, as far as its form can tell.
 
-    Args:
-        packet: what came.
-        asked: the partitions that were asked.
-        stage: of which stage: failures are of it, whatever the reply says.
-        bits: width of the sum's integers.
-        length: how many integers a masked vector has.
+    Failures are of this `stage`, whatever the reply says; `length` is how many integers, of so many
+    `bits`, a masked vector has.
 
     Raises:
         Refused: it is malformed, of another size, or speaks for partitions that were not asked.

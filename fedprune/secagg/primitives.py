@@ -5,6 +5,8 @@ Keys here are 32 bytes. Nothing is random: a party's secrets are all derived fro
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from fedprune.secagg.ring import Ring
@@ -90,12 +92,17 @@ def unsealed(key: bytes, cipher: bytes, bound: bytes) -> bytes | None:
         return None
 
 
-def stream(key: bytes, size: int) -> bytes:
-    """The first bytes of the ChaCha20 key stream of a 256-bit key."""
+def _key_stream(key: bytes) -> Any:
+    """The ChaCha20 key stream of a 256-bit key."""
     from cryptography.hazmat.primitives.ciphers import Cipher
     from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 
-    return Cipher(ChaCha20(key, bytes(16)), None).encryptor().update(bytes(size))
+    return Cipher(ChaCha20(key, bytes(16)), None).encryptor()
+
+
+def stream(key: bytes, size: int) -> bytes:
+    """The first bytes of the ChaCha20 key stream of a 256-bit key."""
+    return bytes(_key_stream(key).update(bytes(size)))
 
 
 def mask(vector: Ring, key: bytes, *, add: bool) -> None:
@@ -103,10 +110,7 @@ def mask(vector: Ring, key: bytes, *, add: bool) -> None:
 
     The stream is made block by block, so it takes no memory to speak of.
     """
-    from cryptography.hazmat.primitives.ciphers import Cipher
-    from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
-
-    cipher = Cipher(ChaCha20(key, bytes(16)), None).encryptor()
+    cipher = _key_stream(key)
     apply = np.add if add else np.subtract
     zeros, buffer = bytes(_BLOCK * vector.itemsize), bytearray(_BLOCK * vector.itemsize)
     little = vector.dtype.newbyteorder("<")

@@ -38,11 +38,9 @@ _MOST_NAMED = 8
 
 @dataclass(frozen=True)
 class Register:
-    """What a device signs with, and what it knows of everyone.
+    """What a device signs with, its SuperNode's private key, and what it knows of everyone.
 
-    Attributes:
-        own: its SuperNode's private key.
-        signers: partition to the public key of the SuperNode that holds it.
+    That is, by partition, the public key of the SuperNode that holds it.
     """
 
     own: Private

@@ -7,12 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedprune.secagg.client import (
-    confirmed,
-    masked_vector,
-    revealed,
-    shares_of,
-)
+from fedprune.secagg.client import confirmed, masked_vector, revealed, shares_of
 from fedprune.secagg.graph import enough
 from fedprune.secagg.keys import keys_of
 from fedprune.secagg.ring import Ring
@@ -22,12 +17,7 @@ from fedprune.secagg.terms import Terms
 
 @dataclass(frozen=True)
 class Rehearsed:
-    """What came out.
-
-    Attributes:
-        total: the sum, in the ring.
-        summed: whose vectors are in it.
-    """
+    """What came out: the sum, in the ring, and whose vectors are in it."""
 
     total: Ring
     summed: frozenset[int]
@@ -41,11 +31,7 @@ def rehearse(
 ) -> Rehearsed:
     """All five stages among `terms.members`.
 
-    Args:
-        seeds: each client's.
-        vectors: each client's, all of one length.
-        terms: of this sum.
-        gone: who drops out at which stage, before it sends; it stays away from then on.
+    `gone` says who drops out at which stage, before it sends; it stays away from then on.
 
     Raises:
         Unrecoverable: too few are left at a stage; says why. The sum can be tried again among

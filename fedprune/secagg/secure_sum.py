@@ -20,9 +20,8 @@ from fedprune.protocol.checks import check_sum
 from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Question
 from fedprune.protocol.models import layout_at
-from fedprune.secagg.course import NarrowRange, SumCourse, VoidTry
 from fedprune.secagg.messages import Enclosure, Transport
-from fedprune.secagg.server_stages import opened_sum
+from fedprune.secagg.server_stages import NarrowRange, SumCourse, VoidTry, opened_sum
 from fedprune.secagg.shared_noise import fewest_left, noises_of
 from fedprune.secagg.terms import terms_of
 from fedprune.secagg.vectors import folded_from, length, pieces_of
@@ -32,10 +31,8 @@ from fedprune.tasks.options import Data
 TRIES = 2
 """How often a sum is tried: with everyone, and with who was left."""
 
-
 FEWEST_HOLDERS = 3
 """Clients that must hold a coordinate for its sum to be taken, where their masks differ."""
-
 
 HOLDERS = "own"
 """Kind of the question that only counts who holds what."""
@@ -66,13 +63,6 @@ def secure_ask(
     drops out later is in the sum. If too few are left at a stage, the sum is tried once more among
     them, in a session of its own; what the first try revealed opens nothing. If that fails too,
     or fewer than `secure_minimum` are asked, everyone has failed.
-
-    Args:
-        question: what is asked.
-        partitions: of whom.
-        layout: of the model that is asked about.
-        config: complete configuration.
-        transport: puts a stage to partitions.
     """
     course = SumCourse(question, layout, config, transport)
     left, reason = tuple(sorted(partitions)), ""
@@ -122,11 +112,7 @@ def _sum(
     attempt: int,
     open_: bytes = b"",
 ) -> Aggregate:
-    """The sum of one question's answers, in ranges that all of them fit into.
-
-    Raises:
-        VoidTry: too few were left, or what came was no sum.
-    """
+    """The sum of one question's answers, in ranges that all of them fit into."""
     while True:
         try:
             return _sum_in_range(course, question, members, attempt, open_)

@@ -7,15 +7,7 @@ from dataclasses import dataclass
 
 from fedprune.secagg.decoding import astray
 from fedprune.secagg.graph import enough, neighbours_of
-from fedprune.secagg.keys import (
-    KEY,
-    Keys,
-    commitment,
-    mask_context,
-    own_mask,
-    pair_mask,
-    tag,
-)
+from fedprune.secagg.keys import KEY, Keys, commitment, mask_context, own_mask, pair_mask, tag
 from fedprune.secagg.primitives import mask, public_of
 from fedprune.secagg.ring import Ring, ring_type
 from fedprune.secagg.shamir import combine

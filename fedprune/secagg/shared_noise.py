@@ -44,12 +44,7 @@ def with_share(
 ) -> None:
     """Add one client's share of the noise to its vector, in place.
 
-    Args:
-        vector: integers, in the order of the pieces.
-        pieces: of the vector.
-        noises: of the noisy fields, see `noises_of`.
-        clients: how many shares at least make the whole.
-        source: this client's own.
+    So many shares at least make the whole; `source` is this client's own.
     """
     at = 0
     for piece in pieces:

@@ -78,10 +78,8 @@ def wrong_shown(
 ) -> list[str]:
     """What there is to say of clients who showed wrong shares at the end of a sum that is right.
 
-    Args:
-        odd: what is wrong of clients' shares at a glance (`wrong_shares`).
-        wrong: client to the clients of whose secret its share was wrong (`Opened.wrong`).
-        shown: what each client revealed.
+    `odd` is what is wrong of clients' shares at a glance (`wrong_shares`), `wrong` is that of
+    `Opened`.
 
     Who is wrong about more than half of its neighbours has lied; else that neighbour may have, who
     dealt the share.

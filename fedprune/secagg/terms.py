@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 
-from fedprune.config.neighbours import shape_of
+from fedprune.config.terms import shape_of
 from fedprune.options.refusal import ConfigError, counted
 from fedprune.privacy.options import Privacy
 

@@ -26,13 +26,7 @@ from fedprune.protocol.aggregate import Aggregate, count_type
 from fedprune.protocol.form import Form, fitting
 from fedprune.protocol.messages import Answer
 from fedprune.scores.score import Shapes
-from fedprune.secagg.fixed_point import (
-    OUT_OF_RANGE,
-    Scale,
-    from_ring,
-    scale_for,
-    to_ring,
-)
+from fedprune.secagg.fixed_point import OUT_OF_RANGE, Scale, from_ring, scale_for, to_ring
 from fedprune.secagg.ring import Ring, ring_type
 from fedprune.tensors.named import Masks, count_kept
 
@@ -72,13 +66,9 @@ def pieces_of(
 ) -> Pieces:
     """The pieces of an answer's vector, in order.
 
-    Args:
-        kind: the question's.
-        form: of the answer.
-        config: complete configuration.
-        clients: how many may be added up without an overflow.
-        noises: of the fields that clients add noise to, which says how finely they are cut.
-        coarse: by how many steps of `COARSER` the ranges of fields were widened, see `widened`.
+    So many clients may be added up without an overflow. `noises` are of the fields that clients add
+    noise to, and say how finely these are cut; `coarse`, by how many steps of `COARSER` the ranges
+    of fields were widened, see `widened`.
     """
     quantity = KINDS[kind].quantity
     found = [
@@ -106,11 +96,7 @@ _TAIL = 12.0
 
 
 def _noisy(noise: Noise, config: Privacy, clients: int) -> Scale:
-    """The scale of what is clipped and gets noise.
-
-    Raises:
-        ConfigError: the integers are too narrow.
-    """
+    """The scale of what is clipped and gets noise."""
     bits = config.secure_bits or 64
     largest = 1.01 * noise.clip  # float32 meets the norm to a millionth
     if clients * largest / noise.step + _TAIL * math.sqrt(noise.mu) >= 2.0 ** (bits - 1):
@@ -133,11 +119,6 @@ def widened(coarse: Mapping[str, int], told: Iterable[str], bits: int) -> dict[s
 
     Integers of 32 bits are too few for one range that is wide and fine. The first one is fine;
     who has no room in it says so in public words, and of which field, and nothing else.
-
-    Args:
-        coarse: the steps so far.
-        told: reasons why clients dropped out.
-        bits: width of the integers.
     """
     fields = {why.removeprefix(OUT_OF_RANGE).strip() for why in told if OUT_OF_RANGE in why}
     more = {f for f in fields & _WIDE if coarse.get(f, 0) < MOST}
@@ -174,11 +155,7 @@ def length(pieces: Pieces) -> int:
 def vector_of(answer: Answer, pieces: Pieces, bits: int, held: Tensor | None = None) -> Ring:
     """The answer as one vector of integers.
 
-    Args:
-        answer: what a client releases.
-        pieces: of the vector.
-        bits: width of its integers.
-        held: weight · votes, where the form wants it.
+    `held` is weight · votes, where the form wants it.
 
     Raises:
         Refused: a field is missing, not finite, or larger than its range.

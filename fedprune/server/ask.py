@@ -11,6 +11,7 @@ from fedprune.codec.model_digest import model_digest
 from fedprune.codec.wire import digest_of
 from fedprune.config import RunConfig
 from fedprune.config.kinds import KINDS
+from fedprune.options.refusal import counted
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.choice import evidence_about
 from fedprune.protocol.forms import form_of
@@ -23,7 +24,6 @@ from fedprune.scores.score import Evidence, Score
 from fedprune.server.fleet import clocked
 from fedprune.server.plan import Plan
 from fedprune.server.round import Round, Talk
-from fedprune.server.secure_notices import noticed
 from fedprune.server.spoilt import check_score, given_by
 from fedprune.server.standing import limit_of, too_few, weighed
 from fedprune.server.state import Book, Model
@@ -144,8 +144,7 @@ def asked(
     for i, ask in enumerate(score.asks):
         given = given_by(ask, evidence, aggregate)
         last = i == len(score.asks) - 1
-        voting = last and _voting(score, c, parts=_in_parts(r.plan))
-        votes = sparsity if voting else None
+        votes = sparsity if last and _voting(score, r.plan) else None
         what: dict[str, Any] = {"score": c.score, "ask": i, "names": names, "given": given}
         what |= {"sparsity": votes, "progress": r.plan.progress(r.number)}
         question = r.question(model, "score", **what)
@@ -153,7 +152,10 @@ def asked(
         trim_memory(r.layout.parameters)  # scores are made of what it left free
         if too_few(aggregate, c) or not (aggregate.answered or c.sampling == "poisson"):
             return aggregate, None
-        evidence = _with_sums(evidence, aggregate, question, r.plan)
+        form, total = form_of(question, c, r.layout), aggregate.total
+        sums = {} if total is None else form.named(total, shared=True)
+        count = aggregate.totals["count"]
+        evidence = replace(evidence, sums=sums, count=count, given=question.given)
     check_score(evidence, aggregate, c)
     return aggregate, evidence
 
@@ -163,19 +165,11 @@ def _in_parts(plan: Plan) -> bool:
     return plan.model is not None and is_streamed(plan.model)
 
 
-def _voting(score: Score, config: RunConfig, *, parts: bool) -> bool:
+def _voting(score: Score, plan: Plan) -> bool:
     """Whether clients vote; to measure agreement not on a model that is read in parts."""
-    elected = not combines_of(config.plugin)[config.combine].valued
-    return score.step is None and (elected or (config.agreement and not parts))
-
-
-def _with_sums(
-    evidence: Evidence, aggregate: Aggregate, question: Question, plan: Plan
-) -> Evidence:
-    form = form_of(question, plan.config, plan.layout)
-    sums = {} if aggregate.total is None else form.named(aggregate.total, shared=True)
-    count = aggregate.totals["count"]
-    return replace(evidence, sums=sums, count=count, given=question.given)
+    c = plan.config
+    elected = not combines_of(c.plugin)[c.combine].valued
+    return score.step is None and (elected or (c.agreement and not _in_parts(plan)))
 
 
 def evidence_of(model: Model, r: Round, names: tuple[str, ...]) -> Evidence:
@@ -191,3 +185,26 @@ def evidence_of(model: Model, r: Round, names: tuple[str, ...]) -> Evidence:
     seen = {"sums": {}, "count": 1.0, "model": own, "dummy": plan.dummy}
     held = (model.weights, model.masks, r.number)
     return evidence_about(held, wanted, plan.config, plan.layout, **seen)
+
+
+def noticed(book: Book, kind: str, aggregate: Aggregate) -> Book:
+    """The book after one more secure sum: who was in it, and what to say about it.
+
+    Two sums over sets that differ by one client can be taken from each other. What is left is that
+    client's part, as far as both were of the same question. It is said once for every two sets.
+    """
+    if not aggregate.tries:
+        return book
+    members, notices = frozenset(aggregate.answered), list(book.notices)
+    if aggregate.tries > 1:
+        notices.append(
+            f"{kind}: the secure sum was tried again, "
+            f"{counted(len(members), 'client is', 'clients are')} in it"
+        )
+    if not members or members in book.sums:
+        return replace(book, notices=tuple(notices))
+    odd = (members ^ others for others in book.sums)
+    if apart := sorted({p for those in odd if len(those) == 1 for p in those}):
+        who = ", ".join(map(str, apart))
+        notices.append(f"{kind}: this sum and an earlier one differ by one client alone: {who}")
+    return replace(book, notices=tuple(notices), sums=(*book.sums, members))

@@ -19,13 +19,9 @@ def bytes_needed(model: Model, plan: Plan, client: int | None = None) -> float:
 
     Gradients where it trains or goes backward for a score, the optimizer's state where it trains.
     Of a streamed model one block is held at a time, the largest counts, with what is outside of
-    blocks. Activations are not in it: they depend on the batch and on the machine's libraries.
-    Nor are the sums of a score.
-
-    Args:
-        model: as it is.
-        plan: that fits it.
-        client: whose part or rank counts, as if it had cut out the rest; None: the whole.
+    blocks. Activations are not in it: they depend on the batch and on the machine's libraries. Nor
+    are the sums of a score. Of a `client` its part or rank counts, as if it had cut out the rest;
+    None: the whole.
     """
     part, rank = 1.0, 1.0
     if client is not None and plan.tiers:
@@ -43,7 +39,9 @@ def _bytes(model: Model, plan: Plan, part: float, rank: float) -> float:
         stages = [sum(sizes[n] for n in names) for names in stages_of(plan.layout)]
         held += max(stages, default=0) - sum(sizes.values())
     if not trains(c):
-        return held * (9.0 if _goes_backward(plan) else 5.0)
+        asks = scores_of(c.plugin)[c.score].asks
+        backward = c.sparsity != 0.0 and any("backward" in ask.passes for ask in asks)
+        return held * (9.0 if backward else 5.0)
     factors = rank * sum(t.numel() for t in model.adapters.values())
     moments = 8 if c.optimizer in ("adam", "adamw") else 4 if c.momentum else 0
     return held * 5.0 + (factors or held) * (4.0 + moments)
@@ -56,14 +54,10 @@ def fitted_tiers(
 
     The largest that it has the memory for; or whose share of the whole is at most that of its
     FLOP/s, or of its bytes a second up, in those of the class that has most. If none is, the
-    smallest: who has no memory for that is not asked.
-
-    Args:
-        model: as it is before round one.
-        plan: with the class of every client.
-        densities: of the method's parts; fewer than two: the parts are ``--ranks``, or all have
-            the same and take the part of their steps that their FLOP/s are of those of the fastest.
-        whole: clients have the whole model, of which these are parts to work on.
+    smallest: who has no memory for that is not asked. `densities` are of the method's parts; fewer
+    than two: the parts are ``--ranks``, or all have the same and take the part of their steps that
+    their FLOP/s are of those of the fastest. With `whole` clients have the whole model, of which
+    these are parts to work on.
     """
     c = plan.config
     densities = densities if len(densities) > 1 else ()  # one part is everybody's
@@ -85,13 +79,6 @@ def fitted_tiers(
     tiers = tuple(found[device] for device in plan.fleet)
     parts = tuple(1.0 if whole else shares[i] for i in tiers)
     return replace(plan, tiers=tiers, parts=parts if densities else ())
-
-
-def _goes_backward(plan: Plan) -> bool:
-    """Whether a client that does not train computes gradients all the same, for a score."""
-    c = plan.config
-    asks = scores_of(c.plugin)[c.score].asks
-    return c.sparsity != 0.0 and any("backward" in ask.passes for ask in asks)
 
 
 def check_fleet(model: Model, plan: Plan) -> None:

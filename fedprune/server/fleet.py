@@ -8,8 +8,8 @@ are counted, and both are divided by what a client's class of devices does in a 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -60,8 +60,8 @@ def fleet_port(port: Port, state: State, plan: Plan) -> Port:
         for p, profile in enumerate(plan.fleet)
         if luck[p] >= profile.availability or profile.memory < bytes_needed(state.model, plan, p)
     }
-    there = _There(plan, dict(state.book.paid), port.present)
-    asking = Exchange(lambda asks: _put(asks, port, there))
+    stages, paid = Counter[tuple[str, int]](), dict(state.book.paid)
+    asking = Exchange(lambda asks: _put(asks, port, _There(plan, paid, port.present(), stages)))
     return replace(port, away=port.away | away, ask=asking)
 
 
@@ -73,27 +73,22 @@ def _chance(config: Data, what: str, *numbers: int) -> torch.Generator:
 class _There:
     """What is known of the devices in a round.
 
-    Attributes:
-        plan: with the class of each.
-        paid: bytes down and up of a client, by kind of question, in the newest such phase of an
-            earlier round.
-        labels: training labels of those who are there, by partition.
-        stages: how often each kind of question was put in the round.
+    `paid` are bytes down and up of a client, by kind of question, in the newest such phase of an
+    earlier round; `labels` training labels of those who are there; `stages` how often each kind of
+    question was put in the round.
     """
 
     plan: Plan
     paid: Mapping[str, tuple[float, float]]
-    labels: Callable[[], Mapping[int, int]]
-    stages: Counter[tuple[str, int]] = field(default_factory=Counter)
+    labels: Mapping[int, int]
+    stages: Counter[tuple[str, int]]
 
 
 @dataclass(frozen=True)
 class _Drawn:
-    """Who answers a question: who drops out or is late, and for whom nobody waits.
+    """Who answers a question: who drops out or is late, with the failure, or is not waited for.
 
-    Attributes:
-        lost: the failures, by partition.
-        spare: of those who were asked beyond the cohort, the slowest.
+    These, `spare`, are the slowest of those who were asked beyond the cohort.
     """
 
     lost: Mapping[int, Failure]
@@ -102,9 +97,7 @@ class _Drawn:
 
 def _put(asks: Sequence[Ask], port: Port, there: _There) -> list[Aggregate]:
     """The sums of those who answer in time, with what it cost; who does not is a failure."""
-    labels = there.labels()
-    drawn = [_Drawn(_lost(ask, there, labels)) for ask in asks]
-    drawn = _without_spare(asks, drawn, there, labels)
+    drawn = _without_spare(asks, [_Drawn(_lost(ask, there)) for ask in asks], there)
     for key in {(ask.question.kind, ask.question.ask) for ask in asks}:
         there.stages[key] += 1
     left = [
@@ -113,11 +106,9 @@ def _put(asks: Sequence[Ask], port: Port, there: _There) -> list[Aggregate]:
     ]
     parted = [_by_steps(ask, there.plan) for ask in left]
     put = iter(port.put([ask for those in parted for ask in those]))
-    sums = [_joined([next(put) for _ in those]) for those in parted]
-    return [
-        _costly(ask, total, out, there, labels)
-        for total, ask, out in zip(sums, left, drawn, strict=True)
-    ]
+    found = [[next(put) for _ in those] for those in parted]
+    sums = [these[0] if len(these) == 1 else summed(these) for these in found]
+    return [_costly(*each, there) for each in zip(left, sums, drawn, strict=True)]
 
 
 def _by_steps(ask: Ask, plan: Plan) -> list[Ask]:
@@ -132,11 +123,7 @@ def _by_steps(ask: Ask, plan: Plan) -> list[Ask]:
     return out
 
 
-def _joined(sums: Sequence[Aggregate]) -> Aggregate:
-    return sums[0] if len(sums) == 1 else summed(sums)
-
-
-def _lost(ask: Ask, there: _There, labels: Mapping[int, int]) -> dict[int, Failure]:
+def _lost(ask: Ask, there: _There) -> dict[int, Failure]:
     """Who drops out, and who would answer after the deadline, each with the reason.
 
     Chance decides anew in every stage of a round: each score, each step of it, and training.
@@ -147,7 +134,7 @@ def _lost(ask: Ask, there: _There, labels: Mapping[int, int]) -> dict[int, Failu
     stage = there.stages[question.kind, question.ask]
     for p in ask.partitions:
         name, most = plan.fleet[p].name, plan.config.deadline
-        took = _expected(p, ask, there, labels)
+        took = _expected(p, ask, there)
         numbers = (question.round, question.ask, p, *([stage] if stage else []))
         gen = _chance(plan.config, question.kind, *numbers)
         why = f"dropped out, as its class {name} does"
@@ -159,16 +146,14 @@ def _lost(ask: Ask, there: _There, labels: Mapping[int, int]) -> dict[int, Failu
     return found
 
 
-def _without_spare(
-    asks: Sequence[Ask], drawn: Sequence[_Drawn], there: _There, labels: Mapping[int, int]
-) -> list[_Drawn]:
+def _without_spare(asks: Sequence[Ask], drawn: Sequence[_Drawn], there: _There) -> list[_Drawn]:
     """The same, with the slowest of an exchange as spare, where more answer than count."""
     most = first_counting(there.plan.config, [ask.question.kind for ask in asks])
     cohort = [i for i, ask in enumerate(asks) if KINDS[ask.question.kind].asks == "cohort"]
     if most is None:
         return list(drawn)
     answers = sorted(
-        (_expected(p, asks[i], there, labels), p, i)
+        (_expected(p, asks[i], there), p, i)
         for i in cohort
         for p in asks[i].partitions
         if p not in drawn[i].lost
@@ -179,23 +164,20 @@ def _without_spare(
     ]
 
 
-def _expected(p: int, ask: Ask, there: _There, labels: Mapping[int, int]) -> float:
+def _expected(p: int, ask: Ask, there: _There) -> float:
     """Seconds that a client would take, by the bytes of the newest such phase."""
     sizes = there.paid.get(ask.question.kind, there.plan.dense_packet)
-    return client_seconds(p, ask.question, sizes, there.plan, labels.get(p, 0))
+    return client_seconds(p, ask.question, sizes, there.plan, there.labels.get(p, 0))
 
 
-def _costly(
-    ask: Ask, total: Aggregate, out: _Drawn, there: _There, labels: Mapping[int, int]
-) -> Aggregate:
+def _costly(ask: Ask, total: Aggregate, out: _Drawn, there: _There) -> Aggregate:
     """A sum with what it cost, with who failed, and with what is said of who was not waited for."""
     total = replace(total, failures=(*total.failures, *out.lost.values()))
-    cost = _cost(ask, total, there, labels, waited=bool(out.lost))
+    cost = _cost(ask, total, there, waited=bool(out.lost))
     if cost is None or not out.spare:
         return replace(total, cost=cost)
     spent = sum(
-        min(cost.seconds, _expected(p, ask, there, labels)) * there.plan.fleet[p].watts
-        for p in out.spare
+        min(cost.seconds, _expected(p, ask, there)) * there.plan.fleet[p].watts for p in out.spare
     )
     return replace(
         total,
@@ -211,15 +193,14 @@ def spare_told(kind: str, spare: Collection[int]) -> tuple[str, ...]:
     return (f"{kind}: enough others were faster than client {who}",) if spare else ()
 
 
-def _cost(
-    ask: Ask, total: Aggregate, there: _There, labels: Mapping[int, float], *, waited: bool
-) -> PhaseCost | None:
+def _cost(ask: Ask, total: Aggregate, there: _There, *, waited: bool) -> PhaseCost | None:
     """What a phase took: as long as its slowest answer, or the deadline if somebody missed it.
 
     Bytes are divided evenly between its clients, and so are the labels that models are compared
     on. Measuring costs nothing: a deployment need not do it.
     """
     plan, question = there.plan, ask.question
+    labels: Mapping[int, float] = there.labels
     most, many = plan.config.deadline, max(1, len(total.answered))
     if KINDS[question.kind].counts == "evaluation":
         return None

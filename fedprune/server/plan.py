@@ -86,13 +86,7 @@ class Plan:
 
     def _reached(self, round_: int, final: float) -> float:
         c = self.config
-        return sparsity_at(
-            c.schedule,
-            round_,
-            steps_of(c),
-            final,
-            schedules_of(c.plugin),
-        )
+        return sparsity_at(c.schedule, round_, steps_of(c), final, schedules_of(c.plugin))
 
     def due(self, state: State) -> bool:
         """Whether a pruning is due in the state's round, by the schedule or from before."""

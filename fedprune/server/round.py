@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from fedprune.config import RunConfig
 from fedprune.config.cohort import scored_of
 from fedprune.config.kinds import KINDS
+from fedprune.learning.candidates import Candidate
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.messages import Question
 from fedprune.protocol.port import Ask
@@ -16,7 +17,7 @@ from fedprune.server.diagnostics import Notes
 from fedprune.server.plan import Plan
 from fedprune.server.state import Model
 from fedprune.structure.layout import Layout
-from fedprune.tensors.named import masked
+from fedprune.tensors.named import Tensors, masked
 
 _T = TypeVar("_T")
 
@@ -84,16 +85,32 @@ class Round:
 
 @dataclass(frozen=True)
 class Step:
-    """What came of a conversation.
+    """What came of a conversation: the new model, what is remembered of it, and notes for its row.
 
-    Attributes:
-        model: the new one.
-        memory: what is remembered of it.
-        notes: what it says about itself in the round's row.
-        undone: why it came to nothing; then model and memory do not count.
+    With why it came to nothing, `undone`, model and memory do not count.
     """
 
     model: Model
     memory: Any = None
     notes: Notes = field(default_factory=Notes)
     undone: str = ""
+
+
+def compared(
+    model: Model, r: Round, candidates: Sequence[Candidate], **way: Tensors
+) -> Talk[list[float] | None]:
+    """The mean validation loss of every candidate over everyone who answers.
+
+    A question names the model as it is, the first of them, and some near it; every client measures
+    all of them, and what comes back are sums: a loss is the pooled one. The test parts choose
+    nothing. `way` is `rungs` or, to blend, `given`.
+
+    Returns:
+        None instead of losses, if too few answered or they have no labels.
+    """
+    what: dict[str, Any] = {"part": "validation", "candidates": tuple(candidates), **way}
+    (aggregate,) = yield [Ask(r.question(model, "compare", **what), r.everyone())]
+    labels = aggregate.totals.get("count", 0.0)
+    if len(aggregate.answered) < r.config.min_clients or not labels:
+        return None
+    return [aggregate.totals[f"loss_{i}"] / labels for i in range(len(candidates))]

@@ -37,13 +37,7 @@ def shrunk(model: Model, plan: Plan) -> tuple[Model, Plan]:
 
 
 def cut_to(model: Model, plan: Plan, edits: Edits) -> tuple[Model, Plan]:
-    """The model and the plan after further cuts.
-
-    Args:
-        model: in the shapes of the plan's layout.
-        plan: as it fits the model.
-        edits: all of them, those that the model has included.
-    """
+    """The model, shaped as its plan says, and the plan after further cuts; `edits`: all of them."""
     smaller = fitted(plan, edits)
     moved = _moving(plan.layout, smaller.layout)
     return Model(moved(model.weights), moved(model.masks), edits), smaller
@@ -114,9 +108,6 @@ def fitted(plan: Plan, edits: Edits) -> Plan:
         positions = positions_of(model, layout, plan.dummy, task.loss)
     passes = passes_for(plan.config, model, plan.dummy, positions)
     empty_out(model)
-    what: dict[str, Any] = {
-        "positions": positions,
-        "passes": passes,
-        "base": base_at(plan.base, layout),
-    }
-    return replace(plan, layout=layout, model=model, edits=edits, **what)
+    held = base_at(plan.base, layout)
+    now = replace(plan, layout=layout, model=model, edits=edits)
+    return replace(now, positions=positions, passes=passes, base=held)

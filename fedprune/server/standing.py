@@ -30,9 +30,7 @@ NORMS_REMEMBERED = 100
 def limit_of(config: Averaging, norms: Sequence[float]) -> float:
     """The largest norm that counts; 0.0: none, and under auto none yet.
 
-    Args:
-        config: complete configuration.
-        norms: the newest that counted.
+    `norms` are the newest that counted.
     """
     if config.max_norm != "auto":
         return config.max_norm or 0.0
@@ -85,37 +83,27 @@ def standing_out(changes: Aggregate) -> dict[int, float]:
     return found if len(found) < len(changes.answered) else {}
 
 
-def _counted(book: Book, round_: int) -> Book:
-    """The book after a round that counts: what clients kept in it is what they go on from."""
-    fresh = {
-        of: {**book.counted.get(of, {}), **dict.fromkeys(sorted(those), round_)}
-        for of, those in book.kept.items()
-    }
-    return replace(book, kept={}, counted={**book.counted, **fresh})
-
-
 def booked(state: State, changes: Aggregate, why: str) -> tuple[State, Aggregate]:
     """The state after changes came that could count, and they: counted, or void for their model.
 
     Of a void round the culprits are named. A sum holds them for good. Where clients are added up in
-    secret, or all of them sent much the same, there is nobody to name.
-
-    Args:
-        state: of the new model or, if the round is void, of the old one.
-        changes: of all who answered.
-        why: the round is void for this; "" if it is not.
+    secret, or all of them sent much the same, there is nobody to name. The state is that of the new
+    model or, if the round is void for this `why`, of the old one.
     """
-    if not why:
-        return replace(state, book=_counted(state.book, state.round)), changes
-    out = standing_out(changes)
-    book = state.book.with_failures(
-        [
-            Failure(p, "tune", "values", f"a change of size {size:.4g}: {why}")
-            for p, size in out.items()
-        ]
-    )
+    book, out = state.book, standing_out(changes)
+    if not why:  # what clients kept in it is what they go on from
+        fresh = {
+            of: {**book.counted.get(of, {}), **dict.fromkeys(sorted(those), state.round)}
+            for of, those in book.kept.items()
+        }
+        book = replace(book, kept={}, counted={**book.counted, **fresh})
+        return replace(state, book=book), changes
+    failures = [
+        Failure(p, "tune", "values", f"a change of size {size:.4g}: {why}")
+        for p, size in out.items()
+    ]
     answered = tuple(p for p in changes.answered if p not in out)
-    return replace(state, book=book), replace(changes, answered=answered)
+    return replace(state, book=book.with_failures(failures)), replace(changes, answered=answered)
 
 
 def numberless(failures: Iterable[Failure]) -> set[int]:

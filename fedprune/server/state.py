@@ -103,9 +103,7 @@ class Book:
     def with_failures(self, failures: Sequence[Failure]) -> Book:
         """The book with more failures."""
         return replace(
-            self,
-            failures=(*self.failures, *failures),
-            failed=self.failed + len(failures),
+            self, failures=(*self.failures, *failures), failed=self.failed + len(failures)
         )
 
 
@@ -130,12 +128,7 @@ class Best:
 
 @dataclass(frozen=True)
 class BeforeTest:
-    """What the test at the end of a run changed, so that the run can have more rounds.
-
-    Attributes:
-        rounds: how many it had.
-        book: as it was.
-    """
+    """What the test at the end of a run of so many rounds changed, so that it can have more."""
 
     rounds: int
     book: Book
@@ -194,18 +187,12 @@ class State:
 def first_state(model: nn.Module, layout: Layout, weights: Tensors | None = None) -> State:
     """The state before round one: the model as it is, nothing removed.
 
-    Args:
-        model: whose weights are copied.
-        layout: its layout.
-        weights: the same weights where they are kept already; they are not copied.
+    Its weights are copied, unless they are kept already: then they are given as `weights`.
     """
-    weights = _kept(model) if weights is None else weights
+    if weights is None:
+        weights = state_of(model)
+        weights = laid_out_copies(weights) if in_memory(weights) else weights
     return State(0, Model(weights, masks_for(weights, layout.prunable)))
-
-
-def _kept(model: nn.Module) -> Tensors:
-    state = state_of(model)
-    return laid_out_copies(state) if in_memory(state) else state
 
 
 def untested(state: State, rounds: int) -> State:

@@ -25,12 +25,8 @@ def work_for(question: Question, labels: float, plan: Plan, steps: float = 1.0) 
     Of all matrix products and convolutions of the model as it is now, zeros included: only what is
     cut out is saved (`fedprune.structure.flops.Passes`). 0 where no devices are simulated, or the
     task has no example to count on. What a teacher, an optimizer or a mask takes is not in it.
-
-    Args:
-        question: what is asked.
-        labels: of the client's training part; to compare models, of its validation part.
-        plan: of the model as it is.
-        steps: part of its steps that the client takes.
+    Labels are of the client's training part; to compare models, of its validation part. `steps` is
+    the part of its steps that the client takes.
     """
     task = tasks_of(plan.config.plugin)[plan.config.task]
     if plan.dummy is None or plan.passes is None:

@@ -5,9 +5,8 @@ import pytest
 from fedprune.privacy.accounting import smallest_epsilon
 from fedprune.privacy.accounting_terms import AccountingTerms
 from fedprune.privacy.mechanisms import MECHANISMS, mechanism_of
-from fedprune.privacy.protections import PROTECTIONS
 from fedprune.privacy.release import Occasion, Release
-from fedprune.privacy.statement import protection
+from fedprune.privacy.statement import PROTECTIONS, protection
 from fedprune.privacy.tally import Tally, with_releases
 
 SIZES = {"z": 1.0, "spread": (0.5, 0.01), "pure": 0.5}

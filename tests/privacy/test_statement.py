@@ -4,9 +4,8 @@ import pytest
 
 from fedprune.privacy.accounting_terms import AccountingTerms
 from fedprune.privacy.ledger import Ledger
-from fedprune.privacy.protections import PROTECTIONS
 from fedprune.privacy.release import Occasion, Release
-from fedprune.privacy.statement import protection
+from fedprune.privacy.statement import PROTECTIONS, protection
 
 RAW = Release("counts", ("weight",), reason="weights are sent as they are")
 MODEL = Release("model", ("weights",), "down", mechanism="post-processing", covered=True)

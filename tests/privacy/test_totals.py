@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from fedprune.privacy.accounting_terms import AccountingTerms
-from fedprune.privacy.events import Event
+from fedprune.privacy.mechanisms import Event
 from fedprune.privacy.totals import gaussian_delta, gaussian_mu, total_privacy
 
 

@@ -3,7 +3,7 @@
 import torch
 
 from fedprune.protocol.aggregate import Aggregate
-from fedprune.server.secure_notices import noticed
+from fedprune.server.ask import noticed
 from fedprune.server.state import Book
 
 

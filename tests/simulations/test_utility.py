@@ -5,7 +5,7 @@ import torch
 
 from fedprune.privacy.accounting import rdp_epsilon
 from fedprune.privacy.accounting_terms import REPLACE
-from fedprune.privacy.events import Event
+from fedprune.privacy.mechanisms import Event
 from simulations import utility
 from simulations.utility import noise_for_one, utility_findings
 from simulations.utility_figures import Cell, utility_table

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Generic
+from typing import Any, Generic, TypeVar
 
 from fedprune.client.serving import Tick
 from fedprune.codec.wire import Packet
@@ -24,12 +24,38 @@ from fedprune.engines.flower.exchange import (
 )
 from fedprune.engines.flower.fleet import Fleet
 from fedprune.engines.flower.holders import Assignment
-from fedprune.engines.flower.requests import Request, Said
 from fedprune.engines.flower.waiting import Waiting
 from fedprune.options.refusal import Refused
 from fedprune.protocol.failures import Failure
 from fedprune.protocol.held_weights import BASE
 from fedprune.protocol.replies import identity, question_name, unnamed
+
+Said = TypeVar("Said")
+"""What a reply says."""
+
+
+@dataclass(frozen=True)
+class Request(Generic[Said]):
+    """What every host is asked, and how its reply is read.
+
+    Attributes:
+        message_type: Flower's, which names the client's function.
+        phase: what a host that fails has failed at.
+        packet: what the host of some partitions is sent, with or without what a device has already.
+        read: what a reply of the host of some partitions says; raises Refused.
+        weight: bytes of a packet that was sent to the host of some partitions, maybe once more.
+        alone: bytes of a packet that no other holds.
+        most: bytes that the reply of the host of some partitions may have; 0: few.
+    """
+
+    message_type: str
+    phase: str
+    packet: Callable[[list[int], bool], Packet]
+    read: Callable[[Packet, list[int]], Said]
+    weight: Callable[[Packet, list[int], bool], int]
+    alone: Callable[[Packet], int] = lambda _: 0
+    most: Callable[[list[int]], int] = lambda _: 0
+
 
 ON_THE_WAY = 2**30
 """Bytes that packets on their way may hold, each for itself; what is more waits for the others."""
@@ -39,12 +65,8 @@ def ask(askings: Sequence[Asking[Any]], *, again: bool, tick: Tick | None = None
     """Put requests side by side to those that have not replied yet.
 
     A device is sent them without what it has already, unless it is asked `again`. One deadline
-    holds for both times together: what was late is not asked again.
-
-    Args:
-        askings: of one fleet.
-        again: it is the second time.
-        tick: told how many more partitions have replied.
+    holds for both times together: what was late is not asked again. `tick` is told how many more
+    partitions have replied.
     """
     mail: dict[OutgoingKey, Outgoing] = {}
     size = 0
@@ -143,10 +165,13 @@ class Asking(Generic[Said]):
         fleet, lean = self.fleet, not self.fleet.simulated() and not again
         named = {"config": "" if lean else fleet.text, "config_id": identity(fleet.text)}
         for k, (node, group) in self.assignments.items():
-            if node is not None and self._worth_asking(k) and not self._risky(group):
-                packet = self._packet(group, lean, named)
+            # One of a host's partitions may be known to break it.
+            risky = len(group) > 1 and not fleet.breaking.isdisjoint(group)
+            if node is not None and self._worth_asking(k) and not risky:
                 request = self.request
-                yield k, Outgoing(node, request.message_type, packet, request.most(group))
+                sent = request.packet(group, lean)
+                sent = replace(sent, fields={**sent.fields, "partitions": group, **named})
+                yield k, Outgoing(node, request.message_type, sent, request.most(group))
 
     def hear(self, k: int, sent: Packet, reply: Incoming, *, again: bool) -> int:
         """Take in what came of a packet: how many partitions have replied with it."""
@@ -154,7 +179,12 @@ class Asking(Generic[Said]):
         if not isinstance(reply, Lost) or reply.sent:
             self.down += self.request.weight(sent, group, again)
         if isinstance(reply, Lost) and reply.spare:
-            self._not_needed(k, reply)
+            # Enough others were faster; who has failed before has failed all the same.
+            self.unused += reply.came
+            if self.outcomes.get(k, MISSING) is MISSING:
+                self.outcomes[k] = reply
+                self.spare.extend(group)
+            self.go_on()
             return 0
         self.outcomes[k] = outcome = self._understood(sent, reply, group)
         came = 0 if isinstance(outcome, Refused | Lost) else len(group)
@@ -163,38 +193,18 @@ class Asking(Generic[Said]):
         self.go_on()
         return came
 
-    def _not_needed(self, k: int, reply: Lost) -> None:
-        """Note that enough others were faster; who has failed before has failed all the same."""
-        self.unused += reply.came
-        if self.outcomes.get(k, MISSING) is MISSING:
-            self.outcomes[k] = reply
-            self.spare.extend(self.assignments[k][1])
-        self.go_on()
-
     def go_on(self, *, over: bool = False) -> None:
-        """Let those be taken whose turn it is.
-
-        Args:
-            over: nobody is asked again; the turn of all has come.
-        """
-        while self._turns and (over or self._settled(self._turns[0])):
-            k = self._turns.popleft()
+        """Let those be taken whose turn it is; when it is `over`, as nobody is asked again, all."""
+        while self._turns:
+            nobody = self.assignments[k := self._turns[0]][0] is None
+            if not (over or nobody or not self.unanswered(k)):
+                return
+            self._turns.popleft()
             group, said = self.assignments[k][1], self._said(k)
             self.outcomes.pop(k, None)
             self._taken.add(k)
             self.take(group, said)
             del said  # it is not kept while the next one is on its way
-
-    def _settled(self, k: int) -> bool:
-        return self.assignments[k][0] is None or not self.unanswered(k)
-
-    def _packet(self, group: list[int], lean: bool, named: dict[str, str]) -> Packet:
-        packet = self.request.packet(group, lean)
-        return replace(packet, fields={**packet.fields, "partitions": group, **named})
-
-    def _risky(self, group: list[int]) -> bool:
-        """Whether one of a host's partitions is known to break it."""
-        return len(group) > 1 and not self.fleet.breaking.isdisjoint(group)
 
     def _understood(self, sent: Packet, reply: Incoming, group: list[int]) -> Said | Refused | Lost:
         if not isinstance(reply, Packet):
@@ -227,15 +237,12 @@ class Asking(Generic[Said]):
         outcome = self.outcomes.get(k)
         return isinstance(outcome, Lost) and outcome.late
 
-    def _absent(self, k: int) -> Lost:
-        return self.fleet.absent(self.assignments[k][1])
-
     def _said(self, k: int) -> Said | tuple[Failure, ...]:
-        outcome = self.outcomes[k] if k in self.outcomes else self._absent(k)
+        group = self.assignments[k][1]
+        outcome = self.outcomes[k] if k in self.outcomes else self.fleet.absent(group)
         if not isinstance(outcome, Refused | Lost):
             return outcome
         name = outcome.field if isinstance(outcome, Refused) else ""
         reason = str(outcome) if isinstance(outcome, Refused) else outcome.reason
         spare = isinstance(outcome, Lost) and outcome.spare
-        group = [] if spare else self.assignments[k][1]
-        return tuple(Failure(p, self.request.phase, name, reason) for p in group)
+        return tuple(Failure(p, self.request.phase, name, reason) for p in group if not spare)

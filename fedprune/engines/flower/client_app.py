@@ -32,13 +32,16 @@ from fedprune.client.serving import parts_of, serve, sum_of
 from fedprune.codec.wire import Packet, head_of
 from fedprune.config import recorded
 from fedprune.config.terms import noised
-from fedprune.engines.flower.client_hosts import HostOf, data_place, host_of_node, simulated_host
-from fedprune.engines.flower.client_records import (
+from fedprune.engines.flower.client_hosts import (
     SECURE_RECORD,
+    HostOf,
     config_text,
+    data_place,
+    host_of_node,
     ledger_of_device,
     memory_of_device,
     secret_memory,
+    simulated_host,
     whole_question,
 )
 from fedprune.engines.flower.clocks import own_clock
@@ -56,9 +59,9 @@ from fedprune.protocol.replies import named_reply, parts_packet, question_name, 
 from fedprune.protocol.versions import OWN_VERSION, check_same_protocol
 from fedprune.secagg.client_stages import serve_call
 from fedprune.secagg.device_memory import served_once
+from fedprune.secagg.keys import seeds_from
 from fedprune.secagg.messages import StageReply
 from fedprune.secagg.packets import call_of, reply_packet
-from fedprune.secagg.seeds import seeds_from
 from fedprune.tasks.catalog import known_if_own
 from fedprune.tasks.task import Task
 from fedprune.tensors.models import return_lent

@@ -45,24 +45,15 @@ GIVEN_NAME = "given.jsonl"
 
 @dataclass(frozen=True)
 class DeviceLedger:
-    """Where a device writes down what it gives in a run.
+    """Where a device writes down what it gives in a run: a folder beside its data.
 
-    Attributes:
-        folder: beside its data.
-        floors: what it asks for.
-        configuration: a name of the run's.
-        run: Flower's number of the run.
+    By the name of the run's configuration and Flower's number of the run.
     """
 
     folder: Path
     floors: Floors
     configuration: str
     run: int
-
-
-def ledger_beside(data: Path, floors: Floors, configuration: str, run: int) -> DeviceLedger:
-    """The book of a device with a folder of data."""
-    return DeviceLedger(data.with_name(f"{data.name}.given"), floors, configuration, run)
 
 
 def admit(here: DeviceLedger, host: Host, packet: Packet, partitions: Sequence[int]) -> None:
@@ -74,7 +65,9 @@ def admit(here: DeviceLedger, host: Host, packet: Packet, partitions: Sequence[i
     """
     if not here.floors.counting:
         return
-    question, released = _releases(host, packet)
+    question, form, layout = understood_question(host, packet)
+    most = most_votes(question, host.config, form, layout)
+    released = releases_of(question, form, host.config, most)
     with _alone(here):
         trains = KINDS[question.kind].asks == "cohort"  # measuring takes no round
         if trains:
@@ -104,12 +97,6 @@ def charge(here: DeviceLedger, size: int) -> None:
         _write(here, {"bytes": size})
 
 
-def _releases(host: Host, packet: Packet) -> tuple[Question, tuple[Release, ...]]:
-    question, form, layout = understood_question(host, packet)
-    most = most_votes(question, host.config, form, layout)
-    return question, releases_of(question, form, host.config, most)
-
-
 def _check_covered(
     here: DeviceLedger, c: Data, released: Sequence[Release], partitions: Sequence[int]
 ) -> None:
@@ -129,7 +116,8 @@ def _book_epsilon(
     partitions: Sequence[int],
 ) -> None:
     own, most = here.folder / here.configuration, here.floors.max_epsilon or 0.0
-    others = sum(_epsilon(p) for p in sorted(here.folder.glob("*/")) if p != own)
+    ledgers = [read_ledger(p / LEDGER_NAME) for p in sorted(here.folder.glob("*/")) if p != own]
+    others = sum(epsilon_in(lines[-1]) for lines in ledgers if lines)
     if others >= most:
         raise _spent(most, f"other runs were given {others:.4g}")
     own.mkdir(exist_ok=True)
@@ -141,11 +129,6 @@ def _book_epsilon(
         ledger.book(Occasion("pruned", *what, asked, c.clients), released)
     except Spent as spent:
         raise _spent(most, f"{spent}, and other runs were given {others:.4g}") from None
-
-
-def _epsilon(folder: Path) -> float:
-    lines = read_ledger(folder / LEDGER_NAME)
-    return epsilon_in(lines[-1]) if lines else 0.0
 
 
 def _spent(most: float, why: str) -> Refused:

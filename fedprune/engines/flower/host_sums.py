@@ -17,7 +17,6 @@ from fedprune.protocol.sum_in_file import SumInFile
 Outcome = Aggregate | list[PartitionPart]
 """What a host says: one sum, or of a device its parts."""
 
-
 Asked = tuple[Question, Form, RunConfig]
 """What is asked, what an answer consists of, and the configuration."""
 

@@ -19,14 +19,7 @@ KEYS = ("partition-id", "data", "signing-key", "signers", "num-partitions", *FLO
 
 @dataclass(frozen=True)
 class Device:
-    """A device.
-
-    Attributes:
-        partitions: what it holds.
-        data: its folder.
-        register: who is who, if it knows.
-        floors: what it asks of a run.
-    """
+    """A device: the partitions that it holds, its folder, who is who, if known, and its floors."""
 
     partitions: tuple[int, ...]
     data: str

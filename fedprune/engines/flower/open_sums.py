@@ -12,12 +12,11 @@ from fedprune.client.memory import ClientMemory, memory_of
 from fedprune.client.serving import Tick
 from fedprune.codec.wire import Packet
 from fedprune.config.kinds import KINDS
-from fedprune.engines.flower.asking import ON_THE_WAY, Asking, ask
+from fedprune.engines.flower.asking import ON_THE_WAY, Asking, Request, ask
 from fedprune.engines.flower.exchange import Lost
 from fedprune.engines.flower.fleet import Fleet
 from fedprune.engines.flower.holders import Assignment
 from fedprune.engines.flower.host_sums import HostSum, Outcome
-from fedprune.engines.flower.requests import Request
 from fedprune.protocol.aggregate import Aggregate, loud_from, loud_in
 from fedprune.protocol.broadcast import Broadcast, broadcast
 from fedprune.protocol.checks import check_sum
@@ -87,15 +86,10 @@ def _parts(asks: Sequence[Ask]) -> Iterator[list[Ask]]:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A question that is asked in the open.
+    """A question that is asked in the open, also encoded; who is there, and what its answers hold.
 
-    Attributes:
-        fleet: who is there.
-        question: what is asked.
-        sent: the same, encoded.
-        form: what an answer consists of.
-        hosts: the partitions that a simulation's hosts would serve, in the order of their sums.
-        memory: what a simulation's clients remember.
+    `hosts` are the partitions that a simulation's hosts would serve, in the order of their sums;
+    `memory` is what a simulation's clients remember.
     """
 
     fleet: Fleet

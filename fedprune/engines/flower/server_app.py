@@ -107,11 +107,7 @@ def _run_app(grid: Grid, context: Context, keys: Mapping[str, Any]) -> None:
 
 
 def _show_model(screen: Screen, config: RunConfig) -> None:
-    """Say what is pruned; the model is not kept: a large one more is one too many.
-
-    Raises:
-        RunFailed: the configuration does not go with it.
-    """
+    """Say what is pruned; the model is not kept: a large one more is one too many."""
     try:
         model = dense_model(config)
         layout = layout_for(config, model)
@@ -124,11 +120,7 @@ def _show_model(screen: Screen, config: RunConfig) -> None:
 def _asked_for(
     run_config: Mapping[str, Any], keys: Mapping[str, Any]
 ) -> tuple[RunConfig, Path, Going, Sequence[str]]:
-    """What is to run, where its results go, how it goes on, and what was left out of a file.
-
-    Raises:
-        ConfigError: one line with the key, the value and what is allowed.
-    """
+    """What is to run, where its results go, how it goes on, and what was left out of a file."""
     base, beside = from_flower(run_config)
     own = {key.replace("-", "_"): value for key, value in keys.items()}
     resume, anyway = (run_config.get(key) or "" for key in ("resume", "resume-anyway"))
@@ -152,12 +144,7 @@ def run_on(
 ) -> None:
     """Run a configuration over a grid and show it.
 
-    Args:
-        grid: Flower's grid.
-        config: what to run.
-        folder: where results go.
-        screen: where people look.
-        going: whether to go on from the folder's checkpoints.
+    Results go to the folder; `going` says whether to go on from its checkpoints.
 
     Raises:
         SystemExit: no round was completed.

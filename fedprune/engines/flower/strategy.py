@@ -142,11 +142,7 @@ def _changed(
 
 
 def _weights(arrays: ArrayRecord, layout: Layout) -> dict[str, Tensor]:
-    """The model's state in an ArrayRecord: tied weights once, buffers that are not state left out.
-
-    Raises:
-        ConfigError: a tensor is missing or of another shape.
-    """
+    """The model's state in an ArrayRecord: tied weights once, no buffers that are not state."""
     given = arrays.to_torch_state_dict()
     for name, shape in layout.shapes.items():
         if name not in given or given[name].shape != shape:

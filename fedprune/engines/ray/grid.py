@@ -226,11 +226,7 @@ class RayGrid(Grid):
             self._replies[name] = reply
 
     def _stand(self, *, standing: bool) -> None:
-        """Note how long no worker has been there, and say so.
-
-        Raises:
-            Unserved: for too long.
-        """
+        """Note how long no worker has been there, and say so."""
         now = time.monotonic()
         if not standing:
             self._stood += now - self._since if self._since else 0.0

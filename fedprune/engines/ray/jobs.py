@@ -13,12 +13,9 @@ AHEAD = 2**28
 
 @dataclass(frozen=True)
 class LostJob:
-    """Why nothing came of a job.
+    """Why nothing came of a job, in a line.
 
-    Attributes:
-        reason: one line.
-        gone: its worker's node is no longer there.
-        memory: its worker was killed for want of memory.
+    Its worker's node is `gone`, or its worker was killed for want of `memory`.
     """
 
     reason: str

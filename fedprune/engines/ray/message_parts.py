@@ -50,10 +50,8 @@ def parted(message: Any) -> tuple[bytes, list[bytes]]:
 
 
 def joined(head: bytes, buffers: Sequence[Any]) -> Any:
-    """The message of a head and its buffers, over the memory that these are in.
+    """The message of a head and its buffers, anything with one, over the memory that these are in.
 
-    Args:
-        head: what `parted` gave, in a process of the same run: this is a pickle, and trusted.
-        buffers: in the same order; anything with a buffer.
+    The head is what `parted` gave in a process of the same run: this is a pickle, and trusted.
     """
     return _Unpacker(io.BytesIO(head), [memoryview(b) for b in buffers]).load()

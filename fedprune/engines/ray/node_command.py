@@ -46,12 +46,8 @@ def unfit(needs: dict[str, Any], sign: str) -> str:
 def run_here(words: list[str], log: str, home: str, needs: dict[str, Any], sign: str) -> int | str:
     """Run a command to its end; where this task is cancelled, it is interrupted and waited for.
 
-    Args:
-        words: of the command, without the program's name.
-        log: the file that its output is put behind.
-        home: the folder in which it is given, if this node has it.
-        needs: see `unfit`.
-        sign: see `unfit`.
+    `words` are those of the command, without the program's name; its output is put behind the file
+    `log`. It is given in the folder `home`, if this node has it. Of `needs` and `sign` see `unfit`.
 
     Returns:
         Its exit code, or why it was not begun.

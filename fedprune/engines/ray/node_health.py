@@ -63,12 +63,7 @@ class NodeHealth:
         return _MEMORY_AT_START if of_memory(error) else " ".join(error.split())[-300:]
 
     def killed_since(self, node: Node, kills: int) -> bool:
-        """Whether the node's kernel has killed more for want of memory than it had when last asked.
-
-        Args:
-            node: which.
-            kills: how many times it has by now.
-        """
+        """Whether so many kills for want of memory are more than the node had when last asked."""
         before, self._kills[node.id] = self._kills.get(node.id, kills), kills
         return kills > before
 

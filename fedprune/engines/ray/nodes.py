@@ -53,13 +53,7 @@ def nodes_of(found: list[dict[str, Any]]) -> list[Node]:
 
 @dataclass(frozen=True)
 class NodeWorkers:
-    """The workers of a machine.
-
-    Attributes:
-        workers: how many.
-        gpus: the share of a card that each gets.
-        why: what keeps them from being more.
-    """
+    """The workers of a machine, the share of a card that each gets, and why they are not more."""
 
     workers: int
     gpus: float
@@ -69,11 +63,8 @@ class NodeWorkers:
 def workers_that_fit(node: Node, needs: Footprint, gpus: float = -1, most: int = 0) -> NodeWorkers:
     """As many workers as fit on a machine, one at least.
 
-    Args:
-        node: the machine.
-        needs: what a worker takes.
-        gpus: the share of a card that each gets; -1: as many share one as fit.
-        most: how many were asked for; 0: no number.
+    Each gets a share of a card, `gpus`; -1: as many share one as fit. At `most` so many were asked
+    for; 0: no number.
     """
     bounds = {node.cpus: counted(node.cpus, "processor")}
     room = node.memory * SPARED

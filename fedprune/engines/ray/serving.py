@@ -55,9 +55,8 @@ def shards_sent(config: RunConfig, shards: Mapping[int, Shard]) -> dict[str, Any
 def serving_app(sent: Mapping[str, Any], paths: Mapping[str, str]) -> tuple[ClientApp, Context]:
     """The ClientApp of a worker, and the context of its messages.
 
-    Args:
-        sent: what `shards_sent` gave. Of another configuration the worker reads data itself.
-        paths: where a file that this node lacked is now, by its option.
+    Of another configuration than that of what `shards_sent` gave the worker reads data itself.
+    `paths`, by option, are where files that this node lacked are now.
     """
     own = sent.get("text", "")
 

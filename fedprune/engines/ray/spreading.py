@@ -114,12 +114,9 @@ class NodeCommand:
 
 @dataclass(frozen=True)
 class ClusterNodes:
-    """A cluster that takes commands.
+    """A cluster that takes commands: how many nodes with how many processors, one for each command.
 
-    Attributes:
-        start: begins a command, by its words, what it leaves and its log.
-        cpus: processors of all nodes, one for each command.
-        nodes: with a processor.
+    `start` begins a command, by its words, what it leaves and its log.
     """
 
     start: Callable[[Callable[[], list[str]], Path, Path], NodeCommand]
@@ -131,9 +128,7 @@ class ClusterNodes:
 def spread_over(address: str, out: Path) -> Iterator[ClusterNodes]:
     """Within the block the cluster at an address takes commands; afterwards it is left as it was.
 
-    Args:
-        address: of a Ray cluster, as ``--ray-address`` of a run.
-        out: where all commands write; every node has to see it.
+    All commands write to `out`; every node has to see it.
 
     Raises:
         ConfigError: no cluster answers there, it has no processor, or a node lacks what is needed.
@@ -181,11 +176,7 @@ def _sign_in(out: Path) -> Iterator[str]:
 
 
 def _check(address: str, nodes: list[str], needs: dict[str, Any], sign: str) -> None:
-    """Refuse a cluster of which a node cannot take part.
-
-    Raises:
-        ConfigError: the nodes are named.
-    """
+    """Refuse a cluster of which a node cannot take part."""
     import ray
     from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

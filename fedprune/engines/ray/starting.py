@@ -60,11 +60,7 @@ def check_gpus(config: Engine, there: float, where: str) -> None:
 
 
 def _require_answer(address: str) -> None:
-    """Refuse an address at which no Ray answers: Ray itself would wait for ever.
-
-    Raises:
-        ConfigError: with what there is instead.
-    """
+    """Refuse an address at which no Ray answers: Ray itself would wait for ever."""
     named = address
     if address == "auto":
         note = path.read_text().strip() if (path := note_path()).is_file() else ""
@@ -82,11 +78,9 @@ def _require_answer(address: str) -> None:
 
 
 def _silent(target: str, *, client: bool) -> str:
-    """Why nothing of Ray's kind answers at an address; "" where something does.
+    """Why nothing of Ray's kind answers at HOST:PORT; "" where something does.
 
-    Args:
-        target: HOST:PORT.
-        client: it is that of Ray's client server, which says nothing of its health.
+    With `client` it is the address of Ray's client server, which says nothing of its health.
     """
     import grpc
 

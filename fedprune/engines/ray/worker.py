@@ -88,10 +88,8 @@ class Worker:
     def begin(self, names: list[tuple[str, str]], shards: Any, *contents: Any) -> str:
         """Unpack what was sent and be ready; "" or why that is not possible.
 
-        Args:
-            names: what was lacking, and the name of each.
-            shards: of the run's configuration, see `fedprune.engines.ray.serving`.
-            contents: zip files, in the order of names.
+        `names` are of what was lacking, and the name of each; `contents` zip files, in their order;
+        of `shards` see `fedprune.engines.ray.serving`.
         """
         try:
             each = zip(names, contents, strict=True)
@@ -122,11 +120,7 @@ class Worker:
         return place / name
 
     def answer(self, head: bytes, *buffers: Any) -> tuple[bytes, list[Any], float]:
-        """What the ClientApp replies to a message.
-
-        Args:
-            head: as `fedprune.engines.ray.message_parts.parted` gives it.
-            buffers: the large ones, in this node's shared memory.
+        """What the ClientApp replies to a message of the parts that `message_parts.parted` gives.
 
         Returns:
             The reply as head and arrays, and the seconds that it took.

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from fedprune.codec.wire import Packet
-from fedprune.engines.flower.asking import Asking
+from fedprune.engines.flower.asking import Asking, Request
 from fedprune.engines.flower.exchange import Incoming, Lost
-from fedprune.engines.flower.requests import Request
 from fedprune.options.refusal import Refused
 from fedprune.protocol.failures import Failure
 from fedprune.protocol.replies import named_reply, question_name
