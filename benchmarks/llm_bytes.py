@@ -13,8 +13,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fedprune.codec.flags import pack_flags
-from fedprune.protocol.coded_answers import encode_answer
 from fedprune.protocol.messages import Answer, Question
+from fedprune.protocol.parts import encode_answer
 from fedprune.scores.catalog import SCORES
 from fedprune.structure.layout import Layout, layout_of
 

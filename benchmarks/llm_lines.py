@@ -12,8 +12,8 @@ import torch
 
 from fedprune.codec.flags import pack_flags
 from fedprune.codec.masks import encode_mask
-from fedprune.protocol.coded_answers import encode_answer
 from fedprune.protocol.messages import Answer, Question
+from fedprune.protocol.parts import encode_answer
 from fedprune.tensors.named import Masks, Tensors
 
 AMOUNTS = ("50", "60", "70", "2:4")

@@ -26,9 +26,8 @@ from fedprune.secagg.client import (
     revealed,
     shares_of,
 )
-from fedprune.secagg.fixed_point import from_ring, scale_for, to_ring
+from fedprune.secagg.fixed_point import Ring, from_ring, ring_type, scale_for, to_ring
 from fedprune.secagg.keys import Keys, keys_of
-from fedprune.secagg.ring import Ring, ring_type
 from fedprune.secagg.server import unmasked
 from fedprune.secagg.terms import Terms, terms_of
 

@@ -18,22 +18,21 @@ from fedprune.methods.catalog import client_parts, method_of
 from fedprune.methods.measuring import described
 from fedprune.options.refusal import ConfigError
 from fedprune.protocol.broadcast import broadcast
-from fedprune.protocol.coded_answers import encode_answer
 from fedprune.protocol.held_weights import base_of
 from fedprune.protocol.messages import Answer, Question
 from fedprune.protocol.models import dense_model, layout_for
+from fedprune.protocol.parts import encode_answer
 from fedprune.protocol.port import Port
 from fedprune.records.previous import (
     PreviousRun,
     continued,
 )
-from fedprune.server.fitting import check_fleet, fitted_tiers
 from fedprune.server.fleet import fleet_of
 from fedprune.server.plan import Plan
 from fedprune.server.round import Round
 from fedprune.server.shrink import fitted
 from fedprune.server.state import State, first_state
-from fedprune.server.work import passes_for
+from fedprune.server.work import check_fleet, fitted_tiers, passes_for
 from fedprune.structure.flops import flops, positions_of
 from fedprune.structure.layout import Layout
 from fedprune.tasks.catalog import tasks_of

@@ -215,7 +215,7 @@ FAULTS: dict[str, Fault] = {
         "dp-client",
     ),
     "the same noise every round": Fault(
-        "fedprune.protocol.noise.noise_source_of",
+        "fedprune.protocol.limits.noise_source_of",
         lambda f, c, purpose, *_at: f(c, purpose),
         "dp-client",
     ),

@@ -17,10 +17,9 @@ from fedprune.config import configure
 from fedprune.options.refusal import Refused
 from fedprune.protocol.aggregate import LOUD, Aggregate
 from fedprune.protocol.checks import check_sum, check_summand
-from fedprune.protocol.coded_answers import encode_answer
 from fedprune.protocol.form import Form
 from fedprune.protocol.messages import Answer, Question
-from fedprune.protocol.parts import understood
+from fedprune.protocol.parts import encode_answer, understood
 from fedprune.protocol.running_sum import as_sum, summed
 from fedprune.scores.catalog import SCORES
 from fedprune.scores.input_sums import factored, improper

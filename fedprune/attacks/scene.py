@@ -14,10 +14,10 @@ from fedprune.client.host import Host, build_host
 from fedprune.client.partition_answers import released
 from fedprune.config import configure
 from fedprune.protocol.checks import check_summand
-from fedprune.protocol.coded_answers import decode_answer
 from fedprune.protocol.form import Form, fitting
 from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Question
+from fedprune.protocol.parts import decode_answer
 from fedprune.server.state import first_state
 from fedprune.tasks.task import Part, Shard
 from fedprune.tensors.named import Masks, Tensors, masked

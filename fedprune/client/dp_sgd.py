@@ -25,8 +25,8 @@ from fedprune.privacy.clipping import bounded_sum
 from fedprune.privacy.noise import Source, gaussian, uniforms
 from fedprune.privacy.options import Privacy
 from fedprune.protocol.form import fitting
+from fedprune.protocol.limits import source_for
 from fedprune.protocol.messages import Question
-from fedprune.protocol.noise import source_for
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.example_gradients import ExampleGradients, SumOverExamples, of_examples
 from fedprune.scores.score import Probe, Statistic

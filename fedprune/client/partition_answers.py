@@ -27,12 +27,11 @@ from fedprune.protocol.client_privacy import (
     noised_metrics,
     noises_itself,
 )
-from fedprune.protocol.coded_answers import encode_answer
 from fedprune.protocol.form import Form
 from fedprune.protocol.forms import form_of
-from fedprune.protocol.limits import most_votes
+from fedprune.protocol.limits import most_votes, source_for
 from fedprune.protocol.messages import Answer, Question
-from fedprune.protocol.noise import source_for
+from fedprune.protocol.parts import encode_answer
 from fedprune.randomness import generator
 from fedprune.runtime.guarding import guarded
 from fedprune.runtime.process import one_thread

@@ -17,8 +17,8 @@ from fedprune.privacy.randomised_response import flip_probability, responded
 from fedprune.protocol.checks import only_numbers
 from fedprune.protocol.client_privacy import finite
 from fedprune.protocol.form import fitting
+from fedprune.protocol.limits import source_for
 from fedprune.protocol.messages import Answer, Question
-from fedprune.protocol.noise import source_for
 from fedprune.protocol.votes import vote_units_of
 from fedprune.redundancy.calibration import MAGNITUDES
 from fedprune.redundancy.moments import MOMENTS

@@ -29,8 +29,8 @@ from fedprune.options.refusal import Refused
 from fedprune.protocol.choice import first_parts
 from fedprune.protocol.form import fitting
 from fedprune.protocol.forms import collects
+from fedprune.protocol.limits import source_for
 from fedprune.protocol.messages import Answer, Question
-from fedprune.protocol.noise import source_for
 from fedprune.randomness import generator, seeded
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.score import Watcher

@@ -15,8 +15,8 @@ import zstandard
 from numpy.typing import NDArray
 from pcodec import standalone
 
+from fedprune.runtime.files import panics_as_errors
 from fedprune.runtime.json_text import MOST_TENSORS
-from fedprune.runtime.panics import panics_as_errors
 
 Buffer = bytes | memoryview
 
@@ -35,11 +35,7 @@ def most_weights(size: int) -> int:
 
 
 def shapes_in(said: Mapping[str, Any], key: str) -> dict[str, torch.Size]:
-    """The shapes by name that an object holds under a key.
-
-    Raises:
-        ValueError: they are none, or of more numbers than can be counted in 63 bits.
-    """
+    """The shapes by name that an object holds under a key, of numbers that 63 bits can count."""
     found = said.get(key)
     if not isinstance(found, dict) or len(found) > MOST_TENSORS:
         raise ValueError(f"{key}: no shapes by name, or more than {MOST_TENSORS}")
@@ -54,11 +50,7 @@ def shapes_in(said: Mapping[str, Any], key: str) -> dict[str, torch.Size]:
 
 
 def unzipped(data: Buffer, most: int) -> bytes:
-    """What zstd packed as one frame that says its size, of at most `most` bytes.
-
-    Raises:
-        ValueError: it is damaged, more, or more than that frame.
-    """
+    """What zstd packed as one frame that says its size, of at most `most` bytes."""
     try:
         size = zstandard.frame_content_size(bytes(data))
         if not 0 <= size <= most:
@@ -70,11 +62,7 @@ def unzipped(data: Buffer, most: int) -> bytes:
 
 
 def numbers_in(data: Buffer, most: int) -> NDArray[np.uint32]:
-    """The at most `most` numbers that pcodec packed.
-
-    Raises:
-        ValueError: they are damaged, of another type, or more.
-    """
+    """The at most `most` numbers that pcodec packed."""
     out = np.empty(most, np.uint32)
     try:
         with panics_as_errors():

@@ -1,4 +1,7 @@
-"""Flags, rungs and pairs of numbers as bytes: what travels beside values."""
+"""Flags, rungs and pairs of numbers as bytes: what travels beside values.
+
+Who reads raises ValueError where the bytes are not what was written of so many.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,7 @@ def pair(partition: int, round: int) -> bytes:
 
 
 def counted_of(data: Buffer) -> dict[int, int]:
-    """The rounds by client of pairs that stand one behind the other.
-
-    Raises:
-        ValueError: bytes that are no whole number of pairs.
-    """
+    """The rounds by client of pairs that stand one behind the other."""
     if len(data) % _PAIR.size:
         raise ValueError(f"{len(data)} bytes are no whole number of pairs")
     return dict(_PAIR.iter_unpack(data))
@@ -41,11 +40,7 @@ def plain_flags(flags: Tensor) -> bytes:
 
 
 def plain_flags_of(data: Buffer, expected: int) -> Tensor:
-    """The inverse of `plain_flags`.
-
-    Raises:
-        ValueError: not as many bytes as so many flags have.
-    """
+    """The inverse of `plain_flags`."""
     if len(data) != (expected + 7) // 8:
         raise ValueError(f"{len(data)} bytes, expected {expected} flags")
     bits = np.unpackbits(np.frombuffer(data, np.uint8), count=expected)
@@ -53,11 +48,7 @@ def plain_flags_of(data: Buffer, expected: int) -> Tensor:
 
 
 def flags_of(data: Buffer, expected: int) -> Tensor:
-    """The inverse of `pack_flags`.
-
-    Raises:
-        ValueError: not an encoded flat mask of the expected length.
-    """
+    """The inverse of `pack_flags`."""
     try:
         decoded = decode_mask(bytes(data), expected)
     except ValueError as error:
@@ -78,11 +69,7 @@ def pack_rungs(rungs: Tensor) -> bytes:
 
 
 def rungs_of(data: Buffer, expected: int) -> Tensor:
-    """The inverse of `pack_rungs`, uint8.
-
-    Raises:
-        ValueError: not an encoded ladder over so many weights.
-    """
+    """The inverse of `pack_rungs`, uint8."""
     rungs, left = torch.zeros(expected, dtype=torch.uint8), torch.arange(expected)
     decoded = decode_mask(bytes(data), 255 * expected)
     for rung, (name, flags) in enumerate(decoded.items(), 1):

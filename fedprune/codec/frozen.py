@@ -24,12 +24,8 @@ Json = Any
 def taken_apart(value: Any, hint: Any, tensors: Tensors, at: str = "") -> Json:
     """The JSON of a value; its tensors are put under the names of their places.
 
-    Args:
-        value: of numbers, text, bytes, tensors, and tuples, sets, dictionaries and dataclasses of
-            these.
-        hint: its type, as `typing.get_type_hints` gives it.
-        tensors: where tensors go, as they are.
-        at: the value's place.
+    The value is of numbers, text, bytes, tensors, and tuples, sets, dictionaries and dataclasses of
+    these; `hint` is its type, as `typing.get_type_hints` gives it, and `at` its place.
 
     Raises:
         TypeError: a type that is none of these.

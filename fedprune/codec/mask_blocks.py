@@ -1,4 +1,8 @@
-"""The parts of an encoded mask: blocks of bytes with their lengths, names with shapes."""
+"""The parts of an encoded mask: blocks of bytes with their lengths, names with shapes.
+
+Who reads raises EOFError where they are cut short, and ValueError where they are not as they are
+written here, or are more.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +34,7 @@ class Cursor:
 
 
 def read_signatures(stream: Cursor, most: int) -> dict[str, tuple[int, ...]]:
-    """Name to shape of all signatures that follow, so many at the most.
-
-    Raises:
-        EOFError: the last is cut short.
-        ValueError: more of them, a name twice, or bytes that `signature` does not write.
-    """
+    """Name to shape of all signatures that follow, so many at the most."""
     shapes: dict[str, tuple[int, ...]] = {}
     while not stream.over:
         if len(shapes) == most:
@@ -58,12 +57,7 @@ def mask_block(code: int, payload: bytes) -> bytes:
 
 
 def read_block(stream: Cursor) -> tuple[int, memoryview]:
-    """The inverse of `mask_block`, of the next one.
-
-    Raises:
-        EOFError: it is cut short.
-        ValueError: its length is not as `mask_block` writes it.
-    """
+    """The inverse of `mask_block`, of the next one."""
     code = _read(stream, 1)[0]
     return code, _read(stream, _read_number(stream))
 

@@ -38,11 +38,7 @@ def bits_of(masks: Masks, edits: Edits) -> bytes:
 
 
 def edits_in(bits: Buffer) -> Edits:
-    """The edits of such a buffer.
-
-    Raises:
-        ValueError: they are damaged.
-    """
+    """The edits of such a buffer; ValueError: they are damaged."""
     packed = bytes(_parts(bits)[0])
     if not packed:
         return ()

@@ -210,11 +210,7 @@ def _from_log8(codes: Tensor) -> Tensor:
 
 
 def head_of(packet: Packet) -> dict[str, Any]:
-    """The head as a dictionary.
-
-    Raises:
-        ValueError: it is not a JSON object, or too long for one.
-    """
+    """The head as a dictionary; ValueError: it is no JSON object, or too long for one."""
     try:
         return read_object(packet.head, LONGEST_HEAD)
     except ValueError as error:

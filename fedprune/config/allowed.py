@@ -116,11 +116,7 @@ def check_given(schema: type[BaseModel], given: Mapping[str, Any]) -> None:
 
 
 def check_keys(schema: type[BaseModel], given: Mapping[str, Any]) -> None:
-    """`check_given`, with one line whatever is wrong.
-
-    Raises:
-        ConfigError: one line that names the key, the value and what is allowed.
-    """
+    """`check_given`, with a ConfigError of one line whatever is wrong."""
     try:
         check_given(schema, given)
     except ValidationError as error:

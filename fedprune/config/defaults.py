@@ -21,8 +21,7 @@ from fedprune.tasks.task import Task
 def completed(given: Mapping[str, Any]) -> dict[str, Any]:
     """The keys given and a value for every other one.
 
-    Args:
-        given: of the right types; names may be in no table, which is said afterwards.
+    Names that are in no table are said afterwards.
 
     Raises:
         ValueError: no such task or score, or a file that they need cannot be read.

@@ -17,7 +17,8 @@ _SUMS = ("sum", "mean", "mean-absolute", "second-moment", "rank-mean", "votes")
 def privacy_conflicts(c: AllOptions) -> list[Conflict]:
     """Every conflict of the keys of privacy with each other and with the rest."""
     score = scores_of(c.plugin)[c.score]
-    return [*_drawn(c, score), *noise_conflicts(c, score), *_how_many(c), *_by_budget(c)]
+    found = [*_drawn(c, score), *noise_conflicts(c, score), *_how_many(c), *_by_budget(c)]
+    return [*found, *example_conflicts(c, score), *response_conflicts(c)]
 
 
 def noise_conflicts(c: AllOptions, score: Score) -> list[Conflict]:
@@ -137,11 +138,6 @@ def _how_many(c: AllOptions) -> list[Conflict]:
 
 _WHOLE = tuple(name for name in UNITS if name not in {"weight", "n:m"})
 """Units that go or stay as one: a bit says which."""
-
-
-def local_conflicts(c: AllOptions, score: Score) -> list[Conflict]:
-    """Every possible conflict of noise that clients add themselves, with whether it is one."""
-    return [*example_conflicts(c, score), *response_conflicts(c)]
 
 
 def example_conflicts(c: AllOptions, score: Score) -> list[Conflict]:

@@ -11,7 +11,7 @@ from fedprune.config.adapter_conflicts import adapter_conflicts
 from fedprune.config.conflicts import conflicts
 from fedprune.config.learning_conflicts import learning_conflicts, untrained_conflicts
 from fedprune.config.measured_noise import noised_conflicts
-from fedprune.config.privacy_conflicts import local_conflicts, privacy_conflicts
+from fedprune.config.privacy_conflicts import privacy_conflicts
 from fedprune.config.sections import AllOptions
 from fedprune.config.streamed import why_unstreamed
 from fedprune.options.conditions import only
@@ -46,15 +46,11 @@ def check_options(config: AllOptions) -> None:
     found = [*_out_of_bounds(c), *_of_the_engine(c), *_sent(c, task)]
     found += untrained_conflicts(c, score, task)
     found += [*conflicts(c, score, task), *learning_conflicts(c), *adapter_conflicts(c, score)]
-    _raise_first(c, [*found, *privacy_conflicts(c), *local_conflicts(c, score)])
+    _raise_first(c, [*found, *privacy_conflicts(c)])
 
 
 def check_noise(config: AllOptions) -> None:
-    """Refuse what the noise, all of it known, makes nonsense of.
-
-    Raises:
-        ConfigError: key=value: what is wrong; allowed: what is.
-    """
+    """Refuse, as `check_options`, what the noise, all of it known, makes nonsense of."""
     _raise_first(config, noised_conflicts(config))
 
 

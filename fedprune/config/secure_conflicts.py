@@ -8,8 +8,8 @@ from fedprune.config.sections import AllOptions
 from fedprune.config.terms import noised
 from fedprune.options.conditions import only
 from fedprune.options.refusal import Conflict
+from fedprune.privacy.discretise import RANGES
 from fedprune.privacy.options import Privacy
-from fedprune.privacy.ranges import RANGES
 from fedprune.scores.combine import COMBINES
 
 _SUMS = tuple(name for name, combine in COMBINES.items() if combine.merge is None)

@@ -44,11 +44,7 @@ def from_toml(text: str) -> dict[str, Any]:
 
 
 def all_keys(text: str) -> dict[str, Any]:
-    """Every key of a TOML document as Python spells it, given or followed.
-
-    Raises:
-        ConfigError: it is not TOML.
-    """
+    """Every key of a TOML document as Python spells it, given or followed; as by `from_toml`."""
     document = _document(text)
     followed = document.pop("followed", {})
     return flat({**followed, **document})

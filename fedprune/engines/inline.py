@@ -6,7 +6,6 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
 
 from fedprune.client.host import Host, grouped, labels_of
 from fedprune.client.memory import ClientMemory
@@ -32,12 +31,12 @@ def inline_port(host: Host, tick: Tick | None = None, memory: ClientMemory | Non
     def present() -> Mapping[int, int]:
         return MappingProxyType(labels_of(host))
 
-    always: dict[str, Any] = {"rehearsed": True, "data": lambda: data_digest(host.shards)}
+    data = functools.partial(data_digest, host.shards)
     if host.config.secure != "none":
         # Secure sums are made of what is above: they come in where they are wanted.
         from fedprune.engines.inline_sums import inline_sums
 
-        return Port(inline_sums(host, tick), present, **always)
+        return Port(inline_sums(host, tick), present, rehearsed=True, data=data)
 
     def ask(question: Question, partitions: Sequence[int]) -> Aggregate:
         trim_memory(parameters)
@@ -47,4 +46,4 @@ def inline_port(host: Host, tick: Tick | None = None, memory: ClientMemory | Non
         return replace(aggregate, bytes_down=sent.size(partitions))
 
     model = host.model if host.device.type == "cpu" else None
-    return Port(ask, present, **always, model=model)
+    return Port(ask, present, rehearsed=True, data=data, model=model)

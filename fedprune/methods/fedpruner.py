@@ -52,10 +52,10 @@ from fedprune.protocol.forms import form_of
 from fedprune.protocol.port import Ask
 from fedprune.scores.block_influence import INFLUENCE
 from fedprune.scores.block_similarity import SIMILARITY, similarities
-from fedprune.server.fitting import bytes_needed
 from fedprune.server.round import Round, Talk
 from fedprune.server.standing import too_few
 from fedprune.server.state import Model
+from fedprune.server.work import bytes_needed
 from fedprune.structure.groups import stacks_of
 from fedprune.structure.layout import Layout
 from fedprune.tensors.named import Masks, Tensors

@@ -30,11 +30,13 @@ def unmet(when: When, values: Any) -> list[str]:
     """
     found = []
     for every in _ways(when):
-        said = ((key, getattr(values, key, _NOWHERE), wanted) for key, wanted in every.items())
-        wrong = (k for k, value, w in said if value is not _NOWHERE and not permitted(value, w))
-        if (key := next(wrong, None)) is None:
+        for key, wanted in every.items():
+            value = getattr(values, key, _NOWHERE)
+            if value is not _NOWHERE and not permitted(value, wanted):
+                found.append(key)
+                break
+        else:
             return []
-        found.append(key)
     return found
 
 

@@ -23,14 +23,7 @@ Count = Annotated[int, Field(ge=1, le=10**9)]
 
 @dataclass(frozen=True)
 class OptionFacts:
-    """What an option says of itself beside its name, type, default and limits.
-
-    Attributes:
-        group: where ``--help`` shows it.
-        when: values of other options beside which it is read; beside others it has no value.
-        derived: its value from the others' where it is not given; None: its default.
-        names: the table that its value is a name in, with a summary of each; None: any value.
-    """
+    """What an option says of itself beside its name, type, default and limits, see `option`."""
 
     group: str
     when: When = ({},)

@@ -37,11 +37,7 @@ def with_code_of(plugin: str, keys: Mapping[str, Any], where: object) -> dict[st
 
 
 def check_of_this_app(plugin: str) -> None:
-    """Refuse a plug-in that is no file of the app that Flower shipped: on a device, a server asks.
-
-    Raises:
-        ValueError: it lies elsewhere.
-    """
+    """Refuse a plug-in that is no file of the app that Flower shipped: a server asks a device."""
     if plugin and not (APP / plugin).resolve().is_relative_to(APP):
         raise ValueError(f"plugin={plugin!r}: not in the app; allowed: a path within it")
 
@@ -124,11 +120,7 @@ def _loaded(plugin: str) -> ModuleType:
 
 
 def table_in(plugin: str, name: str, kind: type) -> dict[str, Any]:
-    """A plug-in's table.
-
-    Raises:
-        ImportError: it is no dictionary of what belongs there.
-    """
+    """A plug-in's table; ImportError: it is no dictionary of what belongs there."""
     table = vars(_loaded(plugin)).get(name, {}) if plugin else {}
     if not isinstance(table, dict) or not all(isinstance(v, kind) for v in table.values()):
         raise ImportError(

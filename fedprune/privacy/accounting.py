@@ -91,8 +91,8 @@ def rdp_epsilon(
 ) -> float:
     """Epsilon at delta by Rényi divergences: the largest over profiles.
 
-    `relation` is the neighbouring one in force, `orders` are of the divergences; none: dp-
-    accounting's own. Fewer give a larger epsilon.
+    `relation` is the neighbouring one in force, `orders` are of the divergences; none:
+    dp-accounting's own. Fewer give a larger epsilon.
 
     Raises:
         ValueError: dp-accounting is needed and not installed.

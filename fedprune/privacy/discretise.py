@@ -49,3 +49,20 @@ def noise_for(release: Release) -> Noise:
     l2 = sensitivity / step + (0.0 if whole else root)
     l1 = min(root * l2, l2**2)  # integers are no larger than their squares
     return Noise(step, clip, ((release.z or 0.0) * l2) ** 2, l1, l2)
+
+
+RANGES = {
+    "changes": (1e6, 1e3),
+    "scores": (1e6, 1e3),
+    "moments": (1e9, 1e5),
+    "metrics": (1e9, 1e5),
+    "counts": (1e12, 1e6),
+}
+"""The largest magnitude of what one client adds to a sum, weighted, in 64 and in 32 bits.
+
+With 64 bits and 100 clients a change or a score is rounded to a multiple of 1.5e-11. Votes are
+whole numbers and need no range.
+"""
+
+COARSER, MOST = 2.0**10, 3
+"""By how much a range of 32 bits is widened where a client's numbers do not fit, and how often."""

@@ -81,10 +81,6 @@ class Ledger:
         value that was stored may be sent again without asking, and so without booking. What costs
         nothing, or is covered by nothing, is booked once.
 
-        Args:
-            occasion: when, and who is asked.
-            releases: all that leaves then, up and down.
-
         Returns:
             `epsilon` with them.
 
@@ -188,11 +184,8 @@ class Ledger:
 def open_ledger(path: Path | None, terms: AccountingTerms, *, resume: bool = False) -> Ledger:
     """A ledger at the path, or in memory only.
 
-    Args:
-        path: of the file; None keeps nothing on disk.
-        terms: of the run.
-        resume: go on from the file; a last line that a crash cut short is cut off, as it was
-            written before its release, which so never came.
+    With `resume` it goes on from the file; a last line that a crash cut short is cut off, as it was
+    written before its release, which so never came.
 
     Raises:
         ConfigError: there is a ledger already, of a run that is not resumed; or one that is to be

@@ -1,7 +1,4 @@
-"""The ledger's file: lines, each with a digest of all before it, and beside it how far they came.
-
-Lines that are changed or taken away are missed, unless whoever did it changed both files.
-"""
+"""The ledger's file: lines, each with a digest of all before it; beside it how far they came."""
 
 from __future__ import annotations
 

@@ -20,6 +20,37 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Event:
+    """One noisy release, or several that share a draw.
+
+    Attributes:
+        z: noise multiplier of a Gaussian mechanism; infinite: not one.
+        rate: its part of the units is drawn, each by itself.
+        sample: (population, drawn) without replacement, or None.
+        spread: (rho, xi) of a mechanism that is concentrated (zCDP), or None.
+        pure: epsilon of one bit of randomised response, or None.
+    """
+
+    z: float = math.inf
+    rate: float = 1.0
+    sample: tuple[int, int] | None = None
+    spread: tuple[float, float] | None = None
+    pure: float | None = None
+
+    @property
+    def unsampled(self) -> bool:
+        """It is a Gaussian mechanism on all units, and only that."""
+        return self.rate >= 1 and not (self.sample or self.spread) and self.pure is None
+
+
+Profile = Counter[Event]
+"""What one unit has been through: events, and how often."""
+
+UNHIDDEN = Event(z=0.0)
+"""Of a unit that nothing hides: epsilon is infinite."""
+
+
+@dataclass(frozen=True)
 class Mechanism:
     """One way in which a release is protected.
 
@@ -140,11 +171,7 @@ MECHANISMS = {
 
 
 def mechanism_of(name: str) -> Mechanism:
-    """The mechanism of this name.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The mechanism of this name; ValueError: there is none."""
     if name not in MECHANISMS:
         raise ValueError(f"mechanism={name!r}: allowed: {', '.join(MECHANISMS)}")
     return MECHANISMS[name]
@@ -153,34 +180,3 @@ def mechanism_of(name: str) -> Mechanism:
 def is_noised(line: Mapping[str, Any]) -> bool:
     """Whether a line of the ledger is covered and costs something."""
     return bool(line["covered"]) and mechanism_of(line["mechanism"]).noised
-
-
-@dataclass(frozen=True)
-class Event:
-    """One noisy release, or several that share a draw.
-
-    Attributes:
-        z: noise multiplier of a Gaussian mechanism; infinite: not one.
-        rate: its part of the units is drawn, each by itself.
-        sample: (population, drawn) without replacement, or None.
-        spread: (rho, xi) of a mechanism that is concentrated (zCDP), or None.
-        pure: epsilon of one bit of randomised response, or None.
-    """
-
-    z: float = math.inf
-    rate: float = 1.0
-    sample: tuple[int, int] | None = None
-    spread: tuple[float, float] | None = None
-    pure: float | None = None
-
-    @property
-    def unsampled(self) -> bool:
-        """It is a Gaussian mechanism on all units, and only that."""
-        return self.rate >= 1 and not (self.sample or self.spread) and self.pure is None
-
-
-Profile = Counter[Event]
-"""What one unit has been through: events, and how often."""
-
-UNHIDDEN = Event(z=0.0)
-"""Of a unit that nothing hides: epsilon is infinite."""

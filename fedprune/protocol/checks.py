@@ -133,11 +133,7 @@ _WHOLES = {
 
 
 def check_sum(aggregate: Aggregate, form: Form) -> None:
-    """Refuse a host's sum that would spoil the server's: a server cannot trust a device.
-
-    Raises:
-        Refused: with the field and the reason.
-    """
+    """Refuse a host's sum that would spoil the server's: a server cannot trust a device."""
     if aggregate.bytes_up < 0:
         raise Refused("bytes_up", f"{aggregate.bytes_up} is below 0")
     if not aggregate.answered:

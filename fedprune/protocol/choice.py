@@ -31,10 +31,8 @@ from fedprune.tensors.named import Masks, Tensors, count_kept
 class Wanted:
     """How much is to be gone, and who competes with whom.
 
-    Attributes:
-        sparsity: of the tensors that are scored; None: the configuration's threshold decides.
-        scope: who competes with whom.
-        progress: part of the way that the schedule has come, for densities given by pattern.
+    The sparsity is of the tensors that are scored; None: the configuration's threshold decides.
+    `progress` is the part of the way that the schedule has come, for densities given by pattern.
     """
 
     sparsity: float | None

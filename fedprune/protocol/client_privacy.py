@@ -11,24 +11,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from fedprune.config import RunConfig
 from fedprune.config.kinds import KINDS
 from fedprune.options.refusal import Refused
 from fedprune.privacy.clipping import clipped, scaled, sensitivity
 from fedprune.privacy.noise import Source, gaussian
+from fedprune.privacy.options import Privacy
 from fedprune.protocol.failures import Failure
 from fedprune.protocol.messages import Answer, Question
 from fedprune.scores.catalog import scores_of
 from fedprune.tasks.client_spread import PREFIX
-
-if TYPE_CHECKING:
-    from fedprune.config import RunConfig
-    from fedprune.privacy.options import Privacy
-    from fedprune.tasks.options import Data
+from fedprune.tasks.options import Data
 
 
 def hides(config: RunConfig) -> bool:

@@ -68,11 +68,7 @@ def config_of(origin: Mapping[str, Any]) -> RunConfig:
 
 
 def built_by(origin: Mapping[str, Any]) -> nn.Module:
-    """The dense model of an origin, as its task builds it.
-
-    Raises:
-        ValueError: no such task.
-    """
+    """The dense model of an origin, as its task builds it; ValueError: no such task."""
     tasks = tasks_of(origin.get("plugin", ""))
     if origin["task"] not in tasks:
         raise ValueError(f"task {origin['task']!r} is not known here; pass the model to load()")

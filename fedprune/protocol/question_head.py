@@ -7,14 +7,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from fedprune.config.kinds import KINDS
 from fedprune.runtime.json_text import number_within, text_of, whole_number
 from fedprune.selection.regrowth import GROWN
 
-_LATEST = 2**31 - 1  # rounds are counted in int32 elsewhere
-_HIGHEST = sys.float_info.max
+count_in = partial(whole_number, most=2**31 - 1)
+"""A whole number, such as a round; rounds are counted in int32 elsewhere."""
+
+rank_in = partial(whole_number, most=10**5)
+"""A rank of factors."""
+
+amount_in = partial(number_within, most=sys.float_info.max)
+"""A finite number, 0 or more."""
+
+share_in = partial(number_within, most=1.0)
+"""A number from 0 to 1."""
 
 
 def kind_in(head: Mapping[str, Any], name: str) -> str:
@@ -46,26 +56,6 @@ def flag_in(head: Mapping[str, Any], name: str) -> bool:
     if not isinstance(head.get(name), bool):
         raise ValueError(f"{name} is neither true nor false")
     return bool(head[name])
-
-
-def count_in(head: Mapping[str, Any], name: str) -> int:
-    """A whole number, such as a round."""
-    return whole_number(head, name, _LATEST)
-
-
-def rank_in(head: Mapping[str, Any], name: str) -> int:
-    """A rank of factors."""
-    return whole_number(head, name, 10**5)
-
-
-def amount_in(head: Mapping[str, Any], name: str) -> float:
-    """A finite number, 0 or more."""
-    return number_within(head, name, _HIGHEST)
-
-
-def share_in(head: Mapping[str, Any], name: str) -> float:
-    """A number from 0 to 1."""
-    return number_within(head, name, 1.0)
 
 
 def share_or_none_in(head: Mapping[str, Any], name: str) -> float | None:

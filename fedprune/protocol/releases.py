@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+from fedprune.config import RunConfig
 from fedprune.config.cohort import asked_of
 from fedprune.config.kinds import KINDS
 from fedprune.privacy.accounting import skellam_zcdp
@@ -22,18 +22,15 @@ from fedprune.privacy.mechanisms import (
     SAMPLED_GAUSSIAN,
     SKELLAM,
 )
+from fedprune.privacy.options import Privacy
 from fedprune.privacy.release import Release
 from fedprune.protocol.client_privacy import asks_signed, hides
+from fedprune.protocol.form import Form
 from fedprune.protocol.limits import clip_of, noise_of, votes_norm
 from fedprune.protocol.messages import Question
 from fedprune.protocol.votes import response_release
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.combine import combines_of
-
-if TYPE_CHECKING:
-    from fedprune.config import RunConfig
-    from fedprune.privacy.options import Privacy
-    from fedprune.protocol.form import Form
 
 OPEN = "released without noise"
 _SUMMED = "only sums over clients are seen, without noise: not differentially private"

@@ -114,11 +114,7 @@ def _index(said: Any) -> int:
 
 
 def check_spoken(spoken: Sequence[int], asked: Collection[int]) -> None:
-    """Refuse a reply that does not say of each partition asked, once, that it answers or failed.
-
-    Raises:
-        Refused: with the first few of both.
-    """
+    """Refuse a reply that does not say of each partition asked, once, that it answers or failed."""
     if sorted(spoken) != sorted(asked):
         said, wanted = _few(spoken), _few(asked)
         raise Refused("answered", f"speaks for partitions {said}, asked were {wanted}")

@@ -23,10 +23,9 @@ from fedprune.privacy.release import Occasion, Release
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.form import Form
 from fedprune.protocol.forms import form_of
-from fedprune.protocol.limits import most_votes
+from fedprune.protocol.limits import most_votes, noise_source_of
 from fedprune.protocol.messages import Question
 from fedprune.protocol.models import layout_at
-from fedprune.protocol.noise import noise_source_of
 from fedprune.protocol.port import Ask, Exchange, Port
 from fedprune.protocol.releases import announced, releases_of
 from fedprune.protocol.server_noise import noised_sum

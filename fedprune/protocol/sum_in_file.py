@@ -87,10 +87,7 @@ class SumInFile:
 class Hidden:
     """A ChaCha20 keystream (RFC 8439) under a key of this process, another for every writing.
 
-    It keeps what is read from who finds the file, not from who changes it.
-
-    Attributes:
-        key: 32 bytes that nobody else has.
+    It keeps what is read from who finds the file, not from who changes it. Nobody else has the key.
     """
 
     key: bytes = field(default_factory=lambda: os.urandom(32), repr=False)

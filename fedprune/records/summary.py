@@ -15,10 +15,10 @@ from fedprune.methods.catalog import client_parts, method_of
 from fedprune.methods.measuring import own_masks, own_sparsity
 from fedprune.protocol.client_privacy import hides
 from fedprune.records.sizes import Summary, sizes_of_model
-from fedprune.server.fitting import bytes_needed
 from fedprune.server.plan import Plan
 from fedprune.server.rows import Row, quality
 from fedprune.server.state import State, Totals
+from fedprune.server.work import bytes_needed
 from fedprune.structure.layout import Layout
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.client_spread import client_percentiles, figure_name

@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,3 +127,17 @@ def check_prefix(path: Path, prefix: Prefix) -> None:
         raise ValueError(f"{path.name} was cut: {len(data)} bytes of {prefix.size}")
     if hashlib.sha256(data).hexdigest() != prefix.sha256:
         raise ValueError(f"{path.name} was changed or damaged")
+
+
+@contextmanager
+def panics_as_errors() -> Iterator[None]:
+    """Within the block a panic in Rust (tokenizers, safetensors, pcodec) is a ValueError.
+
+    Their own is no `Exception`: who reads a file that holds anything would not see it.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(" ".join(str(error).split())[:300]) from None

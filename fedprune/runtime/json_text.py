@@ -22,9 +22,8 @@ MOST_TENSORS = 2**15
 def read_json(data: bytes | memoryview | str, most: int = LONGEST_TEXT) -> Any:
     """What a text of JSON says.
 
-    Raises:
-        ValueError: it is too long or too deep, of too many values, no JSON, or it names something
-            twice. Nothing else is raised, whatever the text is.
+    It is not too long or too deep, nor of too many values, and names nothing twice. Nothing but
+    ValueError is raised, whatever the text is.
     """
     if len(data) > most:
         raise ValueError(f"a text of {len(data)} bytes; allowed: {most}")
@@ -50,11 +49,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_once)
 
 
 def read_object(data: bytes | memoryview | str, most: int = LONGEST_TEXT) -> dict[str, Any]:
-    """The same, of a text that is an object.
-
-    Raises:
-        ValueError: as for `read_json`, or it is something else.
-    """
+    """The same, of a text that is an object."""
     found = read_json(data, most)
     if not isinstance(found, dict):
         raise ValueError(f"{type(found).__name__}, expected an object")
@@ -62,11 +57,7 @@ def read_object(data: bytes | memoryview | str, most: int = LONGEST_TEXT) -> dic
 
 
 def number_at(head: Mapping[str, Any], name: str, default: float | None = None) -> float:
-    """A number of an object, also NaN and infinity.
-
-    Raises:
-        ValueError: it is something else, or a whole number that no float holds.
-    """
+    """A number of an object, also NaN and infinity; no whole one that no float holds."""
     found = head.get(name, default)
     if isinstance(found, bool) or not isinstance(found, int | float):
         raise ValueError(f"{name} is no number")
@@ -77,11 +68,7 @@ def number_at(head: Mapping[str, Any], name: str, default: float | None = None) 
 
 
 def number_within(head: Mapping[str, Any], name: str, most: float) -> float:
-    """A number of an object, from 0 to `most`.
-
-    Raises:
-        ValueError: it is something else.
-    """
+    """A number of an object, from 0 to `most`."""
     found = number_at(head, name)
     if not 0 <= found <= most:
         raise ValueError(f"{name} is not from 0 to {most:g}")
@@ -89,11 +76,7 @@ def number_within(head: Mapping[str, Any], name: str, most: float) -> float:
 
 
 def whole_number(head: Mapping[str, Any], name: str, most: int = 2**63 - 1) -> int:
-    """A whole number of an object, from 0 to `most`.
-
-    Raises:
-        ValueError: it is something else.
-    """
+    """A whole number of an object, from 0 to `most`."""
     found = head.get(name)
     if type(found) is not int or not 0 <= found <= most:
         raise ValueError(f"{name} is no whole number from 0 to {most}")
@@ -101,11 +84,7 @@ def whole_number(head: Mapping[str, Any], name: str, most: int = 2**63 - 1) -> i
 
 
 def text_of(head: Mapping[str, Any], name: str, default: str | None = None) -> str:
-    """A text of an object.
-
-    Raises:
-        ValueError: it is something else.
-    """
+    """A text of an object."""
     found = head.get(name, default)
     if not isinstance(found, str):
         raise ValueError(f"{name} is no text")
@@ -113,11 +92,7 @@ def text_of(head: Mapping[str, Any], name: str, default: str | None = None) -> s
 
 
 def texts_of(head: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    """A list of texts of an object, none of which is there twice.
-
-    Raises:
-        ValueError: it is something else.
-    """
+    """A list of texts of an object, none of which is there twice."""
     found = head.get(name)
     if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
         raise ValueError(f"{name} is no list of texts")

@@ -18,6 +18,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from fedprune.options.refusal import Refused
+from fedprune.secagg.fixed_point import Ring, ring_type
 from fedprune.secagg.graph import enough, neighbours_of
 from fedprune.secagg.keys import (
     KEY,
@@ -42,7 +43,6 @@ from fedprune.secagg.primitives import (
     unsealed,
     verified,
 )
-from fedprune.secagg.ring import Ring, ring_type
 from fedprune.secagg.shamir import split
 from fedprune.secagg.terms import Terms
 

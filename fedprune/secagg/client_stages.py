@@ -24,19 +24,18 @@ from fedprune.privacy.discretise import Noise
 from fedprune.privacy.noise import Source, keyed_source, secret_source
 from fedprune.protocol.checks import check_summand
 from fedprune.protocol.client_privacy import silenced
-from fedprune.protocol.coded_answers import on_own_mask
 from fedprune.protocol.form import Form
 from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Answer, Question
-from fedprune.protocol.parts import failure_of
+from fedprune.protocol.parts import failure_of, on_own_mask
 from fedprune.protocol.questions import decode_question
 from fedprune.secagg.client import confirmed, masked_vector, revealed, shares_of
+from fedprune.secagg.fixed_point import Ring
 from fedprune.secagg.keys import Keys, Seeds, keys_and_signature, keys_of, seeds_of
 from fedprune.secagg.messages import Call, StageReply, merged_replies
 from fedprune.secagg.packets import reply_packet
 from fedprune.secagg.primitives import derived
 from fedprune.secagg.register import Register, check_vouched, vouched
-from fedprune.secagg.ring import Ring
 from fedprune.secagg.shared_noise import fewest_left, noises_of, with_share
 from fedprune.secagg.terms import Terms, terms_of
 from fedprune.secagg.vectors import Pieces, pieces_of, vector_of

@@ -10,7 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedprune.options.refusal import Refused
-from fedprune.secagg.ring import Ring, ring_type
+
+Ring = NDArray[np.unsignedinteger[Any]]
+"""A flat vector of uint32 or uint64."""
+
+
+def ring_type(bits: int) -> np.dtype[np.unsignedinteger[Any]]:
+    """The numpy type of `bits` bits."""
+    return np.dtype(np.uint32 if bits == 32 else np.uint64)
+
 
 _BLOCK = 2**17
 

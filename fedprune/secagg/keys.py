@@ -42,11 +42,7 @@ class Keys:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Keys:
-        """The reverse.
-
-        Raises:
-            ValueError: if they are not 128 bytes.
-        """
+        """The reverse; ValueError if they are not 128 bytes."""
         if len(data) != 4 * KEY:
             raise ValueError(f"keys of a secure sum have {4 * KEY} bytes, not {len(data)}")
         return cls(*(data[at : at + KEY] for at in range(0, 4 * KEY, KEY)))
@@ -82,11 +78,7 @@ class Secrets:
 
 
 def secrets_of(seed: bytes, terms: Terms) -> Secrets:
-    """The secrets of a client with this seed; other terms give unrelated ones.
-
-    Raises:
-        ValueError: if the seed is not 32 bytes.
-    """
+    """The secrets of a client with this seed of 32 bytes; other terms give unrelated ones."""
     if len(seed) != KEY:
         raise ValueError(f"a client's seed has {KEY} bytes, not {len(seed)}")
     names = ("channel", "masking", "own", "signing")

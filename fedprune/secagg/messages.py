@@ -13,7 +13,7 @@ import numpy as np
 from fedprune.protocol.broadcast import Broadcast
 from fedprune.protocol.failures import Failure
 from fedprune.protocol.messages import Question
-from fedprune.secagg.ring import Ring
+from fedprune.secagg.fixed_point import Ring
 
 StageTable = Mapping[int, Mapping[int, bytes]]
 """From one client to others, or of one from others: a few bytes each."""

@@ -14,13 +14,13 @@ import numpy as np
 from fedprune.codec.bounded import Buffer
 from fedprune.codec.wire import Packet
 from fedprune.options.refusal import Refused
-from fedprune.privacy.ranges import MOST
+from fedprune.privacy.discretise import MOST
 from fedprune.protocol.failures import failure_said, longest_about, plain
 from fedprune.protocol.replies import check_spoken
 from fedprune.runtime.json_text import read_object
+from fedprune.secagg.fixed_point import Ring, ring_type
 from fedprune.secagg.keys import keys_and_signature
 from fedprune.secagg.messages import Call, StageReply, StageTable
-from fedprune.secagg.ring import Ring, ring_type
 
 LONGEST_CALL = 2**22
 """Bytes of what a call says in JSON: it names everyone who is in a sum three times."""
@@ -43,11 +43,7 @@ def call_packet(call: Call) -> Packet:
 
 
 def call_of(packet: Packet) -> Call:
-    """The call that a packet holds.
-
-    Raises:
-        Refused: it is malformed.
-    """
+    """The call that a packet holds; Refused if it is malformed."""
     try:
         about = read_object(packet.fields["call"], LONGEST_CALL)
         return Call(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fedprune.secagg.ring import Ring
+from fedprune.secagg.fixed_point import Ring
 
 _NO_NONCE = bytes(12)
 """Each key below serves one message or one stream, so the nonce need not differ."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedprune.secagg.client import confirmed, masked_vector, revealed, shares_of
+from fedprune.secagg.fixed_point import Ring
 from fedprune.secagg.graph import enough
 from fedprune.secagg.keys import keys_of
-from fedprune.secagg.ring import Ring
 from fedprune.secagg.server import Unrecoverable, unmasked
 from fedprune.secagg.terms import Terms
 

@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from fedprune.secagg.decoding import astray
+from fedprune.secagg.fixed_point import Ring, ring_type
 from fedprune.secagg.graph import enough, neighbours_of
 from fedprune.secagg.keys import KEY, Keys, commitment, mask_context, own_mask, pair_mask, tag
 from fedprune.secagg.primitives import mask, public_of
-from fedprune.secagg.ring import Ring, ring_type
 from fedprune.secagg.shamir import combine
 from fedprune.secagg.terms import Terms
 
@@ -17,8 +17,7 @@ from fedprune.secagg.terms import Terms
 class Unrecoverable(ValueError):
     """The sum cannot be opened; nothing has been learned but that. Says why.
 
-    Attributes:
-        dealer: the client whose own fault it is; -1 where nobody can tell.
+    The dealer is the client whose own fault it is; -1 where nobody can tell.
     """
 
     def __init__(self, text: str, dealer: int = -1) -> None:

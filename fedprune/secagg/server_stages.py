@@ -12,12 +12,12 @@ from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.failures import Failure
 from fedprune.protocol.messages import Question
 from fedprune.secagg.client import confirming
+from fedprune.secagg.fixed_point import Ring
 from fedprune.secagg.graph import enough
 from fedprune.secagg.keys import KEY, Keys, keys_and_signature
 from fedprune.secagg.messages import Call, Enclosure, StageReply, Transport, call_for
 from fedprune.secagg.packets import call_packet
 from fedprune.secagg.primitives import TAG
-from fedprune.secagg.ring import Ring
 from fedprune.secagg.server import Unrecoverable, unmasked
 from fedprune.secagg.strangers import strangers_of, unsigned, wrong_keys, wrong_shares, wrong_shown
 from fedprune.secagg.terms import Terms

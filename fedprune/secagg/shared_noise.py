@@ -19,7 +19,7 @@ from fedprune.protocol.form import Form
 from fedprune.protocol.limits import most_votes
 from fedprune.protocol.messages import Question
 from fedprune.protocol.releases import releases_of
-from fedprune.secagg.ring import Ring
+from fedprune.secagg.fixed_point import Ring
 from fedprune.secagg.vectors import Pieces
 from fedprune.structure.layout import Layout
 

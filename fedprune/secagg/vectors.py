@@ -19,15 +19,21 @@ from torch import Tensor
 from fedprune.client.measurement import LOST
 from fedprune.config.kinds import KINDS
 from fedprune.options.refusal import ConfigError, Refused, counted
-from fedprune.privacy.discretise import Noise
+from fedprune.privacy.discretise import COARSER, MOST, RANGES, Noise
 from fedprune.privacy.options import Privacy
-from fedprune.privacy.ranges import COARSER, MOST, RANGES
 from fedprune.protocol.aggregate import Aggregate, count_type
 from fedprune.protocol.form import Form, fitting
 from fedprune.protocol.messages import Answer
 from fedprune.scores.score import Shapes
-from fedprune.secagg.fixed_point import OUT_OF_RANGE, Scale, from_ring, scale_for, to_ring
-from fedprune.secagg.ring import Ring, ring_type
+from fedprune.secagg.fixed_point import (
+    OUT_OF_RANGE,
+    Ring,
+    Scale,
+    from_ring,
+    ring_type,
+    scale_for,
+    to_ring,
+)
 from fedprune.tensors.named import Masks, count_kept
 
 

@@ -22,10 +22,9 @@ from fedprune.protocol.failures import Failure
 from fedprune.protocol.port import Ask, Exchange, Port
 from fedprune.protocol.running_sum import summed
 from fedprune.randomness import draw_each, generator
-from fedprune.server.fitting import bytes_needed
 from fedprune.server.plan import Plan
 from fedprune.server.state import Book, State
-from fedprune.server.work import client_seconds
+from fedprune.server.work import bytes_needed, client_seconds
 from fedprune.tasks.options import Data
 
 

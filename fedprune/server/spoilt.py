@@ -17,11 +17,7 @@ from fedprune.tensors.named import Tensors
 
 
 class Spoilt(Exception):
-    """Nothing comes of the sums, and why.
-
-    Attributes:
-        failures: of the clients whose statistics stand out.
-    """
+    """Nothing comes of the sums, and why; with failures of clients whose statistics stand out."""
 
     def __init__(self, why: str, aggregate: Aggregate) -> None:
         super().__init__(plain(why))

@@ -109,14 +109,10 @@ class Book:
 
 @dataclass(frozen=True)
 class Best:
-    """The best round of an arm so far (`fedprune.methods.best`).
+    """The best round of an arm so far, by its loss on validation (`fedprune.methods.best`).
 
-    Attributes:
-        round: which.
-        loss: on validation.
-        sparsity: of its model.
-        waited: rounds since then that were measured and are no better.
-        model: the model, where it may become the result.
+    `waited` are rounds since then that were measured and are no better; the model is there where it
+    may become the result.
     """
 
     round: int

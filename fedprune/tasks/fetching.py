@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fedprune.runtime.panics import panics_as_errors
+from fedprune.runtime.files import panics_as_errors
 from fedprune.streaming.files import tensors_in
 from fedprune.tasks.claims import check_config, filled_by, held_by
 from fedprune.tasks.hub import offline, quiet, reachable

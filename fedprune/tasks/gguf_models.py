@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fedprune.options.refusal import counted
-from fedprune.runtime.files import os_errors
-from fedprune.runtime.panics import panics_as_errors
+from fedprune.runtime.files import os_errors, panics_as_errors
 from fedprune.tasks.claims import (
     LONGEST_TOKENIZER,
     MOST_LAYERS,

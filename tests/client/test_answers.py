@@ -19,9 +19,9 @@ from fedprune.codec.wire import SCORE_TYPES
 from fedprune.engines.inline import inline_port
 from fedprune.learning.mask_rules import MASKS
 from fedprune.protocol.aggregate import Aggregate
-from fedprune.protocol.coded_answers import decode_answer
 from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Question
+from fedprune.protocol.parts import decode_answer
 from fedprune.scores.combine import COMBINES, NORMALISE
 from fedprune.scores.score import Probe
 from fedprune.tasks.task import Part, Shard, batches

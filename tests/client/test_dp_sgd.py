@@ -21,9 +21,9 @@ from fedprune.learning.optimizers import OPTIMIZERS
 from fedprune.privacy.clipping import clipped, scaled
 from fedprune.privacy.noise import seeded_source
 from fedprune.protocol.form import fitting
+from fedprune.protocol.limits import source_for
 from fedprune.protocol.messages import Question
 from fedprune.protocol.models import dense_model, layout_for
-from fedprune.protocol.noise import source_for
 from fedprune.tasks.catalog import TASKS
 from fedprune.tasks.task import Loss, Part, batches, examples
 from fedprune.tensors.models import load_into, state_of

@@ -17,7 +17,7 @@ from fedprune.privacy.noise import (
     skellam,
     uniforms,
 )
-from fedprune.protocol.noise import noise_source_of
+from fedprune.protocol.limits import noise_source_of
 
 
 def sources() -> list[Source]:

@@ -13,9 +13,9 @@ from fedprune.codec.wire import Packet
 from fedprune.options.refusal import Refused
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.broadcast import broadcast, encode_question
-from fedprune.protocol.coded_answers import decode_answer, encode_answer
 from fedprune.protocol.failures import Failure
 from fedprune.protocol.messages import Answer, Question
+from fedprune.protocol.parts import decode_answer, encode_answer
 from fedprune.protocol.question_fields import FIELDS
 from fedprune.protocol.questions import decode_question
 from fedprune.protocol.replies import folded_of, sum_packet

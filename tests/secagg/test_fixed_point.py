@@ -9,10 +9,10 @@ from fedprune.options.refusal import Refused
 from fedprune.secagg.fixed_point import (
     Scale,
     from_ring,
+    ring_type,
     scale_for,
     to_ring,
 )
-from fedprune.secagg.ring import ring_type
 
 BITS = [32, 64]
 

@@ -6,9 +6,9 @@ import random
 import numpy as np
 import pytest
 
+from fedprune.secagg.fixed_point import ring_type
 from fedprune.secagg.graph import STAGES
 from fedprune.secagg.rehearsal import rehearse
-from fedprune.secagg.ring import ring_type
 from fedprune.secagg.server import Unrecoverable
 from fedprune.secagg.terms import Terms
 

@@ -11,6 +11,7 @@ from fedprune.secagg.client import (
     revealed,
     shares_of,
 )
+from fedprune.secagg.fixed_point import ring_type
 from fedprune.secagg.graph import neighbours_of
 from fedprune.secagg.keys import (
     keys_of,
@@ -20,7 +21,6 @@ from fedprune.secagg.keys import (
     secrets_of,
 )
 from fedprune.secagg.primitives import mask
-from fedprune.secagg.ring import ring_type
 from fedprune.secagg.server import Unrecoverable, unmasked
 from fedprune.secagg.shamir import split
 from fedprune.secagg.strangers import wrong_shown

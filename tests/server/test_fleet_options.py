@@ -9,7 +9,7 @@ import pytest
 from fedprune.config.kinds import KINDS
 from fedprune.config.profiles import DeviceClass
 from fedprune.opening import opening_of
-from fedprune.server.fitting import bytes_needed
+from fedprune.server.work import bytes_needed
 from tests.runs import overheard, tiny
 from tests.server.test_simulated_fleet import CLASSES, file_of
 

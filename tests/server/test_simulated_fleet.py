@@ -15,10 +15,9 @@ from fedprune.learning.regime import PLAIN_REGIME
 from fedprune.learning.steps import step_rows
 from fedprune.opening import opening_of
 from fedprune.protocol.messages import Question
-from fedprune.server.fitting import bytes_needed
 from fedprune.server.fleet import fleet_of
 from fedprune.server.watch import Watch
-from fedprune.server.work import work_for
+from fedprune.server.work import bytes_needed, work_for
 from fedprune.structure.flops import flops
 from fedprune.structure.groups import stages_of
 from fedprune.tensors.named import full_masks

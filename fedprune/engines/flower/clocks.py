@@ -16,11 +16,7 @@ def own_clock() -> dict[str, str]:
 
 
 def clock_in(text: Any) -> tuple[float, float]:
-    """What `devices node` leaves for the client app: seconds ahead, and the time until which.
-
-    Raises:
-        ValueError: it is something else.
-    """
+    """What `devices node` leaves the client app: seconds ahead, and until when; else ValueError."""
     ahead, until = (float(word) for word in str(text).split())
     if not (math.isfinite(ahead) and math.isfinite(until)):
         raise ValueError(f"clock={text!r}")

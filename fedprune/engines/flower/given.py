@@ -1,10 +1,10 @@
 """A device's ledger of its own: what it has given, in ``<data>.given``, beside its data.
 
-It is there where a floor counts (`fedprune.engines.flower.floors`), and is written before anything
-leaves. Rounds and bytes are in ``given.jsonl``. Epsilon is booked as the server's ledger books it
-(`fedprune.privacy.ledger`), a ledger for each configuration, but for this device's data alone and
-as asked: the device knows when it was, so being drawn by chance protects nothing here. Budgets of
-different configurations add up. Who takes the folder away begins anew.
+It is there where a floor counts (`fedprune.engines.flower.node_config`), and is written before
+anything leaves. Rounds and bytes are in ``given.jsonl``. Epsilon is booked as the server's ledger
+books it (`fedprune.privacy.ledger`), a ledger for each configuration, but for this device's data
+alone and as asked: the device knows when it was, so being drawn by chance protects nothing here.
+Budgets of different configurations add up. Who takes the folder away begins anew.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fedprune.codec.wire import Packet
 from fedprune.config import RunConfig
 from fedprune.config.kinds import KINDS
 from fedprune.config.terms import accounting_terms_of
-from fedprune.engines.flower.floors import Floors, below
+from fedprune.engines.flower.node_config import Floors, below
 from fedprune.options.refusal import Refused
 from fedprune.privacy.ledger import Spent, open_ledger
 from fedprune.privacy.ledger_file import (
@@ -116,7 +116,7 @@ def _book_epsilon(
     partitions: Sequence[int],
 ) -> None:
     own, most = here.folder / here.configuration, here.floors.max_epsilon or 0.0
-    ledgers = [read_ledger(p / LEDGER_NAME) for p in sorted(here.folder.glob("*/")) if p != own]
+    ledgers = (read_ledger(p / LEDGER_NAME) for p in sorted(here.folder.glob("*/")) if p != own)
     others = sum(epsilon_in(lines[-1]) for lines in ledgers if lines)
     if others >= most:
         raise _spent(most, f"other runs were given {others:.4g}")

@@ -30,9 +30,8 @@ _WHY = "not started, no network, or refused for its key or its clock: its own lo
 class News:
     """What was not told yet, and of whom what was said already.
 
-    Attributes:
-        names: by node, name and address, where Flower knows them; kept for who has left.
-        began: when, in seconds since 1970.
+    Names and addresses by node, where Flower knows them, are kept for who has left; it began at so
+    many seconds since 1970.
     """
 
     names: dict[int, str] = field(default_factory=dict)

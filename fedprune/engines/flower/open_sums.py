@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,23 +12,25 @@ from fedprune.client.host import grouped
 from fedprune.client.memory import ClientMemory, memory_of
 from fedprune.client.serving import Tick
 from fedprune.codec.wire import Packet
+from fedprune.config import RunConfig
 from fedprune.config.kinds import KINDS
 from fedprune.engines.flower.asking import ON_THE_WAY, Asking, Request, ask
 from fedprune.engines.flower.exchange import Lost
 from fedprune.engines.flower.fleet import Fleet
 from fedprune.engines.flower.holders import Assignment
-from fedprune.engines.flower.host_sums import HostSum, Outcome
 from fedprune.protocol.aggregate import Aggregate, loud_from, loud_in
 from fedprune.protocol.broadcast import Broadcast, broadcast
 from fedprune.protocol.checks import check_sum
-from fedprune.protocol.failures import longest_about
+from fedprune.protocol.failures import Failure, longest_about
 from fedprune.protocol.form import Form
 from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Question
 from fedprune.protocol.models import layout_at
+from fedprune.protocol.parts import PartitionPart, with_part
 from fedprune.protocol.port import Ask
 from fedprune.protocol.replies import folded_of, parts_in
-from fedprune.protocol.sum_in_file import outside_for
+from fedprune.protocol.running_sum import RunningSum, summed
+from fedprune.protocol.sum_in_file import SumInFile, outside_for
 from fedprune.server.fleet import spare_told
 
 Put = Callable[[Sequence[Ask]], list[Aggregate]]
@@ -150,7 +153,7 @@ class _Asked:
 
     def _said(self, reply: Packet, group: list[int]) -> Outcome:
         if self.fleet.simulated():
-            said = _checked(folded_of(reply, group), self.form)
+            check_sum(said := folded_of(reply, group), self.form)
             take_back(self.memory, reply, self._counted(group))
             return said
         if self._summable(group) and "total" in reply.buffers:
@@ -161,7 +164,7 @@ class _Asked:
         """One sum of a device's partitions: what it says of bytes and sizes is not read."""
         kind, most = self.question.kind, longest_about(len(group), self.form.totals)
         said = replace(folded_of(reply, group, kind, most), bytes_up=reply.size(), loud=())
-        said = _checked(said, self.form)
+        check_sum(said, self.form)
         least = loud_from(kind)
         if said.total is None or least == math.inf:
             return said
@@ -193,6 +196,55 @@ def _ask_apart(asked: _Asked, asking: Asking[Outcome], tick: Tick | None) -> Non
         asking.go_on()
 
 
-def _checked(aggregate: Aggregate, form: Form) -> Aggregate:
-    check_sum(aggregate, form)
-    return aggregate
+Outcome = Aggregate | list[PartitionPart]
+"""What a host says: one sum, or of a device its parts."""
+
+Asked = tuple[Question, Form, RunConfig]
+"""What is asked, what an answer consists of, and the configuration."""
+
+
+class HostSum:
+    """What was said to a question, added up host by host in the order of a simulation's hosts.
+
+    That is the same on devices, whoever of them serves what. In `sum` are the hosts of which all
+    has been said that will be.
+    """
+
+    def __init__(
+        self, asked: Asked, hosts: Sequence[list[int]], outside: SumInFile | None = None
+    ) -> None:
+        self._asked, self._outside, self.sum = asked, outside, RunningSum(outside)
+        self._hosts = deque(hosts)
+        self._said: dict[int, PartitionPart] = {}
+        self._whole: dict[int, Aggregate] = {}
+        self._over: set[int] = set()
+
+    def take(self, group: list[int], said: Outcome | tuple[Failure, ...]) -> None:
+        """Take in what was said of some partitions."""
+        if isinstance(said, list):
+            self._said |= {part.partition: part for part in said}
+        else:
+            whole = said if isinstance(said, Aggregate) else Aggregate(failures=said)
+            self._whole[group[0]] = whole
+        self._over.update(group)
+        while self._hosts and self._over.issuperset(self._hosts[0]):
+            self._add(self._hosts.popleft())
+
+    def _add(self, group: list[int]) -> None:
+        """Add a host; the answer of a partition alone at once, without a sum of its own."""
+        if len(group) > 1 or group[0] not in self._said or self._asked[1].singly:
+            self.sum.add(self._of_host(group))
+            return
+        part = self._said.pop(group[0])
+        self.sum.grow(lambda before: with_part(part, *self._asked, before, self._outside))
+
+    def _of_host(self, group: list[int]) -> Aggregate:
+        """The partitions of one host of a simulation, added in their order."""
+        total = Aggregate()
+        for p in group:
+            if p in self._said:
+                part = self._said.pop(p)
+                total = with_part(part, *self._asked, total)
+            elif p in self._whole:
+                total = summed([total, self._whole.pop(p)])
+        return total

@@ -40,10 +40,7 @@ log = logging.getLogger("fedprune")
 class RayGrid(Grid):
     """Messages to workers on Ray, and their replies.
 
-    Attributes:
-        pool: the workers.
-        pace: how long partitions took.
-        patience: seconds to wait for a node where none is left.
+    `patience` is in seconds: to wait for a node where none is left.
     """
 
     def __init__(self, pool: WorkerPool, labels: dict[int, int], patience: float) -> None:

@@ -27,9 +27,8 @@ _PATIENCE = 25.0
 def unfit(needs: dict[str, Any], sign: str) -> str:
     """Why no command can be run here; "" where one can.
 
-    Args:
-        needs: see `Worker`; no files.
-        sign: a file that the driver wrote where the results go: who sees it sees the same folder.
+    Of `needs` see `Worker`, without files. The driver wrote a file, `sign`, where the results go:
+    who sees it sees the same folder.
     """
     lacking, wrong, _ = Worker(needs, "").lacks()
     if lacking or wrong:

@@ -28,9 +28,7 @@ _MEMORY_AT_START = "Ray kills them for want of memory; allowed: fewer --workers,
 class NodeHealth:
     """What is known of the nodes by what became of their workers.
 
-    Attributes:
-        refused: by node, why it cannot take part.
-        here: this machine's address.
+    `refused` says why they cannot take part; `here` is this machine's address.
     """
 
     refused: dict[str, str] = field(default_factory=dict)

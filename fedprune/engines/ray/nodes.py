@@ -19,14 +19,9 @@ class Unserved(RuntimeError):
 
 @dataclass(frozen=True)
 class Node:
-    """A machine of a Ray.
+    """A machine of a Ray: Ray's id, its address, processors and cards that it offers.
 
-    Attributes:
-        id: Ray's.
-        name: its address.
-        cpus: processors that it offers.
-        gpus: cards.
-        memory: bytes that it offers; infinite where it does not say.
+    And bytes of memory; infinite where it does not say.
     """
 
     id: str

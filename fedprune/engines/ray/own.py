@@ -42,11 +42,7 @@ def set_environment(config: Results) -> None:
 
 
 def start_ray(config: RunConfig) -> None:
-    """Join the Ray at the configuration's address, or start one of this process's own.
-
-    Raises:
-        ConfigError: that is not possible.
-    """
+    """Join the Ray at the configuration's address, or start one of our own; else ConfigError."""
     import ray
 
     # "local": never the cluster that somebody left running on this machine.
@@ -112,11 +108,7 @@ class RayAhead:
         self._over.wait()
 
     def wait(self) -> None:
-        """Wait until it is up.
-
-        Raises:
-            ConfigError: it did not start.
-        """
+        """Wait until it is up; ConfigError: it did not start."""
         self._up.wait()
         if self._error is not None:
             raise self._error

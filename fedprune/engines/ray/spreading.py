@@ -99,11 +99,7 @@ class NodeCommand:
         ray.cancel(self._task, force=force)
 
     def wait(self, timeout: float | None = None) -> int:
-        """The exit code, once there is one.
-
-        Raises:
-            subprocess.TimeoutExpired: there is none in time.
-        """
+        """The exit code, once there is one; subprocess.TimeoutExpired: there is none in time."""
         until = time.monotonic() + (LAG if timeout is None else timeout)
         while (code := self.poll()) is None:
             if time.monotonic() > until:

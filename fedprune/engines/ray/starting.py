@@ -50,11 +50,7 @@ def note_path() -> Path:
 
 
 def check_gpus(config: Engine, there: float, where: str) -> None:
-    """Refuse a share of a GPU that nobody has.
-
-    Raises:
-        ConfigError: a worker is to get more than there is.
-    """
+    """Refuse a share of a GPU, of which a worker is to get more than there is: ConfigError."""
     if config.gpus > there:
         raise ConfigError(f"gpus={config.gpus:g}: {where} has {there:g}; allowed: 0, or -1")
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from fedprune import Result, federate
-from fedprune.engines.flower.floors import FLOORS, check_floors, floors_of
 from fedprune.engines.flower.grid import grid_port
+from fedprune.engines.flower.node_config import FLOORS, check_floors, floors_of
 from fedprune.options.refusal import ConfigError, Refused
 from tests.runs import tiny
 from tests.server.grids import FakeGrid, context
