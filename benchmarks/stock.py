@@ -22,13 +22,12 @@ from fedprune.client.partition_answers import released
 from fedprune.codec.wire import Packet
 from fedprune.config import RunConfig, recorded, to_toml
 from fedprune.protocol.aggregate import Aggregate
-from fedprune.protocol.broadcast import encode_question
+from fedprune.protocol.broadcast import decode_question, encode_question
 from fedprune.protocol.checks import check_summand
 from fedprune.protocol.form import Form
 from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Question
 from fedprune.protocol.parts import decode_answer
-from fedprune.protocol.questions import decode_question
 from fedprune.protocol.running_sum import as_sum
 from fedprune.structure.layout import Layout
 

@@ -43,13 +43,12 @@ from fedprune.learning.candidates import Candidate, as_table, from_table
 from fedprune.methods.catalog import memories_of
 from fedprune.privacy.ledger_file import read_ledger
 from fedprune.protocol.aggregate import Aggregate
-from fedprune.protocol.broadcast import encode_question
+from fedprune.protocol.broadcast import decode_question, encode_question
 from fedprune.protocol.failures import Failure
 from fedprune.protocol.messages import Answer, Question
 from fedprune.protocol.models import dense_model, layout_for
 from fedprune.protocol.origin import origin_of
 from fedprune.protocol.parts import decode_answer, encode_answer
-from fedprune.protocol.questions import decode_question
 from fedprune.protocol.replies import folded_of, parts_in, sum_packet
 from fedprune.records.checkpoint import load_state, save_state
 from fedprune.runtime.files import write_verified

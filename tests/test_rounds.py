@@ -17,10 +17,9 @@ from fedprune.codec.masks import encode_mask, mask_digest
 from fedprune.config.kinds import KINDS
 from fedprune.engines.inline import inline_port
 from fedprune.protocol.aggregate import Aggregate
-from fedprune.protocol.broadcast import broadcast, encode_question
+from fedprune.protocol.broadcast import broadcast, decode_question, encode_question
 from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Answer, Question
-from fedprune.protocol.questions import decode_question
 from fedprune.scores.score import Probe
 from fedprune.server.diagnostics import agreement_of
 from fedprune.structure.layout import Layout, layout_of

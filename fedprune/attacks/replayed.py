@@ -9,7 +9,7 @@ from typing import Any
 
 from fedprune.attacks.canary import Audited, Draw, Noised
 from fedprune.privacy.accounting_terms import AccountingTerms
-from fedprune.privacy.ledger_lines import partitions_in
+from fedprune.privacy.ledger_file import partitions_in
 from fedprune.privacy.statement import Line
 from fedprune.privacy.tally import AMPLIFICATION
 

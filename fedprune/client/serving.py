@@ -20,12 +20,12 @@ from fedprune.codec.model_digest import edits_in
 from fedprune.codec.wire import Packet
 from fedprune.options.refusal import Refused
 from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.broadcast import decode_question
 from fedprune.protocol.client_privacy import silenced
 from fedprune.protocol.form import Form
 from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Answer, Question
 from fedprune.protocol.parts import PartitionPart, failure_of, understood, with_part
-from fedprune.protocol.questions import decode_question
 from fedprune.runtime.guarding import allowance, guarded, handlers
 from fedprune.runtime.process import one_thread
 from fedprune.structure.layout import Layout

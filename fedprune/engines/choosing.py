@@ -100,9 +100,8 @@ def _turns(config: Tuning, shards: Mapping[int, Shard], takes: Footprint) -> _Tu
     train, held = [n.train for n in counts], [n.validation for n in counts]
     tuning = sum(beside + takes.step * step_count(c, n) for n in train) / len(train) * trains(c)
     scoring = sum(beside + each * n for n in train) / len(train)
-    measuring = sum(
-        ANSWER_COST + beside / 2 + each * n / 3 for n in held
-    )  # a third: no backward pass
+    # A third, as there is no backward pass.
+    measuring = sum(ANSWER_COST + beside / 2 + each * n / 3 for n in held)
     return _Turns(tuning, scoring, measuring)
 
 

@@ -24,10 +24,12 @@ from fedprune.privacy.ledger_file import (
     LEDGER_NAME,
     append_lines,
     cut_unfinished_line,
+    epsilon_in,
+    from_line,
+    line_of,
     linked,
     read_ledger,
 )
-from fedprune.privacy.ledger_lines import epsilon_in, from_line, line_of
 from fedprune.privacy.release import Occasion, Release
 from fedprune.privacy.statement import Line, statement
 from fedprune.privacy.tally import Tally, with_releases

@@ -22,13 +22,13 @@ from fedprune.codec.wire import Packet
 from fedprune.options.refusal import Refused
 from fedprune.privacy.discretise import Noise
 from fedprune.privacy.noise import Source, keyed_source, secret_source
+from fedprune.protocol.broadcast import decode_question
 from fedprune.protocol.checks import check_summand
 from fedprune.protocol.client_privacy import silenced
 from fedprune.protocol.form import Form
 from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Answer, Question
 from fedprune.protocol.parts import failure_of, on_own_mask
-from fedprune.protocol.questions import decode_question
 from fedprune.secagg.client import confirmed, masked_vector, revealed, shares_of
 from fedprune.secagg.fixed_point import Ring
 from fedprune.secagg.keys import Keys, Seeds, keys_and_signature, keys_of, seeds_of

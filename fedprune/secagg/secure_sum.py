@@ -69,11 +69,8 @@ def secure_ask(
     for attempt in range(1, TRIES + 1):
         fewest = config.secure_minimum or 3
         if len(left) < fewest:
-            reason = (
-                reason
-                or f"{counted(len(left), 'client is', 'clients are')} fewer than "
-                f"secure-minimum={fewest}"
-            )
+            few = counted(len(left), "client is", "clients are")
+            reason = reason or f"{few} fewer than secure-minimum={fewest}"
             break
         try:
             return course.closed(_tried(course, left, attempt), partitions, attempt)
@@ -94,14 +91,10 @@ def _tried(course: SumCourse, members: tuple[int, ...], attempt: int) -> Aggrega
         return _sum(course, question, holders.answered, attempt, open_)
     except VoidTry as void:
         gone = len(holders.answered) - len(void.left)
-        if (
-            0 < gone < FEWEST_HOLDERS
-        ):  # a second count among those left would differ by what these hold
-            why = (
-                f"{void}; counting again who holds what would show the masks of "
-                f"{counted(gone, 'client')}"
-            )
-            raise VoidTry(why, ()) from None
+        # A second count among those left would differ by what those who are gone hold.
+        if 0 < gone < FEWEST_HOLDERS:
+            why = f"{void}; counting again who holds what would show the masks of "
+            raise VoidTry(f"{why}{counted(gone, 'client')}", ()) from None
         raise
 
 

@@ -51,8 +51,7 @@ class Terms:
         if self.minimum < 2 or n < self.minimum:
             raise ValueError(
                 f"secure_minimum={self.minimum}: {counted(n, 'client is', 'clients are')} too "
-                f"few for a secure sum;"
-                " allowed: 2 to the cohort"
+                "few for a secure sum; allowed: 2 to the cohort"
             )
         if not 1 <= k < n or n * k % 2:
             raise ValueError(
@@ -128,8 +127,7 @@ def terms_of(config: Privacy, session: bytes, members: Iterable[int]) -> Terms:
     if len(asked) < minimum:
         raise ValueError(
             f"secure_minimum={minimum}: {counted(len(asked), 'client is', 'clients are')} too "
-            f"few for a secure sum;"
-            f" allowed: a cohort of {minimum} and more"
+            f"few for a secure sum; allowed: a cohort of {minimum} and more"
         )
     k, threshold = shape_of(config, len(asked))
     return Terms(session, asked, k, threshold, config.secure_bits or 64, minimum)

@@ -13,8 +13,7 @@ from fedprune.codec.wire import digest_of
 from fedprune.engines.inline import inline_port
 from fedprune.export.saved import load_saved
 from fedprune.methods.distil import factor
-from fedprune.protocol.broadcast import broadcast, encode_question
-from fedprune.protocol.questions import decode_question
+from fedprune.protocol.broadcast import broadcast, decode_question, encode_question
 from fedprune.server.state import State
 from fedprune.tasks.language import windows
 from fedprune.tasks.losses import classification_loss

@@ -16,9 +16,8 @@ from fedprune.learning.candidates import (
     way_back,
     without,
 )
-from fedprune.protocol.broadcast import encode_question
+from fedprune.protocol.broadcast import decode_question, encode_question
 from fedprune.protocol.messages import Question
-from fedprune.protocol.questions import decode_question
 from fedprune.structure.layout import Layout
 from fedprune.tensors.named import Tensors, masked
 from tests.runs import same

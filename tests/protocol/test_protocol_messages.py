@@ -12,12 +12,11 @@ from fedprune.codec.masks import encode_mask
 from fedprune.codec.wire import Packet
 from fedprune.options.refusal import Refused
 from fedprune.protocol.aggregate import Aggregate
-from fedprune.protocol.broadcast import broadcast, encode_question
+from fedprune.protocol.broadcast import broadcast, decode_question, encode_question
 from fedprune.protocol.failures import Failure
 from fedprune.protocol.messages import Answer, Question
 from fedprune.protocol.parts import decode_answer, encode_answer
 from fedprune.protocol.question_fields import FIELDS
-from fedprune.protocol.questions import decode_question
 from fedprune.protocol.replies import folded_of, sum_packet
 from fedprune.protocol.running_sum import as_sum, summed
 from fedprune.server.diagnostics import agreement_of

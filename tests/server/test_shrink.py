@@ -12,9 +12,8 @@ from fedprune.config import to_toml
 from fedprune.engines.inline import inline_port
 from fedprune.methods.catalog import memories_of
 from fedprune.opening import opening_of
-from fedprune.protocol.broadcast import encode_question
+from fedprune.protocol.broadcast import decode_question, encode_question
 from fedprune.protocol.models import layout_at, shaped
-from fedprune.protocol.questions import decode_question
 from fedprune.records.checkpoint import load_state, save_state
 from fedprune.rounds import loop
 from fedprune.server.plan import Plan

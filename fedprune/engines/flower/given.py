@@ -29,10 +29,10 @@ from fedprune.privacy.ledger_file import (
     LEDGER_NAME,
     append_lines,
     cut_unfinished_line,
+    epsilon_in,
     linked,
     read_ledger,
 )
-from fedprune.privacy.ledger_lines import epsilon_in
 from fedprune.privacy.release import Occasion, Release
 from fedprune.privacy.statement import Line
 from fedprune.protocol.limits import most_votes
