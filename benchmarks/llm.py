@@ -16,7 +16,6 @@ Every figure is a line of FILE as soon as it is there; a line that is there is n
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import time
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from at_start import parser_of
 from llm_lines import AMOUNTS, GROUPS, UNITS, Line, down, lines_in, table, up, wanted
 
 from fedprune.client.host import Host, build_host
@@ -226,7 +226,7 @@ def magnitude(bench: Bench) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="lines of figures")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--minutes", type=float, default=40.0, help="begin nothing after these")

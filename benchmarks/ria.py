@@ -14,7 +14,6 @@ eight levels a block. Windows, held-out text and bfloat16 passes are those of `l
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -23,6 +22,7 @@ from statistics import mean
 from typing import Any
 
 import torch
+from at_start import parser_of
 from llm import CLIENTS, Bench, bench_of, perplexity, put, sums_of_client, windows_of
 from torch import Tensor
 
@@ -163,7 +163,7 @@ def table(lines: Sequence[Line]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="lines of figures")
     parts = ("power", "group", "grid")
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)

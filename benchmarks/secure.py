@@ -10,7 +10,6 @@ nobody gone, and with 3 in 10 gone after they had sent their shares, whose masks
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import statistics
 import time
@@ -18,6 +17,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
+from at_start import parser_of
 
 from fedprune.config import RunConfig
 from fedprune.secagg.client import (
@@ -139,7 +139,7 @@ def compare(clients: int, coordinates: int, bits: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--coordinates", type=int, default=1_000_000)
     parser.add_argument("--clients", type=int, nargs="+", default=[10, 50, 100])
     parser.add_argument("--bits", type=int, nargs="+", default=[64, 32])
