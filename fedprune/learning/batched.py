@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from fedprune.learning.distillation import taught
 from fedprune.learning.local_training import Tuned, precision_of
 from fedprune.learning.objectives import add_gradients
+from fedprune.learning.options import Tuning
 from fedprune.learning.stacks import (
     CommonTraining,
     Stacks,
@@ -32,9 +32,6 @@ from fedprune.tasks.task import Part, examples
 from fedprune.tasks.together import Joined, answered_at_once, join_batches, losses_of, replays
 from fedprune.tensors.models import into_training
 from fedprune.tensors.named import Tensors
-
-if TYPE_CHECKING:
-    from fedprune.learning.options import Tuning
 
 
 def tune_together(

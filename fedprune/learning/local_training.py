@@ -20,13 +20,13 @@ from fedprune.learning.distillation import Distillation, Taught, taught
 from fedprune.learning.manners import Manner
 from fedprune.learning.objectives import Term, add_gradients, objective_terms, shrinkages_of
 from fedprune.learning.optimizers import forget_steps, fresh_optimizer, stepping
+from fedprune.learning.options import Tuning
 from fedprune.structure.attention import eager
 from fedprune.tasks.task import Part, Task
 from fedprune.tensors.models import into_training, learning
 from fedprune.tensors.named import Tensors, all_true
 
 if TYPE_CHECKING:
-    from fedprune.learning.options import Tuning
     from fedprune.scores.score import Watcher
 
 

@@ -8,15 +8,12 @@ that draw weights towards zero are of prunable tensors only; the others are few 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from fedprune.learning.options import Tuning
 from fedprune.selection.units import unit_count
-
-if TYPE_CHECKING:
-    from fedprune.learning.options import Tuning
 
 Named = Mapping[str, Tensor]
 

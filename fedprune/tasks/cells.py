@@ -6,11 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
-
+from typing import Any
 
 ReadCell = Callable[[Any], Any]
 """What a cell means to a task.

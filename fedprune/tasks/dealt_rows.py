@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel
 
 from fedprune.options.refusal import counted
 from fedprune.tasks.cells import ReadCell, cell_text
 from fedprune.tasks.columns import Columns
+from fedprune.tasks.options import Data
 from fedprune.tasks.owners import Population, owned
 from fedprune.tasks.splits import FEWEST_ROWS, partition
 from fedprune.tasks.tables import read_table, rows_in, rows_with_text
 from fedprune.tasks.task import Shard
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
 
 
 def shares(

@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from fedprune.options.refusal import refuse
 from fedprune.tasks.measures import METRICS, measures
+from fedprune.tasks.options import Data
 from fedprune.tasks.task import Loss, Part, Task, batches, examples, extra_names
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
 
 _CLOSE = 1e-3
 """Relative difference up to which two sums of the same losses are equal."""

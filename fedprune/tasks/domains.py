@@ -26,7 +26,6 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fedprune.options.refusal import refuse
 from fedprune.tasks.encoder import read_bbc
@@ -34,14 +33,12 @@ from fedprune.tasks.language import (
     cut_streams,
     next_token_task,
 )
+from fedprune.tasks.options import Data
 from fedprune.tasks.pretrained import folder_of
 from fedprune.tasks.speeches import local_shard, paragraphs, speeches
 from fedprune.tasks.splits import partition
 from fedprune.tasks.task import Shard
 from fedprune.tasks.zoo import families_for
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
 
 PART = 20_000
 """Characters of a client's text, some 5,000 tokens: eight tenths to train and calibrate on."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +20,12 @@ from fedprune.tasks.fetching import from_pretrained
 from fedprune.tasks.language import length_of
 from fedprune.tasks.loading import check_length
 from fedprune.tasks.losses import class_loss, f1_names
+from fedprune.tasks.options import Data
 from fedprune.tasks.pretrained import folder_of
 from fedprune.tasks.splits import cut_later, partition
 from fedprune.tasks.task import Loss, Part, Shard, Task
 from fedprune.tasks.token_rows import token_rows
 from fedprune.tasks.tokenization import own_symbols
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
 
 TRAINED_BLOCKS = 2
 """Blocks of the encoder, from the top, that learn; what is below them is frozen."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -16,11 +16,8 @@ from fedprune.runtime.panics import panics_as_errors
 from fedprune.streaming.files import tensors_in
 from fedprune.tasks.claims import check_config, filled_by, held_by
 from fedprune.tasks.hub import offline, quiet, reachable
-from fedprune.tasks.options import is_trained
+from fedprune.tasks.options import Data, is_trained
 from fedprune.tasks.pretrained import place_of
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
 
 _OF_A_TOKENIZER = re.compile(r"tokenizer(?!_config)|vocab|dict|codes|\.(model|spm|tiktoken|gguf)$")
 """What is in the name of a file that holds a tokenizer's words, by transformers' tokenizers."""

@@ -6,7 +6,7 @@ import functools
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from fedprune.tasks.dealt_rows import read_on_device, shares
 from fedprune.tasks.images import IMAGE_DEFAULTS
 from fedprune.tasks.losses import classification_loss, f1_names
 from fedprune.tasks.networks import ConvNet, Perceptron
+from fedprune.tasks.options import Data
 from fedprune.tasks.owners import Population, owned
 from fedprune.tasks.pictures import channels_read, head_of_pictures, normalised, picture_model
 from fedprune.tasks.splits import FEWEST_ROWS, cut_later
@@ -23,9 +24,6 @@ from fedprune.tasks.tables import cached_by_config
 from fedprune.tasks.task import Part, Shard, Task
 from fedprune.tasks.unpacked import check_claim
 from fedprune.tasks.zoo import families_for
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 

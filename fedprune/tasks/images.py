@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +17,11 @@ from torch import Tensor, nn
 from fedprune.structure.families.catalog import SMALL_MODELS
 from fedprune.tasks.losses import classification_loss, f1_names
 from fedprune.tasks.networks import ConvNet, Perceptron
+from fedprune.tasks.options import Data
 from fedprune.tasks.pictures import head_of_pictures, picture_model
 from fedprune.tasks.splits import FEWEST_ROWS, cut_later, cut_rows, partition
 from fedprune.tasks.task import Part, Shard, Task
 from fedprune.tasks.unpacked import arrays_in, gunzipped
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
 
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts the files."""

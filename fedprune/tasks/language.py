@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +15,12 @@ from fedprune.tasks.coverage import check_known, tell
 from fedprune.tasks.later import Later
 from fedprune.tasks.loading import build
 from fedprune.tasks.losses import label_tokens, next_token_loss
+from fedprune.tasks.options import Data
 from fedprune.tasks.splits import partition
 from fedprune.tasks.task import Part, Shard, Task
 from fedprune.tasks.token_rows import Reading, ids_of_text, token_rows
 from fedprune.tasks.tokenization import Symbols, symbols_of
 from fedprune.tasks.zoo import families_for, heads_of
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
 
 WINDOW = 64
 """Symbols of an example, unless the configuration says another number."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -19,12 +19,9 @@ from fedprune.tasks.brought import notes_of_files
 from fedprune.tasks.fetching import bounded_by_files, from_pretrained, saved_type, type_of
 from fedprune.tasks.gguf_models import note_of
 from fedprune.tasks.hub import quiet
+from fedprune.tasks.options import Data
 from fedprune.tasks.pretrained import place_of
 from fedprune.tensors.models import NOTES, SAVED_TYPE
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
-
 
 log = logging.getLogger("fedprune")
 

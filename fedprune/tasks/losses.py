@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
 from fedprune.tasks.task import Loss, Part, count_labels
 from fedprune.tensors.named import wide
-
-if TYPE_CHECKING:
-    pass
-
 
 MOST_CLASSES = 100
 """With more classes than this, what macro F1 needs is not counted: three sums a class."""

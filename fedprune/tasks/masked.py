@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +24,11 @@ from fedprune.tasks.language import (
 )
 from fedprune.tasks.later import Later
 from fedprune.tasks.losses import token_loss
+from fedprune.tasks.options import Data
 from fedprune.tasks.speeches import SLOW_STARTERS, SPLITS_OF_ROLES, local_text, roles
 from fedprune.tasks.splits import content_numbers
 from fedprune.tasks.task import Loss, Part, Shard, batches
 from fedprune.tasks.tokenization import Symbols, symbols_of
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
 
 HIDDEN = 0.15
 """Part of the symbols that are labels."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from fedprune.tasks.language import length_of, text_rows, text_tokenizer
 from fedprune.tasks.loading import build
 from fedprune.tasks.losses import f1_names
 from fedprune.tasks.measures import f1
+from fedprune.tasks.options import Data
 from fedprune.tasks.splits import cut_later
 from fedprune.tasks.tables import cached_by_config, rows_with_text
 from fedprune.tasks.task import Loss, Naive, Part, Shard, Task
@@ -24,9 +25,6 @@ from fedprune.tasks.tokenization import symbols_of
 from fedprune.tasks.userdata import DEFAULTS_OF_ROWS, SPLITS_OF_ROWS, USUAL, one_text
 from fedprune.tasks.zoo import families_for, heads_of
 from fedprune.tensors.named import wide
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
 
 SEPARATORS = ("|", ";", ",")
 """What parts the labels of a text column: the first of these that is anywhere in it."""

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from fedprune.options.refusal import counted
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
+from fedprune.tasks.options import Data
 
 SMALL_OWNERS = {
     "train-only": "they are clients and train on all they have; others measure",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from fedprune.tasks.cells import as_number
 from fedprune.tasks.dealt_rows import population, read_on_device, shares
 from fedprune.tasks.language import length_of, text_rows, text_tokenizer
 from fedprune.tasks.loading import build
+from fedprune.tasks.options import Data
 from fedprune.tasks.rescaling import Scaling, rescaled, unfolded
 from fedprune.tasks.splits import cut_later
 from fedprune.tasks.tables import cached_by_config, rows_with_text
@@ -22,9 +23,6 @@ from fedprune.tasks.task import Loss, Naive, Part, Shard, Task
 from fedprune.tasks.tokenization import symbols_of
 from fedprune.tasks.userdata import DEFAULTS_OF_ROWS, SPLITS_OF_ROWS, USUAL, one_text
 from fedprune.tasks.zoo import families_for, heads_of
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
 
 _SUMS = (
     "squared",

@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,14 +29,12 @@ from fedprune.tasks.language import (
 from fedprune.tasks.later import Later
 from fedprune.tasks.losses import token_loss
 from fedprune.tasks.metrics import rouge_l
+from fedprune.tasks.options import Data
 from fedprune.tasks.speeches import SLOW_STARTERS, SPLITS_OF_ROLES, local_text, roles
 from fedprune.tasks.splits import cut_by_content
 from fedprune.tasks.task import Loss, Part, Shard, examples
 from fedprune.tasks.token_rows import token_rows
 from fedprune.tasks.tokenization import symbols_of
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
 
 PHRASE = 24
 """Characters of a phrase and its end, unless the configuration says another number."""

@@ -15,7 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedprune.tasks.language import (
     BY_OWNER,
@@ -27,10 +27,8 @@ from fedprune.tasks.language import (
     length_of,
     next_token_task,
 )
+from fedprune.tasks.options import Data
 from fedprune.tasks.task import Shard, Task
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
 
 # An underscore of some directions is missing: what one opens ends at an empty line at the latest,
 # or the speeches that follow would be taken for directions to the end of the play.

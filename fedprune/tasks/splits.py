@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +18,8 @@ from torch import Tensor
 from fedprune.options.refusal import counted
 from fedprune.randomness import derive
 from fedprune.tasks.later import Later
+from fedprune.tasks.options import Data
 from fedprune.tasks.task import Part, Shard, examples
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
 
 SPLITS = {
     "natural": "one client per natural owner of the data (a speaking role)",

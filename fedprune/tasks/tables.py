@@ -5,15 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from fedprune.options.refusal import counted
 from fedprune.tasks.cells import ReadCell, cell_text
 from fedprune.tasks.columns import Columns, NotRows
+from fedprune.tasks.options import Data
 from fedprune.tasks.rowfiles import READERS
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
 
 _Table = Mapping[str, Sequence[Any]]
 """Columns by name, all of one length; see `fedprune.tasks.columns.Columns` for what is in them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from fedprune.tasks.language import length_of, text_tokenizer
 from fedprune.tasks.loading import build
 from fedprune.tasks.losses import counted_labels, label_tokens, token_loss
 from fedprune.tasks.metrics import baseline_of, label_counts
+from fedprune.tasks.options import Data
 from fedprune.tasks.splits import cut_later
 from fedprune.tasks.tables import cached_by_config, rows_with_text
 from fedprune.tasks.task import Loss, Naive, Part, Shard, Task
@@ -25,9 +26,6 @@ from fedprune.tasks.token_rows import Rows, token_rows
 from fedprune.tasks.tokenization import Symbols, symbols_of
 from fedprune.tasks.userdata import DEFAULTS_OF_ROWS, SPLITS_OF_ROWS, USUAL
 from fedprune.tasks.zoo import families_for, heads_of
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
 
 _SUMS = ("entities_right", "entities_found", "entities")
 """Entities that were found as they are, that were found, and that are there."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,6 +24,7 @@ from fedprune.tasks.language import (
 from fedprune.tasks.loading import build
 from fedprune.tasks.losses import class_loss, f1_names, label_tokens
 from fedprune.tasks.masked import masked_shards, masked_token_loss, one_stretch
+from fedprune.tasks.options import Data
 from fedprune.tasks.owners import Population
 from fedprune.tasks.restore import (
     GENERATION_SUMS,
@@ -38,9 +39,6 @@ from fedprune.tasks.task import Loss, Part, Shard, Task
 from fedprune.tasks.token_rows import token_rows
 from fedprune.tasks.tokenization import symbols_of
 from fedprune.tasks.zoo import families_for, heads_of
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
 
 USUAL = 128
 """Symbols of a text to classify, unless the configuration says another number."""
