@@ -23,15 +23,9 @@ def edits_of(masks: Masks, layout: Layout, before: Iterable[Edit] = ()) -> Edits
     """The edits that take out every unit which is wholly masked: all its weights in all tensors.
 
     A sub-layer is removed if that is all of its units; of channels, which a network cannot do
-    without, one stays. What was done to an expert that goes is left out.
-
-    Args:
-        masks: of all prunable tensors, in the shapes of `layout`.
-        layout: of the model that the edits `before` led to.
-        before: edits that were made already.
-
-    Returns:
-        All edits, those made before included, in original indices and canonical order.
+    without, one stays. What was done to an expert that goes is left out. The layout is of the model
+    that the edits `before` led to, the masks in its shapes. All edits come out, those made before
+    included, in original indices and canonical order.
     """
     found = {(edit.kind, edit.path): edit for edit in before}
     for group in layout.structure.groups:
@@ -146,11 +140,8 @@ def places(base: nn.Module, edits: Iterable[Edit]) -> Places:
     """Where the numbers of `reshaped(base, edits)` sit in the state of `base`.
 
     Found by reshaping a model whose numbers are their own positions, one dimension after the
-    other; so it holds for every kind of edit that selects. The base is left as it is.
-
-    Args:
-        base: the dense model.
-        edits: that cut; such as make new tensors (rank) have no places.
+    other; so it holds for every kind of edit that selects. The base is left as it is. Edits that
+    make new tensors (rank) have no places.
 
     Raises:
         ValueError: as `reshaped`, or an edit that does more than select.
