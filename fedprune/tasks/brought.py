@@ -17,12 +17,7 @@ def notes_of_files(
 ) -> tuple[str, ...]:
     """What is to be said of a model of transformers that was loaded: a sentence each.
 
-    Args:
-        model: as it was loaded, its classes still called as in the folder.
-        about: what `from_pretrained` tells by ``output_loading_info``.
-        name: the folder or hub id.
-        need: what the model is for.
-        classifies: whether its head has an output a class.
+    Its classes are still called as in the folder; `about` is ``output_loading_info``.
 
     Raises:
         ValueError: the files lack weights beside a head of output, or hold them in other shapes;

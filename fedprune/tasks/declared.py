@@ -134,10 +134,7 @@ class Declared:
     def check_labels(self, parts: Iterable[tuple[str, Part]], loss: Loss, batch: Part) -> None:
         """Refuse labels that are no class of the model's, and classes that are not its number.
 
-        Args:
-            parts: everybody's, each with what it is called.
-            loss: of the batch.
-            batch: some examples.
+        `parts` are everybody's, each with what it is called; the loss is of the batch.
         """
         labels, logits = batch.get("labels"), loss.logits
         self._check_kind(labels, loss)

@@ -29,10 +29,7 @@ from pathlib import Path
 
 from fedprune.options.refusal import refuse
 from fedprune.tasks.encoder import read_bbc
-from fedprune.tasks.language import (
-    cut_streams,
-    next_token_task,
-)
+from fedprune.tasks.language import cut_streams, next_token_task
 from fedprune.tasks.options import Data
 from fedprune.tasks.pretrained import folder_of
 from fedprune.tasks.speeches import local_shard, paragraphs, speeches
@@ -105,11 +102,6 @@ def _first(pieces: Iterator[str], most: int) -> str:
     return "".join(taken)[:most]
 
 
-def domains_of(config: Data) -> list[str]:
-    """The domains of a configuration, in the order that clients are dealt to them."""
-    return [*DOMAINS, *(["presidents"] if config.data else [])]
-
-
 def _whole(domain: str, config: Data) -> str:
     if domain != "presidents":
         return _text_of(domain)
@@ -126,7 +118,7 @@ def domain_texts(config: Data) -> list[list[str]]:
         FileNotFoundError: the package of a domain is not installed.
         ValueError: a domain is too short for that many clients.
     """
-    names = domains_of(config)
+    names = [*DOMAINS, *(["presidents"] if config.data else [])]
     whole = {name: _whole(name, config) for name in names}
     fewest = min(len(text) // PART for text in whole.values())
     if config.clients > fewest * len(names):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -108,11 +107,7 @@ Reader = Callable[[str], list[tuple[str, str]]]
 
 @functools.cache
 def _tokens(corpus: Corpus, task: str, model: str, length: int) -> Part:
-    """All documents as rows of tokens; once in a process.
-
-    Raises:
-        ValueError: the tokenizer does not know their characters.
-    """
+    """All documents as rows of tokens; once in a process."""
     documents = corpus.read(task)
     read = token_rows(own_symbols(model, task), [text for _, text in documents], length)
     check_known(model, [read.coverage])
@@ -157,10 +152,6 @@ def _blank(corpus: Corpus, config: Data) -> Part:
     return {"inputs": zeros, "attention": torch.ones_like(zeros), "labels": zeros[:, 0]}
 
 
-def _tokenizer(config: Data) -> Any:
-    return own_symbols(config.model, config.task).tokenizer
-
-
 def topic_task(summary: str, corpus: Corpus) -> Task:
     """A task over a corpus of documents with topics."""
     return Task(
@@ -188,7 +179,7 @@ def topic_task(summary: str, corpus: Corpus) -> Task:
             "batch_size": 16,
             "local_steps": 5,
         },
-        tokenizer=_tokenizer,
+        tokenizer=lambda config: own_symbols(config.model, config.task).tokenizer,
         tokens=("inputs",),
     )
 

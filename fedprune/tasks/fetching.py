@@ -63,11 +63,7 @@ def from_pretrained(auto: Any, name: str, task: str, **options: Any) -> Any:
 
 
 def _check_tokenizer(folder: Path) -> None:
-    """Refuse a folder without a tokenizer: transformers may make an empty one, or say much else.
-
-    Raises:
-        ValueError: it holds none.
-    """
+    """Refuse a folder without a tokenizer: transformers may make an empty one, or say much else."""
     from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
     if any(_OF_A_TOKENIZER.search(path.name) for path in folder.iterdir()):
@@ -80,11 +76,7 @@ def _check_tokenizer(folder: Path) -> None:
 
 
 def _check_kernels(name: str, here: dict[str, Any]) -> None:
-    """Refuse a config with kernels by a hub id: transformers would fetch that code and run it.
-
-    Raises:
-        ValueError: it names some.
-    """
+    """Refuse a config with kernels by a hub id: transformers would fetch that code and run it."""
     from transformers import PreTrainedConfig
 
     try:

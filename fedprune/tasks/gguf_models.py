@@ -21,13 +21,7 @@ from typing import Any
 from fedprune.options.refusal import counted
 from fedprune.runtime.files import os_errors
 from fedprune.runtime.panics import panics_as_errors
-from fedprune.tasks.claims import (
-    LONGEST_TOKENIZER,
-    MOST_LAYERS,
-    HeldByFiles,
-    TooLarge,
-    filled_by,
-)
+from fedprune.tasks.claims import LONGEST_TOKENIZER, MOST_LAYERS, HeldByFiles, TooLarge, filled_by
 from fedprune.tasks.hub import quiet
 
 SOURCE = "gguf_source.json"
@@ -101,12 +95,7 @@ def _digest(file: Path) -> str:
 
 
 def _convert(file: Path, folder: Path) -> None:
-    """Write what a GGUF file holds as transformers writes it, float32.
-
-    Raises:
-        FileNotFoundError: `gguf` is not installed.
-        ValueError: one line that says why the file cannot be read.
-    """
+    """Write what a GGUF file holds as transformers writes it, float32."""
     types, held = _types_of(file)
     try:
         # Bars of its progress have no switch.
@@ -129,12 +118,7 @@ def _convert(file: Path, folder: Path) -> None:
 
 
 def _types_of(file: Path) -> tuple[Counter[str], HeldByFiles]:
-    """How many tensors of each type a file has, and how much they hold.
-
-    Raises:
-        FileNotFoundError: `gguf` is not installed.
-        ValueError: it is no GGUF file, or asks for lists that no model has.
-    """
+    """How many tensors of each type a file has, and how much they hold."""
     try:
         from gguf import GGUFReader
     except ImportError:

@@ -64,11 +64,7 @@ def _found(config: Data) -> list[Place]:
 
 @cached_by_config
 def _names_of_classes(config: Data) -> list[str]:
-    """The configuration's class names, or the names of the classes' folders, sorted.
-
-    Raises:
-        ValueError: there is only one, or one has no images.
-    """
+    """The configuration's class names, or the names of the classes' folders, sorted."""
     if config.class_names:
         return list(config.class_names)
     names = sorted({kind for _, kind, _ in _found(config)})
@@ -161,11 +157,7 @@ def side_of(config: Data) -> int:
 
 
 def _shards(config: Data) -> Sequence[Shard]:
-    """Images (N, 1 or 3, side, side) in 0..1 and their classes; cut at random.
-
-    Raises:
-        ValueError: a natural split of images without owners, or an image that cannot be read.
-    """
+    """Images (N, 1 or 3, side, side) in 0..1 and their classes; cut at random."""
     found, values = _images(config)
     owners, kinds = ([place[i] for place in found] for i in (0, 1))
     _check_owners(config, owners)

@@ -120,13 +120,8 @@ def dealt(
     """The texts of every partition, in the order they were written.
 
     The `clients` owners with the most text are the clients; other splits deal the same texts.
-
-    Args:
-        rows: every text there is.
-        config: resolved configuration.
-        column: what the split works on: "owner", "kind" or "".
-        what: what owners are called in a complaint: "roles speak".
-        fewest: characters below which an owner is no client.
+    `column` is what the split works on ("owner", "kind" or ""), `what` what owners are called in a
+    complaint ("roles speak"), `fewest` the characters below which an owner is no client.
 
     Raises:
         ValueError: there are not that many owners with enough to say.
@@ -195,11 +190,6 @@ def text_model(purpose: str, usual: int = WINDOW) -> Callable[[Data], nn.Module]
     return model
 
 
-def text_classes(purpose: str) -> Callable[[Data], int]:
-    """`Task.classes` of a task whose labels are symbols."""
-    return lambda config: symbols_of(config, purpose).size
-
-
 def text_tokenizer(purpose: str) -> Callable[[Data], Any]:
     """`Task.tokenizer` of a task over symbols."""
     return lambda config: symbols_of(config, purpose).tokenizer
@@ -211,13 +201,16 @@ def one_window(config: Data) -> Part:
     return {"inputs": zeros, "labels": zeros}
 
 
+def blank_row(length: int) -> Part:
+    """One row of the first id, given and to be written."""
+    zeros = torch.zeros(1, length, dtype=torch.long)
+    return {"inputs": zeros, "attention": torch.ones_like(zeros), "labels": zeros}
+
+
 def token_task(purpose: str, first: str, **own: Any) -> Task:
     """A task over the tokens of texts: perplexity, the models of a purpose, their tokenizer.
 
-    Args:
-        purpose: of the models, `fedprune.structure.families.family.PURPOSES`.
-        first: the family that is the default.
-        own: the other attributes of the task, and what differs.
+    `first` is the family that is the default; what is given takes the place of what is usual.
     """
     usual: dict[str, Any] = {
         "metric": "perplexity",
@@ -227,7 +220,7 @@ def token_task(purpose: str, first: str, **own: Any) -> Task:
         "output": heads_of,
         "models": families_for(purpose, first),
         "paths": True,
-        "classes": text_classes(purpose),
+        "classes": lambda config: symbols_of(config, purpose).size,
         "tokenizer": text_tokenizer(purpose),
         "tokens": ("inputs", "labels"),
     }

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from fedprune.tasks.coverage import check_known, tell
 from fedprune.tasks.language import (
     FEWEST_WINDOWS,
+    blank_row,
     length_of,
     text_model,
     token_task,
@@ -186,17 +187,6 @@ def _texts(tokenizer: Any, rows: Tensor, unknown: Sequence[int], mark: str) -> l
     return [text(ids, odd).replace("\ufffd", mark) for ids, odd in both]
 
 
-def one_pair(config: Data) -> Part:
-    """One row of the first id, on either side."""
-    return blank_pair(length_of(config, PHRASE))
-
-
-def blank_pair(length: int) -> Part:
-    """One row of the first id, on either side."""
-    zeros = torch.zeros(1, length, dtype=torch.long)
-    return {"inputs": zeros, "attention": torch.ones_like(zeros), "labels": zeros}
-
-
 SHAKESPEARE_RESTORE = token_task(
     "seq2seq",
     "t5",
@@ -204,7 +194,7 @@ SHAKESPEARE_RESTORE = token_task(
     model=text_model("seq2seq", PHRASE),
     loss=text_to_text_loss,
     shards=_shards,
-    dummy=one_pair,
+    dummy=lambda config: blank_row(length_of(config, PHRASE)),
     extra=("bytes",),
     test_sums=generation_sums,
     test_sum_names=GENERATION_SUMS,

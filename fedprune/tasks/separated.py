@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fedprune.tasks.columns import Columns, NotRows
+from fedprune.tasks.cells import Columns, NotRows
 from fedprune.tasks.encodings import opened_text
 
 
@@ -73,19 +73,20 @@ def _style(lines: Sequence[str], separators: str) -> tuple[str, bool]:
 
 
 def _rows(rows: Any, name: str, separator: str) -> Iterator[list[str]]:
-    """The heading and the rows as long as it.
-
-    Raises:
-        NotRows: a row has more or fewer cells, or its quotes do not end.
-    """
+    """The heading and the rows as long as it."""
     heading: list[str] = []
     before = 0
     try:
         for row in rows:
             if row and len(row) == len(heading or row):
                 heading = heading or row
-                if separator == "\t" and rows.line_num > before + 1:
-                    _not_merged(row, f"{name}, line {before + 1}")
+                merged = separator == "\t" and rows.line_num > before + 1
+                # A cell over a line's end with a tab in it: a quote that only one row began.
+                if merged and any("\t" in cell and "\n" in cell for cell in row):
+                    raise NotRows(
+                        f"{name}, line {before + 1}: a quote is not closed within its cell; "
+                        'allowed: quotes around whole cells, and "" for a quote within'
+                    )
                 yield row
             elif any(cell.strip() for cell in row):
                 seen = ", ".join(heading)[:100]
@@ -108,19 +109,6 @@ def _count(row: Sequence[str], separator: str) -> str:
 
 
 _SAID = {"\t": "tabs"}
-
-
-def _not_merged(row: Sequence[str], where: str) -> None:
-    """Refuse a cell with a tab and a line's end in it: two rows, and a quote that only one began.
-
-    Raises:
-        NotRows: there is one.
-    """
-    if any("\t" in cell and "\n" in cell for cell in row):
-        raise NotRows(
-            f"{where}: a quote is not closed within its cell; allowed: quotes around whole cells, "
-            'and "" for a quote within'
-        )
 
 
 def _shared(cells: Sequence[str]) -> Iterable[str]:

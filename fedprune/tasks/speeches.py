@@ -175,12 +175,7 @@ def _task(summary: str, texts: Callable[[Data], list[list[str]]], **differing: A
     def shards(config: Data) -> Sequence[Shard]:
         return cut_streams(["".join(own) for own in texts(config)], config, "causal")
 
-    return next_token_task(
-        summary=summary,
-        shards=shards,
-        defaults=_DEFAULTS,
-        **differing,
-    )
+    return next_token_task(summary=summary, shards=shards, defaults=_DEFAULTS, **differing)
 
 
 SHAKESPEARE = _task(

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fedprune.options.refusal import counted
-from fedprune.tasks.cells import ReadCell, cell_text
-from fedprune.tasks.columns import Columns, NotRows
+from fedprune.tasks.cells import Columns, NotRows, ReadCell, cell_text
 from fedprune.tasks.options import Data
 from fedprune.tasks.rowfiles import READERS
 
 _Table = Mapping[str, Sequence[Any]]
-"""Columns by name, all of one length; see `fedprune.tasks.columns.Columns` for what is in them."""
+"""Columns by name, all of one length; see `fedprune.tasks.cells.Columns` for what is in them."""
 
 _SUFFIXES = ", ".join(READERS)
 
@@ -94,12 +93,6 @@ def rows_in(columns: _Table) -> int:
 
 def column(table: _Table, option: str, name: str, read: ReadCell = cell_text) -> list[Any]:
     """A column, as texts or what else `read` makes of a cell.
-
-    Args:
-        table: the rows.
-        option: the configuration key that named it.
-        name: the column.
-        read: `cell_text`, `as_number`, `as_list` or one like them.
 
     Raises:
         ValueError: there is no such column, with those there are; or a cell is not what is
