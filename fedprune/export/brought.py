@@ -107,13 +107,8 @@ def give_back(config: Data, folder: Path, tokenizer: Any, settings: Any) -> None
 
     How texts are generated and the tokenizer with its chat template are copied as they are, and
     ``use_cache`` is what it was. Where the user's tokenizer pads with nothing and the model needs
-    to know what pads, the tokenizer is saved as it was used, with padding.
-
-    Args:
-        config: of the run.
-        folder: with what transformers saved of the model.
-        tokenizer: of the task; None: it has none.
-        settings: the model's config; None: it has none.
+    to know what pads, the tokenizer is saved as it was used, with padding. Without a tokenizer or a
+    config these are None.
     """
     path = _file(config.model, "config.json") if is_brought(config) else None
     if path is None:
