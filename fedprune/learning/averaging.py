@@ -110,10 +110,6 @@ class Average:
     mean: Callable[[Tensor, Tensor, float], Tensor]
 
 
-def _over_all(sums: Tensor, _held: Tensor, weight: float) -> Tensor:
-    return sums / weight
-
-
 def _over_those_who_kept(sums: Tensor, held: Tensor, _weight: float) -> Tensor:
     return torch.where(held > 0, sums / held.clamp_min(1e-300), 0.0)
 
@@ -122,7 +118,7 @@ AVERAGES: dict[str, Average] = {
     "fedavg": Average(
         "divided by all clients' labels: a weight that few kept shrinks",
         "McMahan et al. 2017, arXiv 1602.05629, algorithm 1",
-        _over_all,
+        lambda sums, _held, weight: sums / weight,
     ),
     "l0-mean": Average(
         "divided by the labels of the clients that kept the weight",

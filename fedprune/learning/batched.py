@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from fedprune.learning.distillation import taught
 from fedprune.learning.local_training import Tuned, precision_of
 from fedprune.learning.objectives import add_gradients
-from fedprune.learning.options import Tuning
 from fedprune.learning.stacks import (
     CommonTraining,
     Stacks,
@@ -39,8 +38,7 @@ def tune_together(
 ) -> list[tuple[Tuned, Tensors]]:
     """Train clients on mean losses of their steps, all at once; the model stays as it is.
 
-    Returns:
-        For each client sums over its steps, and its state afterwards, on the CPU.
+    For each client sums over its steps and its state afterwards come out, on the CPU.
 
     Raises:
         RuntimeError: the model does what `torch.func.vmap` cannot follow.
@@ -118,7 +116,13 @@ def _step(
 
 def _move(stacks: Stacks, common: CommonTraining) -> None:
     """What follows once the gradients are there."""
-    _shape_gradients(stacks, common.config)
+    if stacks.terms:
+        add_gradients(stacks.terms, stacks.named)
+    reached = {n: p.grad for n, p in stacks.named.items() if p.grad is not None}
+    for name in stacks.removed.keys() & reached.keys():
+        reached[name].masked_fill_(stacks.removed[name], 0.0)
+    if common.config.clip:
+        _clip(list(reached.values()), common.config.clip)
     for name, p in stacks.stored.items():
         gradient = stacks.named[name].grad
         if p is not stacks.named[name]:
@@ -180,17 +184,6 @@ def _learnt(
     apart = torch.tensor([each.divergence for each in found], dtype=torch.float64)
     totals = torch.stack([each.total for each in found])
     return totals, torch.stack([each.own.total for each in found]), apart
-
-
-def _shape_gradients(stacks: Stacks, config: Tuning) -> None:
-    if stacks.terms:
-        add_gradients(stacks.terms, stacks.named)
-    reached = {n: p.grad for n, p in stacks.named.items() if p.grad is not None}
-    for name, gradient in reached.items():
-        if name in stacks.removed:
-            gradient.masked_fill_(stacks.removed[name], 0.0)
-    if config.clip:
-        _clip(list(reached.values()), config.clip)
 
 
 def _clip(gradients: Sequence[Tensor], most: float) -> None:

@@ -72,13 +72,8 @@ def principal(sums: Tensor) -> tuple[Tensor, Tensor]:
 def in_basis(weights: Mapping[str, Tensor], path: ResidualPath, basis: Tensor) -> Tensors:
     """All that runs along the residual path in another basis; what the model says stays the same.
 
-    Args:
-        weights: the model's, by name.
-        path: of the model.
-        basis: (channels, left) orthonormal; with fewer columns the rest of the states is left out.
-
-    Returns:
-        The new tensors by name, in their types; the head among them, also where it was tied.
+    The basis (channels, left) is orthonormal; with fewer columns the rest of the states is left
+    out. The new tensors are in their types; the head is among them, also where it was tied.
     """
     width, left = basis.shape
     out: Tensors = {}
