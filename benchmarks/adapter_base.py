@@ -15,12 +15,11 @@ import os
 import tempfile
 from pathlib import Path
 
-from at_start import apart, forget_peak, parser_of
+from at_start import apart, parser_of, raised
 from stream import INDEX, SHAPES, options, written
 
 from fedprune import federate
 from fedprune.config import configure
-from fedprune.runtime.process import resident
 
 BASES = ("float32", "int8", "int4")
 
@@ -34,15 +33,11 @@ def run(folder: Path, base: str, length: int) -> None:
     federate(configure(given))
 
 
-def one(folder: Path, base: str) -> None:
-    """The run of a fresh process, after one of a tiny model."""
-    with tempfile.TemporaryDirectory() as tiny:
-        written(Path(tiny), "tiny")
-        run(Path(tiny), base, 8)
-    before = resident("VmRSS")
-    forget_peak()
-    run(folder, base, 32)
-    print(resident("VmHWM") - before, round(sum(os.times()[:2])))
+def tiny(base: str) -> None:
+    """The same of a tiny model."""
+    with tempfile.TemporaryDirectory() as place:
+        written(Path(place), "tiny")
+        run(Path(place), base, 8)
 
 
 def main() -> None:
@@ -54,7 +49,8 @@ def main() -> None:
     told = parser.parse_args()
     folder = Path(told.folder or tempfile.mkdtemp()) / told.size
     if told.one:
-        one(folder, told.one)
+        peak = raised(lambda: tiny(told.one), lambda: run(folder, told.one, 32))
+        print(peak, round(sum(os.times()[:2])))
         return
     if not (folder / INDEX).is_file():
         written(folder, told.size)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,29 @@ def apart(script: str, *words: Any, **environment: str) -> str:
 def forget_peak() -> None:
     """Let this process's peak be what is resident now (see clear_refs in proc(5))."""
     Path("/proc/self/clear_refs").write_text("5")
+
+
+def raised(small: Callable[[], object], whole: Callable[[], object]) -> int:
+    """By how many bytes a call raises the peak above what is resident after a smaller one."""
+    from fedprune.runtime.process import resident
+
+    small()
+    before = resident("VmRSS")
+    forget_peak()
+    whole()
+    return resident("VmHWM") - before
+
+
+def lines_of(file: Path) -> list[dict[str, Any]]:
+    """What was measured before: a line of JSON each."""
+    return [json.loads(text) for text in file.read_text().splitlines()] if file.exists() else []
+
+
+def keep_line(file: Path, line: dict[str, Any]) -> None:
+    """Put a line to those, and show it."""
+    with file.open("a") as lines:
+        lines.write(json.dumps(line) + "\n")
+    print(json.dumps(line), flush=True)
 
 
 def load() -> str:

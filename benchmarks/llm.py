@@ -16,7 +16,6 @@ Every figure is a line of FILE as soon as it is there; a line that is there is n
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from at_start import parser_of
+from at_start import keep_line, parser_of
 from llm_lines import AMOUNTS, GROUPS, UNITS, Line, down, lines_in, table, up, wanted
 
 from fedprune.client.host import Host, build_host
@@ -164,13 +163,7 @@ def told(bench: Bench, line: Line, masks: Masks, weights: Tensors, sums: Tensors
     found: Line = {"perplexity": perplexity(bench), "sparsity": 1 - kept}
     set_ = weights if line["method"] == "sparsegpt" else biases if line["method"] == "flap" else {}
     found |= {"down": down(masks, set_), "up": up(line["method"], sums, masks)}
-    write(bench, line | found)
-
-
-def write(bench: Bench, line: Line) -> None:
-    with bench.file.open("a") as file:
-        file.write(json.dumps(line) + "\n")
-    print(json.dumps(line), flush=True)
+    keep_line(bench.file, line | found)
 
 
 def is_there(bench: Bench, line: Line) -> bool:
@@ -218,7 +211,7 @@ def magnitude(bench: Bench) -> None:
     dense = {"method": "dense", "amount": "0", "seed": 0, "who": "federated"}
     if not is_there(bench, dense):
         put(bench, bench.dense, bench.biases)
-        write(bench, {**dense, "perplexity": perplexity(bench)})
+        keep_line(bench.file, {**dense, "perplexity": perplexity(bench)})
     for line in wanted(0, "magnitude"):
         if not is_there(bench, line):
             masks, weights = own_masks(bench, "magnitude", line["amount"], {})

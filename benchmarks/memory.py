@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import argparse
 
-from at_start import HERE, apart, forget_peak, parser_of
+from at_start import HERE, apart, parser_of, raised
 from moving_task import BERT, SIZES
 
 from fedprune import federate
 from fedprune.config import configure
-from fedprune.runtime.process import resident
 
 PLUGIN = str(HERE / "moving_task.py")
 
@@ -49,11 +48,8 @@ def main() -> None:
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     told = parser.parse_args()
     if told.one:
-        run(SIZES[0], told.clients, told.cohort)
-        before = resident("VmRSS")
-        forget_peak()
-        run(told.one, told.clients, told.cohort)
-        print(resident("VmHWM") - before)
+        who = (told.clients, told.cohort)
+        print(raised(lambda: run(SIZES[0], *who), lambda: run(told.one, *who)))
         return
     print("| parameters | GiB above the imports | bytes a parameter |")
     print("| ---: | ---: | ---: |")

@@ -20,12 +20,7 @@ import numpy as np
 from at_start import parser_of
 
 from fedprune.config import RunConfig
-from fedprune.secagg.client import (
-    confirmed,
-    masked_vector,
-    revealed,
-    shares_of,
-)
+from fedprune.secagg.client import confirmed, masked_vector, revealed, shares_of
 from fedprune.secagg.fixed_point import from_ring, scale_for, to_ring
 from fedprune.secagg.keys import Keys, keys_of
 from fedprune.secagg.ring import Ring, ring_type

@@ -17,14 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from fedprune.export.measure import (
-    Forward,
-    operations,
-    size_of,
-    speedup,
-    spread_of,
-    timed,
-)
+from fedprune.export.measure import Forward, operations, size_of, speedup, spread_of, timed
 from fedprune.structure.cuts import edits_of
 from fedprune.structure.edits import Edit, Edits
 from fedprune.structure.layout import layout_of
