@@ -52,18 +52,13 @@ def targets_of(model: nn.Module, layout: Layout, wanted: Sequence[str]) -> tuple
     if not able:
         refuse("adapters", "lora", "the model has no linear layer", "none")
     if not wanted:
-        usual = _projections(model) or set(layout.prunable)
+        # Weights of recognised attention and feed-forward layers, pruned or not.
+        groups = structure_of(model, [name for name, _ in model.named_parameters()]).groups
+        usual = {part.tensor for group in groups for part in group.parts} or set(layout.prunable)
         found = tuple(path for path in able if f"{path}.weight" in usual)
         return found or able
     chosen = {path for each in wanted for path in _matching(each, able)}
     return tuple(path for path in able if path in chosen)
-
-
-def _projections(model: nn.Module) -> set[str]:
-    """Weights of recognised attention and feed-forward layers, pruned or not."""
-    names = [name for name, _ in model.named_parameters()]
-    groups = structure_of(model, names).groups
-    return {part.tensor for group in groups for part in group.parts}
 
 
 def _matching(wanted: str, able: Sequence[str]) -> list[str]:

@@ -92,7 +92,10 @@ def gguf_vocabulary(tokenizer: Any, size: int) -> GgufVocabulary:
     elif kind == "BPE" and any(s["type"] == "ByteLevel" for s in _steps(about["pre_tokenizer"])):
         parts = ("gpt2", _name_of_cuts(about), False)
     elif kind == "BPE" and model.get("byte_fallback"):
-        parts = ("llama", "default", _begins_with_space(about))
+        steps = _steps(about["normalizer"]) + _steps(about["pre_tokenizer"])
+        schemes = {(s.get("prepend"), s.get("prepend_scheme")) for s in steps}
+        spaced = any(p == _SPACE or scheme in ("first", "always") for p, scheme in schemes)
+        parts = ("llama", "default", spaced)
     else:
         raise Unheld(
             f"tokenizer: {kind} with {_kind_of(about['pre_tokenizer'])}, llama.cpp has no name for "
@@ -166,13 +169,6 @@ def _name_of_cuts(about: Mapping[str, Any]) -> str:
     raise Unheld(
         f"tokenizer: cuts texts by {_kind_of(about['pre_tokenizer'])} in a way that llama.cpp has "
         f"no name for; held are the cuts of gpt-2, smollm, {', '.join(_CUTS.values())}"
-    )
-
-
-def _begins_with_space(about: Mapping[str, Any]) -> bool:
-    steps = _steps(about["normalizer"]) + _steps(about["pre_tokenizer"])
-    return any(
-        s.get("prepend") == _SPACE or s.get("prepend_scheme") in ("first", "always") for s in steps
     )
 
 

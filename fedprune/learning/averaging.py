@@ -164,9 +164,9 @@ def averaged(
     double = {name: w.double() for name, w in masked(weights, masks).items()}
     before = to_moments(double, layout)
     mean = scattered(total / weight, layout.shapes, masks)
-    mean |= _over_holders(
-        scattered(total, layout.shapes, masks), before, weight, masks, held, table[rule]
-    )
+    sums = scattered(total, layout.shapes, masks)
+    for n, h in scattered(held, {n: m.shape for n, m in masks.items()}, masks).items():
+        mean[n] = table[rule].mean(before[n] * h + sums[n], h, weight) - before[n]
     after = {n: w + _rate(n, layout, server_lr) * mean[n] for n, w in before.items()}
     return {name: w.float() for name, w in from_moments(after, layout, weights).items()}
 
@@ -221,18 +221,3 @@ def _in_pieces(
             out[name].view(-1)[here] = before[name].double() + rate * mean[name]
             at = end
     return out
-
-
-def _over_holders(
-    total: Tensors,
-    before: Tensors,
-    weight: float,
-    masks: Mapping[str, Tensor],
-    held: Tensor,
-    rule: Average,
-) -> Tensors:
-    """The mean change of the prunable tensors, of which clients kept different parts."""
-    shapes = {name: m.shape for name, m in masks.items()}
-    holders = scattered(held, shapes, masks)
-    after = {n: rule.mean(before[n] * h + total[n], h, weight) for n, h in holders.items()}
-    return {n: w - before[n] for n, w in after.items()}

@@ -60,7 +60,11 @@ def tune_together(
         steps = [plan[at] for plan in plans[:there]]
         alike = _step(model, stacks, data, steps, common, sums[:, :there], alike)
     done |= end_states(stacks, 0, left)
-    found = {i: (_sums(sums[:, rank], common), done[rank]) for rank, i in enumerate(order)}
+    found: dict[int, tuple[Tuned, Tensors]] = {}
+    for rank, i in enumerate(order):
+        loss, count, apart = sums[:, rank].tolist()
+        taught_by = None if common.distillation is None else apart
+        found[i] = Tuned(loss, int(count), None, taught_by), done[rank]
     return [found[i] for i in range(len(trainees))]
 
 
@@ -75,11 +79,6 @@ def _data_of(ranked: Sequence[Trainee]) -> tuple[Part, list[StepRows]]:
     return data, plans
 
 
-def _sums(sums: Tensor, common: CommonTraining) -> Tuned:
-    loss, count, apart = sums.tolist()
-    return Tuned(loss, int(count), None, None if common.distillation is None else apart)
-
-
 def _step(
     model: nn.Module,
     stacks: Stacks,
@@ -92,7 +91,9 @@ def _step(
     """Take a step, add to the sums, and say whether batches have to be of one length."""
     for p in stacks.named.values():
         p.grad = None
-    turns = [_turn(steps, j) for j in range(max(map(len, steps)))]
+    # The j-th batches of the clients that have so many in a step.
+    most = range(max(map(len, steps)))
+    turns = [{i: step[j] for i, step in enumerate(steps) if len(step) > j} for j in most]
     batches = [join_batches(data, list(turn.values())) for turn in turns]
     labels = [0] * len(steps)
     for turn, batch in zip(turns, batches, strict=True):
@@ -130,11 +131,6 @@ def _move(stacks: Stacks, common: CommonTraining) -> None:
     stacks.take()
     for shrink in stacks.shrinkages:
         shrink(stacks.named, common.lr)
-
-
-def _turn(steps: Sequence[list[Tensor]], j: int) -> dict[int, Tensor]:
-    """The j-th batches of the clients that have so many in a step."""
-    return {i: step[j] for i, step in enumerate(steps) if len(step) > j}
 
 
 def _backward(

@@ -163,7 +163,8 @@ def places(base: nn.Module, edits: Iterable[Edit]) -> Places:
     if strange:
         raise ValueError(f"{strange[0]!r}: no such tensor in the dense model; allowed: cuts")
     cut = {name for name, t in small.items() if t.shape != shapes[name]}
-    touched = {id(t): len(t.shape) for t in _tensors(base, cut)}
+    named = (*base.named_parameters(), *base.named_buffers())
+    touched = {id(t): len(t.shape) for n, t in named if n in cut}
     axes: dict[str, list[Tensor | None]] = {name: [] for name in cut}
     for axis in range(max(touched.values(), default=0)):
         counted = cut_as(_counter(touched, axis))
@@ -172,10 +173,6 @@ def places(base: nn.Module, edits: Iterable[Edit]) -> Places:
     return Places(
         shapes, {n: tuple(a) for n, a in axes.items()}, frozenset(shapes.keys() - small.keys())
     )
-
-
-def _tensors(base: nn.Module, names: set[str]) -> list[Tensor]:
-    return [t for n, t in (*base.named_parameters(), *base.named_buffers()) if n in names]
 
 
 def _copied(model: nn.Module, stand_in: Callable[[Tensor], Tensor]) -> nn.Module:

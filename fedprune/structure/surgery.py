@@ -163,12 +163,9 @@ def _swapped(model: nn.Module, fresh: dict[nn.Parameter, nn.Parameter]) -> list[
 
 def _follow(module: Any) -> None:
     """Let a module's numbers say what its weights' shapes are."""
-    for name, number in _sizes_of(module).items():
+    sizes = own_sizes(module) or _SIZES.get(family_name(module), {})
+    for name, number in sizes.items():
         setattr(module, name, number(module))
-
-
-def _sizes_of(module: nn.Module) -> Sizes:
-    return own_sizes(module) or _SIZES.get(family_name(module), {})
 
 
 def _pass_through(model: nn.Module) -> None:

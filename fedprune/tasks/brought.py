@@ -24,7 +24,11 @@ def notes_of_files(
             or the classes' names are those of the data in another order.
     """
     missing = sorted(about["missing_keys"])
-    _check_whole(model, missing, name)
+    allowed = "allowed: a folder whose config fits its weights"
+    if {key for key, _ in model.named_parameters()} <= set(missing):
+        raise ValueError(f"model={name!r}: its files hold none of its weights; {allowed}")
+    if lacking := [key for key in missing if _is_of_body(model, key)]:
+        raise ValueError(f"model={name!r}: its files have no {_some(lacking)}; {allowed}")
     replaced = _replaced(about["mismatched_keys"], name, need) if classifies else ()
     fresh = [key for key in missing if not _is_of_body(model, key)]
     begin = (f"the files of {name} have no {_some(fresh)}: begun at random",) if fresh else ()
@@ -33,14 +37,6 @@ def notes_of_files(
     extra = sorted(key for key in about["unexpected_keys"] if _is_of_body(model, key))
     unused = (f"of the files of {name} the model has no {_some(extra)}: left out",) if extra else ()
     return (*replaced, *begin, *renamed, *unused)
-
-
-def _check_whole(model: nn.Module, missing: list[str], name: str) -> None:
-    allowed = "allowed: a folder whose config fits its weights"
-    if {key for key, _ in model.named_parameters()} <= set(missing):
-        raise ValueError(f"model={name!r}: its files hold none of its weights; {allowed}")
-    if lacking := [key for key in missing if _is_of_body(model, key)]:
-        raise ValueError(f"model={name!r}: its files have no {_some(lacking)}; {allowed}")
 
 
 def _is_of_body(model: Any, key: str) -> bool:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fedprune.options.refusal import refuse
@@ -34,7 +34,6 @@ from fedprune.tasks.options import Data
 from fedprune.tasks.pretrained import folder_of
 from fedprune.tasks.speeches import local_shard, paragraphs, speeches
 from fedprune.tasks.splits import partition
-from fedprune.tasks.task import Shard
 from fedprune.tasks.zoo import families_for
 
 PART = 20_000
@@ -141,13 +140,11 @@ def domain_texts(config: Data) -> list[list[str]]:
 SPLITS_OF_DOMAINS = {"natural": "domain", "iid": "", "dirichlet": "domain", "shards": "domain"}
 
 
-def _shards(config: Data) -> Sequence[Shard]:
-    return cut_streams(["".join(own) for own in domain_texts(config)], config, "causal")
-
-
 DOMAIN_TASK = next_token_task(
     summary="next token of plays, news, the Bible and tales, one part of one domain a client",
-    shards=_shards,
+    shards=lambda config: cut_streams(
+        ["".join(own) for own in domain_texts(config)], config, "causal"
+    ),
     models={
         "smollm2": "SmolLM2-135M-Instruct, pretrained, from a 4-bit file",
         **families_for("causal", "llama"),

@@ -58,7 +58,9 @@ def note_of(folder: str) -> tuple[str, ...]:
 @functools.lru_cache(maxsize=8)
 def unpacked_gguf(file: Path) -> Path:
     """The folder of a GGUF file, made where there is none yet."""
-    folder = _cache() / f"{_digest(file)}-{FORMAT}"
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    folder = _cache() / f"{digest}-{FORMAT}"
     if not (folder / SOURCE).is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as made, os_errors(folder.parent):
@@ -87,11 +89,6 @@ def _cache() -> Path:
                 f"{wanted}: belongs to another user; set XDG_CACHE_HOME"
             ) from None
     return wanted / "models"
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _convert(file: Path, folder: Path) -> None:

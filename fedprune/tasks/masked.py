@@ -116,11 +116,6 @@ def masked_shards(texts: Sequence[str], config: Data) -> Later:
     return Later(len(streams), lambda partition: covered(partition, streams[partition]))
 
 
-def _shards(config: Data) -> Sequence[Shard]:
-    """The text of every partition, cut by time, with symbols hidden."""
-    return masked_shards(["".join(own) for own in roles(config)], config)
-
-
 def local_masked_shard(folder: Path, config: Data) -> Shard:
     """A device's own shard: the text of its ``*.txt`` files, cut by time."""
     text = local_text(folder, FEWEST_WINDOWS * length_of(config))
@@ -132,7 +127,7 @@ SHAKESPEARE_MASKED = token_task(
     "bert",
     summary="hidden characters of Shakespeare, one client per speaking role (BERT, 2 layers)",
     loss=masked_token_loss,
-    shards=_shards,
+    shards=lambda config: masked_shards(["".join(own) for own in roles(config)], config),
     dummy=lambda config: blank_row(length_of(config)),
     splits=SPLITS_OF_ROLES,
     defaults=SLOW_STARTERS,

@@ -156,11 +156,6 @@ def frequent_labels_alone(train: Tensor, test: Tensor) -> Mapping[str, float]:
     return {"loss": float(loss), "micro_f1": micro, "macro_f1": macro}
 
 
-def extra(config: Data) -> tuple[str, ...]:
-    """The names of the sums that F1 is made from."""
-    return (*_SUMS, *f1_names(len(names_of_labels(config))))
-
-
 MULTI_LABEL = labelled_task(
     "classify",
     summary="any number of labels for a text, from --data",
@@ -175,6 +170,6 @@ MULTI_LABEL = labelled_task(
         lambda train, test, _: frequent_labels_alone(train, test),
     ),
     dummy=_blank,
-    extra=extra,
+    extra=lambda config: (*_SUMS, *f1_names(len(names_of_labels(config)))),
     local=read_on_device(_shards, classes=True),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -43,7 +43,9 @@ def _separated(path: Path, encoding: str | None, separators: str) -> Columns:
         columns: list[list[str]] = [[] for _ in names]
         while chunk := list(islice(checked, _AT_A_TIME)):
             for column, cells in zip(columns, zip(*chunk, strict=True), strict=True):
-                column.extend(_shared(cells))
+                # Equal ones as one object, where many are: a million rows have few labels.
+                many = 2 * len(set(cells)) < len(cells)
+                column.extend(map(sys.intern, cells) if many else cells)
     twice = sorted({name for name in names if name and names.count(name) > 1})
     if twice:
         raise NotRows(f"{path.name} has two columns {twice[0]!r}; allowed: each name once")
@@ -109,11 +111,6 @@ def _count(row: Sequence[str], separator: str) -> str:
 
 
 _SAID = {"\t": "tabs"}
-
-
-def _shared(cells: Sequence[str]) -> Iterable[str]:
-    """The cells; equal ones as one object, where many are: a million rows have few labels."""
-    return map(sys.intern, cells) if 2 * len(set(cells)) < len(cells) else cells
 
 
 @contextmanager
