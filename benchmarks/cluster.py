@@ -47,8 +47,7 @@ def timed_alone(keys: str) -> tuple[str, list[float]]:
     """What the run of these keys (JSON) comes to in this process, and the seconds of its rounds."""
     config = configure({**json.loads(keys), "engine": "inline"})
     seconds: list[float] = []
-    watch = Watch(row=lambda _row, took, _state: seconds.append(took))
-    done = federate(config, watch=watch)
+    done = federate(config, watch=Watch(row=lambda _row, took, _state: seconds.append(took)))
     return str(done.summary["weights_digest"]), seconds
 
 

@@ -73,8 +73,7 @@ def run_line(task: str, seed: int, name: str, out: Path) -> None:
         return
     given = f"{setting.dense} --sparsity 0" if name == "start" else f"--init {dense}"
     more = "" if name == "start" else f"{setting.rounds} {LINES[name]}"
-    command = f"{RUN} {given} {more} --seed {seed} --out {folder}"
-    called(folder, command)
+    called(folder, f"{RUN} {given} {more} --seed {seed} --out {folder}")
     model = folder
     if name in QUANTISED:
         model = folder / "quantised"

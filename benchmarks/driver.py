@@ -101,8 +101,7 @@ def listed(partitions: int, hosts: int) -> float:
     config = configure({**BASE, "rounds": 2}).model_copy(update=given)
     began = time.perf_counter()
     groups = grouped(range(partitions), config)
-    question = Question("evaluate", 1, {}, {}, part="validation")
-    sent = broadcast(question, "fp32")
+    sent = broadcast(Question("evaluate", 1, {}, {}, part="validation"), "fp32")
     for group in groups.values():
         sent.packet(group)
     sent.size(range(partitions))

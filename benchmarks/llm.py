@@ -124,8 +124,7 @@ def sums_of_client(bench: Bench, score: str, part: Part) -> Tensors:
 
 
 def evidence(bench: Bench, config: RunConfig, sums: Tensors) -> Evidence:
-    masks = full_masks(bench.dense, bench.dense)
-    held = (bench.dense, masks, 1)
+    held = (bench.dense, full_masks(bench.dense, bench.dense), 1)
     layout = bench.host.layout
     return evidence_about(held, layout.prunable, config, layout, sums=sums, count=1.0)
 
@@ -145,8 +144,7 @@ def by_votes(bench: Bench, amount: str, clients: Sequence[Masks]) -> tuple[Masks
     c = config_of(bench, "votes", amount)
     counts = {n: sum(m[n].double() for m in clients) for n in bench.dense}
     alive = full_masks(bench.dense, bench.dense)
-    wanted = Wanted(c.sparsity, c.scope)
-    masks = chosen(counts, wanted, c, bench.host.layout, alive, bench.dense)
+    masks = chosen(counts, Wanted(c.sparsity, c.scope), c, bench.host.layout, alive, bench.dense)
     return masks, masked(bench.dense, masks)
 
 

@@ -112,8 +112,7 @@ def once(name: str, subject: Subject, probes: int) -> tuple[float, float, int]:
 
 def warm(name: str, subject: Subject) -> None:
     """A call on few examples, which loads what is lazy."""
-    few = {key: t[:SMALL] for key, t in subject.part.items()}
-    once(name, replace(subject, part=few), 2)
+    once(name, replace(subject, part={key: t[:SMALL] for key, t in subject.part.items()}), 2)
 
 
 def extra_bytes(name: str, kind: str, examples: int, probes: int) -> int:

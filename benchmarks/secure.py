@@ -46,8 +46,7 @@ def seed(member: int) -> bytes:
 
 def values(member: int, coordinates: int) -> np.ndarray:
     """What a client would send: made again where it is needed, so that memory stays small."""
-    gen = np.random.default_rng(member)
-    return gen.standard_normal(coordinates, np.float32).clip(-4, 4)
+    return np.random.default_rng(member).standard_normal(coordinates, np.float32).clip(-4, 4)
 
 
 def plain(clients: int, coordinates: int) -> tuple[np.ndarray, float]:
@@ -113,8 +112,7 @@ def compare(clients: int, coordinates: int, bits: int) -> None:
         who: opening(total, roster, sent, who, terms, spent["unmask"], spent["confirm"])
         for who, total in totals.items()
     }
-    everyone = frozenset(roster)
-    opened, unmasking, shares = results[everyone]
+    opened, unmasking, shares = results[frozenset(roster)]
     wanted, plain_time = plain(clients, coordinates)
     assert np.abs(from_ring(opened, scale, bits) - wanted).max() <= clients * scale.step / 2 + 1e-9
     m = terms.members[0]

@@ -35,8 +35,7 @@ def bert_base() -> nn.Module:
 
 def kept_share(model: nn.Module, share: float) -> Edits:
     """Edits that keep this part of the heads and of the neurons of every layer."""
-    groups = layout_of(model).structure.groups
-    sizes = {(g.kind, g.path): len(g.parts[0].index) for g in groups}
+    sizes = {(g.kind, g.path): len(g.parts[0].index) for g in layout_of(model).structure.groups}
     return tuple(
         Edit(kind, path, tuple(range(round(share * size)))) for (kind, path), size in sizes.items()
     )

@@ -119,8 +119,7 @@ def cut_adapters(adapters: Mapping[str, Tensor], layout: Layout) -> Tensors:
             left[f"{path}{DOWN}"] = down if columns is None else down[:, columns]
             left[f"{path}{UP}"] = up if rows is None else up[rows]
     factors = {n: t for n, t in left.items() if n.endswith((DOWN, UP))}
-    whole = {n: t for n, t in left.items() if n not in factors}
-    return factors | origin.places.restrict(whole)
+    return factors | origin.places.restrict({n: t for n, t in left.items() if n not in factors})
 
 
 def trained_shapes(adapters: Mapping[str, Tensor], fresh: int, layout: Layout) -> Shapes:

@@ -124,7 +124,6 @@ def check_adaptable(model: nn.Module, layout: Layout, wanted: Sequence[str], ran
     odd = [n for n in layout.shapes if n.endswith((DOWN, UP))]
     if odd:
         refuse("adapters", "lora", f"the model has some already ({odd[0]})", "a merged model")
-    paths = targets_of(model, layout, wanted)
-    most = max(min(layout.shapes[f"{path}.weight"]) for path in paths)
+    most = max(min(layout.shapes[f"{path}.weight"]) for path in targets_of(model, layout, wanted))
     if rank > most:
         refuse("rank", rank, f"no layer with factors has a rank above {most}", f"1 to {most}")

@@ -94,8 +94,7 @@ def rounded(model: Any, dtype: torch.dtype) -> Any:
     Zeros stay zeros; every other weight is the nearest number of that type. What no file holds
     (frequencies of positions) stays as it is, as where `transformers` reads the weights.
     """
-    state = model.state_dict(keep_vars=True).values()
-    floats = [t for t in state if t.is_floating_point()]
+    floats = [t for t in model.state_dict(keep_vars=True).values() if t.is_floating_point()]
     if all(bool(t.to(dtype).isfinite().all()) for t in floats):
         for t in floats:
             t.data = t.data.to(dtype)

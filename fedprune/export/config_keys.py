@@ -41,8 +41,7 @@ def config_changes(
     dense: nn.Module, family: Family, edits: Edits
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The keys of the config that change, and each block's path in the new model to its old one."""
-    names = [n for n, p in dense.named_parameters() if p.dim() > 1]
-    structure = structure_of(dense, names)
+    structure = structure_of(dense, [n for n, p in dense.named_parameters() if p.dim() > 1])
     kept = _kept(structure, edits)
     gone = {
         block.path

@@ -151,8 +151,7 @@ def _kind_of(step: Mapping[str, Any] | None) -> str:
 
 
 def _name_of_cuts(about: Mapping[str, Any]) -> str:
-    steps = _steps(about["pre_tokenizer"])
-    *first, last = steps
+    *first, last = _steps(about["pre_tokenizer"])
     if not about["model"].get("merges"):
         return "gpt-2"  # without merges every byte is a token, however texts are cut
     plain = not last.get("add_prefix_space") and last["type"] == "ByteLevel"

@@ -173,8 +173,7 @@ def averaged(
 
 def _those(some: Sequence[str], layout: Layout) -> Layout:
     """The layout with the variances among these alone."""
-    few = {n: mean for n, mean in layout.variances.items() if n in some}
-    return replace(layout, variances=few)
+    return replace(layout, variances={n: mean for n, mean in layout.variances.items() if n in some})
 
 
 def _rate(name: str, layout: Layout, server_lr: float) -> float:

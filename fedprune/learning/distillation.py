@@ -234,6 +234,5 @@ def recorded_outputs(
         return hook
 
     modules: Mapping[str, nn.Module] = dict(model.named_modules())
-    hooks = [modules[path].register_forward_hook(hook_of(path)) for path in paths]
-    with removed_after(hooks):
+    with removed_after([modules[path].register_forward_hook(hook_of(path)) for path in paths]):
         yield kept

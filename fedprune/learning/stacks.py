@@ -83,8 +83,7 @@ def stacks_at_start(model: nn.Module, ranked: Sequence[Trainee], common: CommonT
     }
     buffers = {n: _stack([t.start.get(n, b) for t in ranked], device) for n, b in kept.items()}
     named = {n: nn.Parameter(stack) for n, stack in stacks.items()}
-    draws = draws_from([t.seed for t in ranked], device)
-    return _stacks_of(named, buffers, draws, ranked, common)
+    return _stacks_of(named, buffers, draws_from([t.seed for t in ranked], device), ranked, common)
 
 
 def _stack(tensors: Sequence[Tensor], device: torch.device) -> Tensor:

@@ -205,8 +205,7 @@ def _joined(a: Attention, i: int, j: int) -> tuple[Tensor, Tensor] | None:
     if a.biases is not None:
         values = torch.cat([values, a.biases[2].unsqueeze(2)], dim=2)
     stacked = a.output.flatten(1, 2)  # (heads, queries * out, size)
-    whole = stacked[i] @ values[i] + stacked[j] @ values[j]
-    u, s, v = torch.linalg.svd(whole, full_matrices=False)
+    u, s, v = torch.linalg.svd(stacked[i] @ values[i] + stacked[j] @ values[j], full_matrices=False)
     size = a.value.shape[1]
     if float(s[size:].norm()) > _EXACT * max(float(s.norm()), 1e-300):
         return None

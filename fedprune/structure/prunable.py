@@ -97,8 +97,7 @@ def _nothing(
             f"exclude={list(exclude)}: nothing is left to prune of {len(by_kind)} weights of "
             "linear layers and convolutions; allowed: fewer patterns"
         )
-    kinds = staying(model, (), output, exclude)
-    numbers = Counter(kinds.values())
+    numbers = Counter(staying(model, (), output, exclude).values())
     told = ", ".join(f"{kind} ({count})" for kind, count in numbers.items()) or "no parameters"
     trained = [n for n, p in model.named_parameters() if p.requires_grad and p.dim() > 1]
     free = [n for n in trained if not is_any(n, exclude)]

@@ -76,8 +76,7 @@ def remove(model: nn.Module, module: nn.Module, sublayer: SubLayer) -> None:
         return
     inner = module.get_submodule(frame.dropout) if frame.dropout else nn.Identity()
     gone = Gone(sublayer.column, bias, inner, frame.rest)
-    places = replace(model, module, sublayer.stand_in(module) or gone)
-    for block, name in places:
+    for block, name in replace(model, module, sublayer.stand_in(module) or gone):
         dead = [frame.norms] if frame.before(block) else []
         dead += [frame.after] if bias is None else []
         for norms in dead:

@@ -135,8 +135,7 @@ def _sliced(projection: Projection, kept: Tensor) -> dict[nn.Parameter, nn.Param
     layer: Any = projection.layer
     # GPT-2's rows lie as q, k, v in turn, so a unit's are not together: sorted, they stay so.
     index = projection.index[kept].reshape(-1).sort().values
-    along = dimension_of(layer, projection.axis)
-    fresh = {layer.weight: _selected(layer.weight, along, index)}
+    fresh = {layer.weight: _selected(layer.weight, dimension_of(layer, projection.axis), index)}
     if projection.bias is not None:
         fresh[projection.bias] = _selected(projection.bias, 0, index)
     return fresh

@@ -75,8 +75,7 @@ def cut_vocabulary(model: nn.Module, edit: Edit) -> None:
     if weight is None or weight.dim() != 2 or is_layer(table):
         has = "nothing" if table is None else type(table).__name__
         raise ValueError(f"edit 'vocab' of {edit.path!r}: there is {has}; allowed: Embedding")
-    size = table.weight.shape[0]
-    _check(edit, size)
+    _check(edit, table.weight.shape[0])
     heads = _heads(model, table.weight)
     fresh = _fresh(model, table, heads, torch.tensor(edit.kept))
     new = _replaced(model, table, heads, fresh, edit)

@@ -128,11 +128,9 @@ class Corpus:
 
 
 def _shards(corpus: Corpus, config: Data) -> Sequence[Shard]:
-    length = length_of(config, corpus.length)
-    rows = _tokens(corpus, config.task, config.model, length)
+    rows = _tokens(corpus, config.task, config.model, length_of(config, corpus.length))
     columns = {"label": rows["labels"].tolist()}
-    dealt = partition(config, SPLITS_BY_TOPIC[config.split], columns)
-    return cut_later(rows, dealt, config)
+    return cut_later(rows, partition(config, SPLITS_BY_TOPIC[config.split], columns), config)
 
 
 def _model(corpus: Corpus, config: Data) -> nn.Module:

@@ -186,8 +186,7 @@ def model(config: Data) -> nn.Module:
 
 
 def _blank(config: Data) -> Part:
-    inputs = channels_of(config)
-    images = torch.zeros(1, inputs, side_of(config), side_of(config))
+    images = torch.zeros(1, channels_of(config), side_of(config), side_of(config))
     return {"images": images, "labels": torch.zeros(1, dtype=torch.long)}
 
 

@@ -31,8 +31,7 @@ _SPLITS = {"iid": "", "dirichlet": "label", "shards": "label"}
 
 def _deal(rows: Part, config: Data) -> Sequence[Shard]:
     columns = {"label": rows["labels"].tolist()}
-    dealt = partition(config, _SPLITS[config.split], columns)
-    return cut_later(rows, dealt, config)
+    return cut_later(rows, partition(config, _SPLITS[config.split], columns), config)
 
 
 def digits(config: Data) -> Sequence[Shard]:

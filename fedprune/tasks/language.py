@@ -143,8 +143,7 @@ def dealt(
     largest = set(sorted(said, key=lambda owner: (-said[owner], owner))[: config.clients])
     chosen = [row for row in rows if row[0] in largest]
     columns = {"owner": [r[0] for r in chosen], "kind": [r[1] for r in chosen]}
-    shares = partition(config, column, columns)
-    return [[chosen[i][2] for i in own] for own in shares]
+    return [[chosen[i][2] for i in own] for own in partition(config, column, columns)]
 
 
 def file_text(file: Path) -> str:

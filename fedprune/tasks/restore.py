@@ -128,8 +128,7 @@ def local_phrases(folder: Path, config: Data) -> Shard:
     Raises:
         FileNotFoundError: there is too little text.
     """
-    fewest = FEWEST_WINDOWS * length_of(config, PHRASE)
-    return _shard([local_text(folder, fewest)], config)
+    return _shard([local_text(folder, FEWEST_WINDOWS * length_of(config, PHRASE))], config)
 
 
 GENERATION_SUMS = ("exact", "rouge_l", "copied_exact", "copied_rouge_l", "examined")

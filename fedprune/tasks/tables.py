@@ -32,8 +32,7 @@ def read_table(data: str, encoding: str | None = None) -> _Table:
         FileNotFoundError: there is no such file, or none that can be read.
         ValueError: there are several kinds of files, one is not what its name says, or no rows.
     """
-    files = _files(data)
-    stamp = tuple((str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files)
+    stamp = tuple((str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in _files(data))
     return _read(data, stamp, encoding)
 
 

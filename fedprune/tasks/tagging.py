@@ -36,8 +36,7 @@ _SUMS = ("entities_right", "entities_found", "entities")
 
 def _columns(config: Data) -> dict[str, list[Any]]:
     """Words and tags of every row, as many of one as of the other."""
-    read = {"text": as_list, "label": as_list}
-    columns = rows_with_text(config, "label", read=read)
+    columns = rows_with_text(config, "label", read={"text": as_list, "label": as_list})
     for i, (words, tags) in enumerate(zip(columns["text"], columns["label"], strict=True), 1):
         if len(words) != len(tags):
             raise ValueError(

@@ -31,8 +31,7 @@ def grouped_codes(matrix: Tensor, bits: int, group: int, *, symmetric: bool) -> 
     that nothing is cut off at the ends. The matrix is finite, the group even.
     """
     rows, columns = matrix.shape
-    padded = nn.functional.pad(matrix.float(), (0, -columns % group))
-    values = padded.reshape(-1, group)
+    values = nn.functional.pad(matrix.float(), (0, -columns % group)).reshape(-1, group)
     scale, zero = code_grid(values, bits, symmetric=symmetric)
     flat = coded(values, scale, zero, bits).view(rows, -1)
     return Codes(packed(flat, bits), scale.view(rows, -1), zero.view(rows, -1))
