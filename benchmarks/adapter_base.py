@@ -12,16 +12,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-
-from memory import resident
-from stream import INDEX, SHAPES, written
+from at_start import apart, parser_of, raised
+from stream import INDEX, SHAPES, options, written
 
 from fedprune import federate
 from fedprune.config import configure
@@ -31,40 +26,31 @@ BASES = ("float32", "int8", "int4")
 
 def run(folder: Path, base: str, length: int) -> None:
     """Prune the model, and train adapters over the base."""
-    texts = folder / "texts.txt"
-    lines = (f"Line {i} says {i * i} and so on, to number {7 * i}.\n" for i in range(60))
-    texts.write_text("".join(lines))
-    given = {"task": "language-modelling", "model": str(folder), "data": str(texts)}
-    given |= {"clients": 2, "hosts": 1, "length": length, "score_batch": 1, "batch_size": 2}
-    given |= {"rounds": 1, "warmup": 0, "schedule": "one-shot", "local_steps": 2}
-    given |= {"score": "wanda", "scope": "row", "sparsity": 0.5, "agreement": False}
-    given |= {"adapters": "lora", "adapter_base": base, "engine": "inline"}
+    given = options(folder, texts=60, clients=2, length=length)
+    given |= {"batch_size": 2, "local_steps": 2}
+    given |= {"score": "wanda", "scope": "row", "agreement": False}
+    given |= {"adapters": "lora", "adapter_base": base}
     federate(configure(given))
 
 
-def one(folder: Path, base: str) -> None:
-    """The run of a fresh process, after one of a tiny model."""
-    with tempfile.TemporaryDirectory() as tiny:
-        written(Path(tiny), "tiny")
-        run(Path(tiny), base, 8)
-    before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
-    run(folder, base, 32)
-    print(resident("VmHWM") - before, round(sum(os.times()[:2])))
+def tiny(base: str) -> None:
+    """The same of a tiny model."""
+    with tempfile.TemporaryDirectory() as place:
+        written(Path(place), "tiny")
+        run(Path(place), base, 8)
 
 
 def main() -> None:
     """Print a row for every base."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = parser_of(__doc__, whole=True)
     parser.add_argument("--size", choices=SHAPES, default="60m")
     parser.add_argument("--folder", default="", help="where models are kept (default: nowhere)")
     parser.add_argument("--one", choices=BASES, help=argparse.SUPPRESS)
     told = parser.parse_args()
     folder = Path(told.folder or tempfile.mkdtemp()) / told.size
     if told.one:
-        one(folder, told.one)
+        peak = raised(lambda: tiny(told.one), lambda: run(folder, told.one, 32))
+        print(peak, round(sum(os.times()[:2])))
         return
     if not (folder / INDEX).is_file():
         written(folder, told.size)
@@ -72,13 +58,9 @@ def main() -> None:
     print("| base | GB above the imports | bytes a parameter | processor s |")
     print("| --- | ---: | ---: | ---: |")
     for base in BASES:
-        command = [sys.executable, __file__, "--one", base, "--size", told.size]
-        command += ["--folder", str(folder.parent)]
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(done.stderr[-2000:])
-        peak, seconds = map(int, done.stdout.split()[-2:])
+        where = ("--size", told.size, "--folder", folder.parent)
+        said = apart(__file__, "--one", base, *where, OMP_NUM_THREADS="1")
+        peak, seconds = map(int, said.split())
         print(f"| {base} | {peak / 1e9:.2f} | {peak / size:.1f} | {seconds} |", flush=True)
 
 

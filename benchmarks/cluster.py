@@ -11,12 +11,9 @@ Rows that take minutes each (ten kills, 100 M parameters, copies in the store) c
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import logging
-import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,10 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-# As a script only this file's folder is on the path.
-sys.path.insert(0, str(HERE.parent))
-
+from at_start import HERE, load, parser_of
 from rich.console import Console
 from stores import watched_stores
 
@@ -53,8 +47,7 @@ def timed_alone(keys: str) -> tuple[str, list[float]]:
     """What the run of these keys (JSON) comes to in this process, and the seconds of its rounds."""
     config = configure({**json.loads(keys), "engine": "inline"})
     seconds: list[float] = []
-    watch = Watch(row=lambda _row, took, _state: seconds.append(took))
-    done = federate(config, watch=watch)
+    done = federate(config, watch=Watch(row=lambda _row, took, _state: seconds.append(took)))
     return str(done.summary["weights_digest"]), seconds
 
 
@@ -220,7 +213,7 @@ LONG = {"kills": of_kills, "large": of_large, "copies": of_copies}
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--rows", help=f"of {', '.join(ROWS | LONG)}")
     parser.add_argument("--long", action="store_true", help="the rows that take minutes each, too")
@@ -229,7 +222,7 @@ def main() -> None:
     if why := impossible():
         print(f"nothing measured: {why}")
         return
-    print(f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}\n")
+    print(f"{load()}\n")
     print("| run | start, s | rounds, s | inline / this | median round, s | longest | bits |")
     print("|---|---:|---:|---:|---:|---:|---|")
     for name in names:

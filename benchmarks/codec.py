@@ -8,7 +8,6 @@ bound; names and shapes are included in ours. Times are of one call, the best of
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 import zlib
@@ -17,6 +16,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from at_start import parser_of
 from torch import Tensor
 
 from fedprune.codec.masks import decode_mask, encode_mask
@@ -68,7 +68,7 @@ def compare(label: str, masks: dict[str, Tensor]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10**6, 10**7])
     args = parser.parse_args()
     print(

@@ -13,7 +13,6 @@ those of the model as it is saved; the forward pass is timed beside the dense mo
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import subprocess
@@ -24,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
+
+from at_start import parser_of
 
 RUN = "simulations/run.py --engine inline"
 UNITS = "--unit head-neuron --score taylor --schedule one-shot --shrink every"
@@ -72,8 +73,7 @@ def run_line(task: str, seed: int, name: str, out: Path) -> None:
         return
     given = f"{setting.dense} --sparsity 0" if name == "start" else f"--init {dense}"
     more = "" if name == "start" else f"{setting.rounds} {LINES[name]}"
-    command = f"{RUN} {given} {more} --seed {seed} --out {folder}"
-    called(folder, command)
+    called(folder, f"{RUN} {given} {more} --seed {seed} --out {folder}")
     model = folder
     if name in QUANTISED:
         model = folder / "quantised"
@@ -126,7 +126,7 @@ def table(out: Path, task: str, seeds: Sequence[int]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--task", choices=sorted(SETTINGS), default="shakespeare")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")

@@ -13,29 +13,20 @@ from __future__ import annotations
 
 import argparse
 import pickle
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "engines" / "flower"), str(Path(__file__).parent)]
-
+from at_start import apart, parser_of
 from devices import RUN, SIZES
 from flwr.app import ConfigRecord, Context, Message, RecordDict
-from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
     no_object_id_recompute,
 )
-from flwr.supercore.inflatable.inflatable_utils import (
-    pull_and_inflate_object_from_tree,
-    push_objects,
-)
+from flwr.supercore.inflatable.inflatable_utils import push_objects
 from flwr.supercore.task_identity import TaskIdentity
-from wire import folders
+from wire import folders, received
 
 from fedprune.codec.wire import Packet
 from fedprune.config import configure, to_toml
@@ -98,11 +89,7 @@ def answer(kind: str, place: Path) -> None:
     """Answer a question and print this process's peak."""
     from clients.app import app
 
-    tree = ObjectTree.FromString((place / kind / "tree").read_bytes())
-    message: Any = pull_and_inflate_object_from_tree(
-        tree, lambda name: (place / kind / name).read_bytes(), lambda _: None, return_type=Message
-    )
-    message.metadata.__dict__["_message_id"] = tree.object_id
+    message = received(place / kind, "tree")
     kept = place / "kept"
     before = pickle.loads(kept.read_bytes()) if kept.exists() else {}
     state = RecordDict({name: ConfigRecord(record) for name, record in before.items()})
@@ -118,31 +105,21 @@ def answer(kind: str, place: Path) -> None:
     print(resident("VmHWM"))
 
 
-def said_by(*words: str) -> int:
-    """The number in the last line of this program's own words."""
-    told = subprocess.run(
-        [sys.executable, __file__, *words], capture_output=True, text=True, check=False
-    )
-    if told.returncode:
-        raise SystemExit(told.stdout + told.stderr)
-    return int(told.stdout.split()[-1])
-
-
 def peaks(size: str) -> tuple[int, dict[str, int]]:
     """Bytes of a size's weights, and the peak of each kind."""
     with tempfile.TemporaryDirectory() as place:
         (Path(place) / "data").mkdir()
         folders(Path(place) / "data")
-        weights = said_by("--write", size, "--place", place)
-        return weights, {kind: said_by("--answer", kind, "--place", place) for kind in KINDS}
+        weights = int(apart(__file__, "--write", size, "--place", place))
+        found = {k: int(apart(__file__, "--answer", k, "--place", place)) for k in KINDS}
+        return weights, found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = parser_of(__doc__)
     parser.add_argument("--sizes", default="small,23M,109M,135M")
-    parser.add_argument("--write", help=argparse.SUPPRESS)
-    parser.add_argument("--answer", help=argparse.SUPPRESS)
-    parser.add_argument("--place", help=argparse.SUPPRESS)
+    for name in ("--write", "--answer", "--place"):
+        parser.add_argument(name, help=argparse.SUPPRESS)
     given = parser.parse_args()
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 7
     if given.write:

@@ -25,16 +25,13 @@ import argparse
 import json
 import os
 import sqlite3
-import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "engines" / "flower"), str(Path(__file__).parent)]
-
+from at_start import HERE, ROOT
 from flower import Flower
 from wire import Proxy, Unsecured, folders
 
@@ -108,7 +105,7 @@ def measured(place: Path, size: str, more: str, devices: int = 2) -> dict[str, A
     timed.mkdir()
     there = {"clients": devices, "min-clients": devices}
     flower.environment["FEDPRUNE_DEVICE_PHASES"] = str(timed)
-    here = [str(Path(__file__).parent / "device_phases"), os.environ.get("PYTHONPATH", "")]
+    here = [str(HERE / "device_phases"), os.environ.get("PYTHONPATH", "")]
     flower.environment["PYTHONPATH"] = os.pathsep.join(filter(None, here))
     try:
         file = flower.folder / "superlink.db"

@@ -8,10 +8,7 @@ Then whole runs in which everybody is asked: all that a run does, but for asking
 
 from __future__ import annotations
 
-import argparse
-import os
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -19,10 +16,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-# As a script only this file's folder is on the path.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import torch
+from at_start import load, parser_of
 
 from fedprune import federate
 from fedprune.config import configure
@@ -39,8 +34,8 @@ BASE: dict[str, Any] = {"task": "digits", "model": "mlp", "seed": 1, "local_step
 
 def main() -> None:
     """Print the tables."""
-    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
-    print(f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}\n")
+    parser_of(__doc__).parse_args()
+    print(f"{load()}\n")
     parameters = 100_000
     print(f"| partitions | hosts | {parameters:,} values: fold, s | ms a host | lists, s |")
     print("|---:|---:|---:|---:|---:|")
@@ -106,8 +101,7 @@ def listed(partitions: int, hosts: int) -> float:
     config = configure({**BASE, "rounds": 2}).model_copy(update=given)
     began = time.perf_counter()
     groups = grouped(range(partitions), config)
-    question = Question("evaluate", 1, {}, {}, part="validation")
-    sent = broadcast(question, "fp32")
+    sent = broadcast(Question("evaluate", 1, {}, {}, part="validation"), "fp32")
     for group in groups.values():
         sent.packet(group)
     sent.size(range(partitions))

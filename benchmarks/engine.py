@@ -15,24 +15,17 @@ shared memory that it touched included.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import logging
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-HERE = Path(__file__).resolve().parent
-# As a script only this file's folder is on the path; the workers get the path from here.
-sys.path.insert(0, str(HERE.parent))
-
+from at_start import HERE, apart, forget_peak, parser_of, processors
 from still_task import SIZES
 
 from fedprune.client.footprint import Footprint
@@ -43,6 +36,7 @@ from fedprune.engines.ray.own import set_environment
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.messages import Question
 from fedprune.protocol.models import dense_model, layout_for
+from fedprune.runtime.process import resident
 from fedprune.server.state import first_state
 
 if TYPE_CHECKING:
@@ -79,34 +73,6 @@ def config_of(task: str, clients: int, phases: int) -> RunConfig:
     return configure({**given, "cohort": clients, "rounds": phases})
 
 
-def resident(which: str) -> int:
-    """Bytes resident now ("VmRSS") or at the peak ("VmHWM")."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(which):
-            return int(line.split()[1]) * 1024
-    raise LookupError(which)
-
-
-def forget_peak() -> None:
-    """Let the peak be what is resident now (see clear_refs in proc(5))."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def processor_seconds() -> float:
-    """What this process and those that descend from it have used so far."""
-    ticks, parents = {}, {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it has ended
-            fields = path.read_text().rpartition(")")[2].split()
-            pid = int(path.parent.name)
-            parents[pid], ticks[pid] = int(fields[1]), int(fields[11]) + int(fields[12])
-    family, size = {os.getpid()}, 0
-    while size < len(family):
-        size = len(family)
-        family |= {pid for pid, parent in parents.items() if parent in family}
-    return sum(ticks[pid] for pid in family) / os.sysconf("SC_CLK_TCK")
-
-
 def asker(side: str, grid: Grid, config: RunConfig) -> Callable[[Question], Aggregate]:
     """How a side puts a question to every client."""
     import stock
@@ -137,8 +103,8 @@ def play(side: str, grid: Grid, config: RunConfig, began: float) -> Measured:
         sums = (aggregate.weight, float(aggregate.total.sum()))
         del aggregate
         if round_ == 1:
-            used = processor_seconds()
-    busy = (processor_seconds() - used) / (config.rounds - 1)
+            used = sum(processors(os.getpid()).values())
+    busy = (sum(processors(os.getpid()).values()) - used) / (config.rounds - 1)
     first, *later = [b - a for a, b in pairwise(ends)]
     return Measured(first, later, busy, resident("VmHWM") - before, sums)
 
@@ -175,11 +141,7 @@ def measure(side: str, config: RunConfig) -> Measured:
 
 def measure_apart(side: str, task: str, clients: int, phases: int) -> Measured:
     """`measure` in a fresh process: Ray and the server's process keep memory."""
-    command = [sys.executable, __file__, "--one", side, task, str(clients), str(phases)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{side}, {task}, {clients} clients:\n{done.stderr[-2000:]}")
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(apart(__file__, "--one", side, task, clients, phases))
     return Measured(**{**found, "sums": tuple(found["sums"])})
 
 
@@ -211,7 +173,7 @@ def alike(one: tuple[float, float], other: tuple[float, float]) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--clients", type=int, nargs="+", default=[20, 100])
     parser.add_argument("--parameters", type=int, nargs="*", choices=SIZES, default=[10**6, 10**7])
     parser.add_argument("--phases", type=int, default=5, help="2 or more; the first is start-up")

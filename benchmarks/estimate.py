@@ -9,7 +9,6 @@ the work can be held to, while the clock runs on. The last column is said / take
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import subprocess
@@ -17,9 +16,9 @@ import sys
 import tempfile
 import threading
 import time
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from at_start import ROOT, load, parser_of, processors
+
 ENGINE = re.compile(r"\s+engine\s+(ray|inline): about ([\d.]+) (s|min)")
 
 ROWS = {
@@ -29,28 +28,6 @@ ROWS = {
     "default": "",
 }
 """The options of each run, beside those that say where results go."""
-
-
-def seconds_of(root: int, before: dict[int, float]) -> dict[int, float]:
-    """Seconds of processors by process id, of a process and its descendants (proc(5), stat)."""
-    parents, used = {}, {}
-    for path in Path("/proc").iterdir():
-        if not path.name.isdigit():
-            continue
-        try:
-            fields = (path / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue  # it ended while we looked
-        pid = int(path.name)
-        parents[pid] = int(fields[1])
-        used[pid] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def ours(pid: int) -> bool:
-        while pid > 1 and pid != root:
-            pid = parents.get(pid, 0)
-        return pid == root
-
-    return {**before, **{pid: s for pid, s in used.items() if ours(pid)}}
 
 
 def row(name: str, options: str) -> str:
@@ -67,13 +44,13 @@ def row(name: str, options: str) -> str:
         )
         assert run.stdout is not None
         chosen = next(found for line in run.stdout if (found := ENGINE.match(line)))
-        began, base = time.perf_counter(), sum(seconds_of(run.pid, {}).values())
+        began, base = time.perf_counter(), sum(processors(run.pid).values())
         used: dict[int, float] = {}
         over = threading.Event()
 
         def look() -> None:
             while not over.wait(0.5):
-                used.update(seconds_of(run.pid, used))
+                used.update(processors(run.pid))
 
         watcher = threading.Thread(target=look)
         watcher.start()
@@ -90,10 +67,10 @@ def row(name: str, options: str) -> str:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--rows", default=",".join(ROWS))
     args = parser.parse_args()
-    print(f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}\n")
+    print(f"{load()}\n")
     print("| run | engine | said, s | taken, s | processor s | said / taken |")
     print("|---|---|---:|---:|---:|---:|")
     for name in args.rows.split(","):

@@ -10,15 +10,14 @@ them is off by more than a quarter.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from at_start import apart, load, parser_of
 
 ROWS: dict[str, dict[str, Any]] = {
     "digits": {"task": "digits"},
@@ -73,18 +72,11 @@ def taken(options: dict[str, Any], *, counting: bool) -> dict[str, float]:
     return {**traffic, "memory": memory, "seconds": seconds}
 
 
-def in_its_own(what: str, name: str) -> dict[str, float]:
-    """The figures of a process of its own."""
-    words = [sys.executable, __file__, "--child", what, "--rows", name]
-    text = subprocess.run(words, check=True, capture_output=True, text=True).stdout
-    found: dict[str, float] = json.loads(text.splitlines()[-1])
-    return found
-
-
 def row(name: str) -> tuple[str, bool]:
     """A row of the table, and whether all of it is near enough."""
-    before = in_its_own("said", name)
-    after = in_its_own("taken", name) | in_its_own("counted", name)
+    words = (__file__, "--rows", name, "--child")
+    before: dict[str, float] = json.loads(apart(*words, "said"))
+    after = json.loads(apart(*words, "taken")) | json.loads(apart(*words, "counted"))
     ratios = {key: before[key] / after[key] for key in before}
     cells = " | ".join(f"{ratio:.2f}" for ratio in ratios.values())
     told = f"{after['bytes_up'] / 1e6:.1f} MB | {after['seconds']:.1f} s"
@@ -93,7 +85,7 @@ def row(name: str) -> tuple[str, bool]:
 
 def main() -> int:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--child", choices=("said", "taken", "counted"))
     args = parser.parse_args()
@@ -104,7 +96,7 @@ def main() -> int:
             json.dumps(said(options) if args.child == "said" else taken(options, counting=counting))
         )
         return 0
-    print(f"load {os.getloadavg()[0]:.1f}\n")
+    print(f"{load()}\n")
     print("| run | up | took | bytes up | bytes down | operations | memory | time |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
     found = []

@@ -20,16 +20,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
-
-from batched import asked, house  # noqa: E402  found beside this file
+from at_start import parser_of
+from batched import asked, house
 
 TASKS: dict[str, dict[str, Any]] = {
     "digits, mlp": {"task": "digits", "model": "mlp"},
@@ -101,7 +97,7 @@ def sharing(workers: Sequence[int], together: int, turns: int) -> None:
 
 def main() -> int:
     """Everything, or the one line that there is no card."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--together", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--turns", type=int, default=5)

@@ -16,8 +16,6 @@ Every figure is a line of FILE as soon as it is there; a line that is there is n
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -26,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from at_start import keep_line, parser_of
 from llm_lines import AMOUNTS, GROUPS, UNITS, Line, down, lines_in, table, up, wanted
 
 from fedprune.client.host import Host, build_host
@@ -125,8 +124,7 @@ def sums_of_client(bench: Bench, score: str, part: Part) -> Tensors:
 
 
 def evidence(bench: Bench, config: RunConfig, sums: Tensors) -> Evidence:
-    masks = full_masks(bench.dense, bench.dense)
-    held = (bench.dense, masks, 1)
+    held = (bench.dense, full_masks(bench.dense, bench.dense), 1)
     layout = bench.host.layout
     return evidence_about(held, layout.prunable, config, layout, sums=sums, count=1.0)
 
@@ -146,8 +144,7 @@ def by_votes(bench: Bench, amount: str, clients: Sequence[Masks]) -> tuple[Masks
     c = config_of(bench, "votes", amount)
     counts = {n: sum(m[n].double() for m in clients) for n in bench.dense}
     alive = full_masks(bench.dense, bench.dense)
-    wanted = Wanted(c.sparsity, c.scope)
-    masks = chosen(counts, wanted, c, bench.host.layout, alive, bench.dense)
+    masks = chosen(counts, Wanted(c.sparsity, c.scope), c, bench.host.layout, alive, bench.dense)
     return masks, masked(bench.dense, masks)
 
 
@@ -164,13 +161,7 @@ def told(bench: Bench, line: Line, masks: Masks, weights: Tensors, sums: Tensors
     found: Line = {"perplexity": perplexity(bench), "sparsity": 1 - kept}
     set_ = weights if line["method"] == "sparsegpt" else biases if line["method"] == "flap" else {}
     found |= {"down": down(masks, set_), "up": up(line["method"], sums, masks)}
-    write(bench, line | found)
-
-
-def write(bench: Bench, line: Line) -> None:
-    with bench.file.open("a") as file:
-        file.write(json.dumps(line) + "\n")
-    print(json.dumps(line), flush=True)
+    keep_line(bench.file, line | found)
 
 
 def is_there(bench: Bench, line: Line) -> bool:
@@ -218,7 +209,7 @@ def magnitude(bench: Bench) -> None:
     dense = {"method": "dense", "amount": "0", "seed": 0, "who": "federated"}
     if not is_there(bench, dense):
         put(bench, bench.dense, bench.biases)
-        write(bench, {**dense, "perplexity": perplexity(bench)})
+        keep_line(bench.file, {**dense, "perplexity": perplexity(bench)})
     for line in wanted(0, "magnitude"):
         if not is_there(bench, line):
             masks, weights = own_masks(bench, "magnitude", line["amount"], {})
@@ -226,7 +217,7 @@ def magnitude(bench: Bench) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="lines of figures")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--minutes", type=float, default=40.0, help="begin nothing after these")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import torch
+from at_start import lines_of
 
 from fedprune.codec.flags import pack_flags
 from fedprune.codec.masks import encode_mask
@@ -41,9 +41,8 @@ Line = dict[str, Any]
 
 
 def lines_in(file: Path) -> list[Line]:
-    lines = [json.loads(text) for text in file.read_text().splitlines()] if file.exists() else []
     keys = ("method", "amount", "seed", "who")
-    return list({tuple(line[key] for key in keys): line for line in lines}.values())
+    return list({tuple(line[key] for key in keys): line for line in lines_of(file)}.values())
 
 
 def wanted(seed: int, method: str) -> Iterator[Line]:

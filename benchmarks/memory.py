@@ -14,28 +14,14 @@ measured on validation and test by everyone at the end alone.
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import sys
-from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-
+from at_start import HERE, apart, parser_of, raised
 from moving_task import BERT, SIZES
 
 from fedprune import federate
 from fedprune.config import configure
 
 PLUGIN = str(HERE / "moving_task.py")
-
-
-def resident(which: str) -> int:
-    """Bytes resident now ("VmRSS") or at the peak ("VmHWM")."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(which):
-            return int(line.split()[1]) * 1024
-    raise LookupError(which)
 
 
 BERTS = 109_489_930
@@ -51,22 +37,9 @@ def run(size: int, clients: int, cohort: int) -> None:
     federate(configure({**given, **keys}))
 
 
-def measured(size: int, clients: int, cohort: int) -> int:
-    """By how many bytes a run raised the peak, in a fresh process."""
-    command = [sys.executable, __file__, "--one", str(size)]
-    command += ["--clients", str(clients), "--cohort", str(cohort)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr[-2000:])
-    return int(done.stdout.split()[-1])
-
-
 def main() -> None:
     """Print the curve; fail where it ends above the budget."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = parser_of(__doc__, whole=True)
     parser.add_argument("--sizes", type=int, nargs="*", default=SIZES[1:5], choices=SIZES)
     parser.add_argument("--bert", action="store_true", help="BERT-base instead of the sizes")
     parser.add_argument("--clients", type=int, default=2)
@@ -75,17 +48,15 @@ def main() -> None:
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     told = parser.parse_args()
     if told.one:
-        run(SIZES[0], told.clients, told.cohort)
-        before = resident("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")
-        run(told.one, told.clients, told.cohort)
-        print(resident("VmHWM") - before)
+        who = (told.clients, told.cohort)
+        print(raised(lambda: run(SIZES[0], *who), lambda: run(told.one, *who)))
         return
     print("| parameters | GiB above the imports | bytes a parameter |")
     print("| ---: | ---: | ---: |")
     each = 0.0
     for size in [BERTS] if told.bert else told.sizes:
-        peak = measured(size, told.clients, told.cohort)
+        who = ("--clients", told.clients, "--cohort", told.cohort)
+        peak = int(apart(__file__, "--one", size, *who, OMP_NUM_THREADS="1"))
         each = peak / size
         print(f"| {size:,} | {peak / 2**30:.2f} | {each:.1f} |", flush=True)
     raise SystemExit(f"{each:.1f} bytes, wanted {told.most:g}" if each > told.most else 0)

@@ -31,11 +31,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-
 import numpy as np
 import torch
+from at_start import HERE, last_line, parser_of
 
 from fedprune import federate
 from fedprune.config import RunConfig, configure
@@ -145,20 +143,14 @@ def environment(folder: Path) -> Path:
 
 def measured(command: list[str], rounds: int) -> tuple[list[float], list[float], float]:
     """Wall and processor seconds of the rounds that count, and the loss at the end."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}: {done.stderr[-2000:]}")
-    said = json.loads(done.stdout.strip().splitlines()[-1])
+    said = json.loads(last_line(command, OMP_NUM_THREADS="1"))
     gaps = [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(said["ends"])][: rounds - 2]
     return [wall for wall, _ in gaps], [busy for _, busy in gaps], said["loss"]
 
 
 def main() -> None:
     """Print the table, and fail where a ratio is below what was wanted."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = parser_of(__doc__, whole=True)
     parser.add_argument("--env", type=Path, default=Path(tempfile.gettempdir()) / "fedprune-pfl")
     parser.add_argument("--data", default="", help="folder of Fashion-MNIST's IDX files")
     parser.add_argument("--turns", type=int, default=3)

@@ -11,7 +11,6 @@ seeds; seeds run side by side. Nothing is chosen by these numbers.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import multiprocessing
@@ -20,6 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
+
+from at_start import parser_of
 
 from fedprune.client.host import Host, build_host
 from fedprune.config import configure
@@ -159,7 +160,7 @@ def cell(values: Sequence[float]) -> str:
 
 def main() -> None:
     """Measure and print, or print what a file holds already."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = parser_of(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.5, 0.8, 0.9, 0.95])
     parser.add_argument("--workers", type=int, default=2, help="seeds measured side by side")

@@ -14,8 +14,6 @@ eight levels a block. Windows, held-out text and bfloat16 passes are those of `l
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +21,7 @@ from statistics import mean
 from typing import Any
 
 import torch
+from at_start import keep_line, lines_of, parser_of
 from llm import CLIENTS, Bench, bench_of, perplexity, put, sums_of_client, windows_of
 from torch import Tensor
 
@@ -115,23 +114,13 @@ def measured(bench: Bench, line: Line, sums: Mapping[str, Tensor]) -> None:
     rules = {"scope": line["group"], "layout": bench.host.layout, "magnitude": weights}
     masks = select(scores, line["amount"] / 100, **rules)
     put(bench, masked(weights, masks), bench.biases)
-    write(bench.file, line | {"perplexity": perplexity(bench)})
-
-
-def write(file: Path, line: Line) -> None:
-    with file.open("a") as lines:
-        lines.write(json.dumps(line) + "\n")
-    print(json.dumps(line), flush=True)
-
-
-def known(file: Path) -> list[Line]:
-    return [json.loads(text) for text in file.read_text().splitlines()] if file.exists() else []
+    keep_line(bench.file, line | {"perplexity": perplexity(bench)})
 
 
 def one_seed(bench: Bench, seed: int, parts: Sequence[str], amounts: Sequence[int]) -> None:
     """Statistics of the four clients' windows, once a grid, and every line that is not there."""
     lines = [w | {"amount": a, "seed": seed} for p in parts for w in wanted(p) for a in amounts]
-    left = [x for x in lines if not any(x.items() <= k.items() for k in known(bench.file))]
+    left = [x for x in lines if not any(x.items() <= k.items() for k in lines_of(bench.file))]
     for grid in dict.fromkeys(line["grid"] for line in left):
         moved = replace(bench, dense=on_grid(bench.dense, grid))
         sums: Tensors = {}
@@ -140,7 +129,7 @@ def one_seed(bench: Bench, seed: int, parts: Sequence[str], amounts: Sequence[in
             sums = {n: t + sums.get(n, 0) for n, t in own.items()}
         put(moved, moved.dense, bench.biases)
         about = {"seed": seed, "grid": grid, "dense": perplexity(moved)}
-        write(bench.file, about | {"slope": slope(moved.dense, sums)})
+        keep_line(bench.file, about | {"slope": slope(moved.dense, sums)})
         for line in left:
             if line["grid"] == grid:
                 measured(bench, line, sums)
@@ -163,7 +152,7 @@ def table(lines: Sequence[Line]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="lines of figures")
     parts = ("power", "group", "grid")
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
@@ -177,7 +166,7 @@ def main() -> None:
         SOURCES.update(input_of(bench.host.layout, bench.host.layout.prunable))
         for seed in args.seeds:
             one_seed(bench, seed, args.parts, args.amounts)
-    print(table(known(args.out)))
+    print(table(lines_of(args.out)))
 
 
 if __name__ == "__main__":

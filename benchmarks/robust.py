@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from at_start import lines_of
 from attacks import ATTACKS, Attack, Respond, attacked, remembering
 
 from fedprune import federate
@@ -53,10 +54,7 @@ Rules = tuple[str, str]
 """How scores are combined, and the rule for changes."""
 
 PARTS: dict[str, tuple[list[Rules], list[str]]] = {
-    "changes": (
-        [("sum", rule) for rule in ROBUST],
-        ["nobody", "x -1", "x -10", "x 1e6"],
-    ),
+    "changes": ([("sum", rule) for rule in ROBUST], ["nobody", "x -1", "x -10", "x 1e6"]),
     "scores": (
         [
             *(("sum", "none"), ("rank-mean", "none"), ("median", "none")),
@@ -111,8 +109,7 @@ Key = tuple[str, int, str, str, str]
 def read(path: Path) -> dict[Key, Ended]:
     """What was played before."""
     out: dict[Key, Ended] = {}
-    for line in path.read_text().splitlines() if path.exists() else []:
-        row = json.loads(line)
+    for row in lines_of(path):
         bits = np.frombuffer(b64decode(row["kept"]), dtype=np.uint8)
         kept = np.unpackbits(bits)[: row["size"]].astype(bool)
         setting, seed, *rest = row["key"]

@@ -17,7 +17,6 @@ import argparse
 import functools
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -39,6 +38,7 @@ from fedprune.client.memory import in_run
 from fedprune.config import RunConfig, configure
 from fedprune.engines.inline import inline_port
 from fedprune.records.bound import Going
+from fedprune.runtime.process import resident
 from fedprune.tasks.later import Later
 from fedprune.tasks.losses import classification_loss
 from fedprune.tasks.networks import Perceptron
@@ -104,8 +104,7 @@ def play(engine: str, clients: int, folder: Path) -> dict[str, float]:
         whole_run(configure(given), folder, Watched(Console(file=nowhere)))
     gaps = [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(ends)][:-1]
     wall, busy = (median(column) for column in zip(*gaps, strict=True))
-    status = Path("/proc/self/status").read_text().splitlines()
-    peak = next(int(each.split()[1]) * 1024 for each in status if each.startswith("VmHWM"))
+    peak = resident("VmHWM")
     size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
     whole = time.perf_counter() - began
     return {"wall": wall, "busy": busy, "peak": peak, "whole": whole, "folder": size}
@@ -126,27 +125,20 @@ def whole_run(config: RunConfig, folder: Path, screen: Any) -> None:
 
 def measured(engine: str, clients: int) -> dict[str, float]:
     """The same in a fresh process."""
+    from at_start import apart  # not of who takes this file as a plug-in
+
     with tempfile.TemporaryDirectory() as place:
-        command = [sys.executable, __file__, "--one", engine, "--clients", str(clients)]
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
-        done = subprocess.run(
-            [*command, "--folder", str(Path(place) / "run")],
-            env=env,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    if done.returncode:
-        raise SystemExit(done.stderr[-2000:])
-    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+        words = ("--one", engine, "--clients", clients, "--folder", Path(place) / "run")
+        env = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
+        found: dict[str, float] = json.loads(apart(__file__, *words, **env))
     return found
 
 
 def main() -> None:
     """Print the table; fail where what grows grows by more than was wanted."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    from at_start import parser_of
+
+    parser = parser_of(__doc__, whole=True)
     parser.add_argument("--clients", type=int, nargs="+", default=[100, 10_000])
     parser.add_argument("--engines", nargs="+", default=["inline", "ray"])
     parser.add_argument("--turns", type=int, default=1)

@@ -16,18 +16,16 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
-import subprocess
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 from statistics import median
 
 import torch
+from at_start import apart, forget_peak, parser_of
 from score_subjects import SUBJECTS, Subject
 
 from fedprune.randomness import generator
+from fedprune.runtime.process import resident
 from fedprune.scores.catalog import SCORES
 from fedprune.scores.score import Evidence, Probe
 from fedprune.tensors.models import state_of
@@ -114,39 +112,17 @@ def once(name: str, subject: Subject, probes: int) -> tuple[float, float, int]:
 
 def warm(name: str, subject: Subject) -> None:
     """A call on few examples, which loads what is lazy."""
-    few = {key: t[:SMALL] for key, t in subject.part.items()}
-    once(name, replace(subject, part=few), 2)
-
-
-def peak() -> int:
-    """The most memory that was resident since the last `forget_peak`, in bytes (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-
-
-def forget_peak() -> None:
-    """What the imports took for a moment is more than a small model ever needs."""
-    Path("/proc/self/clear_refs").write_text("5")
+    once(name, replace(subject, part={key: t[:SMALL] for key, t in subject.part.items()}), 2)
 
 
 def extra_bytes(name: str, kind: str, examples: int, probes: int) -> int:
     """How far one call raises the peak, after one on few examples that loads what is lazy."""
     subject = SUBJECTS[kind](examples)
     warm(name, subject)
-    forget_peak()
-    before = peak()
+    forget_peak()  # what the imports took for a moment is more than a small model ever needs
+    before = resident("VmHWM")
     once(name, subject, probes)
-    return peak() - before
-
-
-def extra_bytes_apart(name: str, kind: str, examples: int, probes: int) -> int:
-    """`extra_bytes` in a process of its own."""
-    command = [sys.executable, __file__, "--memory-of", name, kind]
-    command += ["--examples", str(examples), "--probes", str(probes)]
-    # Tensors come from the system and go back to it, so that no call lives on what another left.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-    return int(done.stdout)
+    return resident("VmHWM") - before
 
 
 def contenders(subject: Subject) -> list[str]:
@@ -171,7 +147,10 @@ def compare(kind: str, examples: int, probes: int, repeats: int) -> None:
     weights = sum(subject.layout.shapes[n].numel() for n in subject.layout.prunable)
     print(f"\n{kind}: {examples} examples, {weights:,} prunable weights, {probes} probes")
     names = contenders(subject)
-    memory = {n: extra_bytes_apart(n, kind, examples, probes) for n in names}
+    # Tensors come from the system and go back to it, so that no call lives on what another left.
+    own = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    given = ("--examples", examples, "--probes", probes)
+    memory = {n: int(apart(__file__, "--memory-of", n, kind, *given, **own)) for n in names}
     times: dict[str, list[tuple[float, float, int]]] = {n: [] for n in names}
     for n in names:
         warm(n, subject)
@@ -194,7 +173,7 @@ def compare(kind: str, examples: int, probes: int, repeats: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--models", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
     parser.add_argument("--examples", type=int, default=64)
     parser.add_argument("--probes", type=int, default=64)

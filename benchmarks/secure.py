@@ -10,7 +10,6 @@ nobody gone, and with 3 in 10 gone after they had sent their shares, whose masks
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import statistics
 import time
@@ -18,14 +17,10 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
+from at_start import parser_of
 
 from fedprune.config import RunConfig
-from fedprune.secagg.client import (
-    confirmed,
-    masked_vector,
-    revealed,
-    shares_of,
-)
+from fedprune.secagg.client import confirmed, masked_vector, revealed, shares_of
 from fedprune.secagg.fixed_point import Ring, from_ring, ring_type, scale_for, to_ring
 from fedprune.secagg.keys import Keys, keys_of
 from fedprune.secagg.server import unmasked
@@ -50,8 +45,7 @@ def seed(member: int) -> bytes:
 
 def values(member: int, coordinates: int) -> np.ndarray:
     """What a client would send: made again where it is needed, so that memory stays small."""
-    gen = np.random.default_rng(member)
-    return gen.standard_normal(coordinates, np.float32).clip(-4, 4)
+    return np.random.default_rng(member).standard_normal(coordinates, np.float32).clip(-4, 4)
 
 
 def plain(clients: int, coordinates: int) -> tuple[np.ndarray, float]:
@@ -117,8 +111,7 @@ def compare(clients: int, coordinates: int, bits: int) -> None:
         who: opening(total, roster, sent, who, terms, spent["unmask"], spent["confirm"])
         for who, total in totals.items()
     }
-    everyone = frozenset(roster)
-    opened, unmasking, shares = results[everyone]
+    opened, unmasking, shares = results[frozenset(roster)]
     wanted, plain_time = plain(clients, coordinates)
     assert np.abs(from_ring(opened, scale, bits) - wanted).max() <= clients * scale.step / 2 + 1e-9
     m = terms.members[0]
@@ -138,7 +131,7 @@ def compare(clients: int, coordinates: int, bits: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--coordinates", type=int, default=1_000_000)
     parser.add_argument("--clients", type=int, nargs="+", default=[10, 50, 100])
     parser.add_argument("--bits", type=int, nargs="+", default=[64, 32])

@@ -12,13 +12,12 @@ from __future__ import annotations
 import argparse
 import os
 import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from statistics import median
 
 import torch
+from at_start import apart, parser_of
 from torch import nn
 from torch.nn.utils import prune
 
@@ -93,12 +92,6 @@ def extra_bytes(name: str, size: int) -> int:
     return peak() - before
 
 
-def extra_bytes_apart(name: str, size: int) -> int:
-    """`extra_bytes` in a process of its own."""
-    command = [sys.executable, __file__, "--memory-of", name, str(size)]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
 def fits(name: str, size: int) -> bool:
     """Whether this machine has the memory free that a contender needs."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -110,7 +103,7 @@ def compare(size: int, repeats: int) -> None:
     entered = [name for name in CONTENDERS if fits(name, size)]
     for name in CONTENDERS.keys() - entered:
         print(f"{size:>12,} {name:<20} left out: it needs more memory than is free here")
-    memory = {name: extra_bytes_apart(name, size) for name in entered}
+    memory = {name: int(apart(__file__, "--memory-of", name, size)) for name in entered}
     times: dict[str, list[float]] = {name: [] for name in entered}
     for _ in range(repeats):
         for name in entered:
@@ -125,7 +118,7 @@ def compare(size: int, repeats: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10**6, 10**7, 10**8])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)

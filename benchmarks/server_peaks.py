@@ -22,11 +22,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "engines" / "flower"), str(Path(__file__).parent)]
-
+from at_start import apart, parser_of
 from devices import RUN, SIZES
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.serde import message_to_proto
 from flwr.proto import message_pb2 as wire_messages
@@ -38,14 +36,11 @@ from flwr.supercore.inflatable.inflatable_object import (
     iterate_object_tree,
     no_object_id_recompute,
 )
-from flwr.supercore.inflatable.inflatable_utils import (
-    pull_and_inflate_object_from_tree,
-    push_objects,
-)
+from flwr.supercore.inflatable.inflatable_utils import push_objects
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid.http_grid import HttpGrid
-from wire import folders
+from wire import folders, received
 
 from fedprune.runtime.process import resident
 
@@ -115,11 +110,7 @@ def answer_all(place: Path) -> None:
     }
     for line in sys.stdin:
         name = line.strip()
-        tree = wire_messages.ObjectTree.FromString((place / f"{name}.tree").read_bytes())
-        message: Any = pull_and_inflate_object_from_tree(
-            tree, lambda each: (place / each).read_bytes(), lambda _: None, return_type=Message
-        )
-        message.metadata.__dict__["_message_id"] = name
+        message = received(place, f"{name}.tree")
         TaskIdentity.node_id = int((place / f"{name}.to").read_text())
         reply = app(message=message, context=contexts[TaskIdentity.node_id])
         with no_object_id_recompute():
@@ -127,12 +118,11 @@ def answer_all(place: Path) -> None:
             bare = message_to_proto(remove_content_from_message(reply))
             (place / f"{name}.reply").write_bytes(bare.SerializeToString())
             (place / f"{name}.reply-tree").write_bytes(get_object_tree(reply).SerializeToString())
-            push_objects(get_all_nested_objects(reply), lambda n, d: kept(place / n, d))
+            push_objects(get_all_nested_objects(reply), lambda n, data: _kept(place / n, data))
         print(name, file=shown, flush=True)
 
 
-def kept(path: Path, data: bytes) -> None:
-    """Write a file."""
+def _kept(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
@@ -180,16 +170,13 @@ def peaks(size: str, more: str) -> tuple[int, int, str]:
     with tempfile.TemporaryDirectory() as place:
         (Path(place) / "data").mkdir()
         folders(Path(place) / "data")
-        words = [sys.executable, __file__, "--serve", size, "--place", place, "--more", more]
-        told = subprocess.run(words, capture_output=True, text=True, check=False)
-        if told.returncode:
-            raise SystemExit(told.stdout + told.stderr)
-        weights, peak, where = json.loads(told.stdout.splitlines()[-1])
+        said = apart(__file__, "--serve", size, "--place", place, "--more", more)
+        weights, peak, where = json.loads(said)
         return weights, peak, where
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = parser_of(__doc__)
     parser.add_argument("--sizes", default="small,23M,109M,135M")
     parser.add_argument("--more", default="{}", help="more of the run config, in JSON")
     for name in ("--serve", "--devices", "--place"):

@@ -14,17 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
 import time
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
-HERE = Path(__file__).resolve().parent
-# As a script only this file's folder is on the path.
-sys.path.insert(0, str(HERE.parent))
-
+from at_start import HERE, apart, load, parser_of
 from still_task import SIZES
 
 from fedprune.client.footprint import Footprint
@@ -72,7 +67,7 @@ def measured(clients: int, parameters: int) -> dict[str, float]:
 
 def main() -> None:
     """Print a table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--clients", type=int, nargs="+", default=[20, 200])
     parser.add_argument("--parameters", type=int, nargs="+", choices=SIZES, default=SIZES[:3])
     parser.add_argument("--one", type=int, nargs=2, help=argparse.SUPPRESS)
@@ -80,14 +75,12 @@ def main() -> None:
     if args.one:
         print(json.dumps(measured(*args.one)))
         return
-    print(f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}\n")
+    print(f"{load()}\n")
     print("| clients | parameters | driver, MiB | a worker, MiB | start, s | a phase, s |")
     print("|---:|---:|---:|---:|---:|---:|")
     for size in args.parameters:
         for clients in args.clients:
-            command = [sys.executable, __file__, "--one", str(clients), str(size)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            f = json.loads(done.stdout.splitlines()[-1])
+            f = json.loads(apart(__file__, "--one", clients, size))
             print(
                 f"| {clients} | {size:,} | {f['driver']:,.0f} | {f['worker']:,.0f} "
                 f"| {f['start']:.0f} | {f['phase']:.2f} |",

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-ROOT = Path(__file__).resolve().parents[1]
+from at_start import ROOT, parser_of, processors
+
 RUN = "simulations/run.py --out {out}"
 FIRST = re.compile(r"\S+ +1 +\w.* ([\d.]+)$")
 """The line about round one, and its last column: seconds of the round itself."""
@@ -77,7 +78,8 @@ def timed(start: Start) -> tuple[float, float, float]:
         for said in process.stdout:
             found = start.until.match(said.rstrip()) if start.until and not seconds else None
             if found:
-                seconds, used = time.perf_counter() - clock, _processors(process.pid)
+                seconds = time.perf_counter() - clock
+                used = processors(process.pid)[process.pid]
                 inside = float(found[1])
                 process.terminate()
         _, status, spent = os.wait4(process.pid, 0)
@@ -89,15 +91,9 @@ def timed(start: Start) -> tuple[float, float, float]:
         return seconds, used, inside
 
 
-def _processors(pid: int) -> float:
-    """Seconds of processors that a process has used (proc(5), fields 14 and 15 of stat)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def main() -> int:
     """Print a table."""
-    parser = argparse.ArgumentParser(description="How long a start takes.")
+    parser = parser_of("How long a start takes.")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--ray", action=argparse.BooleanOptionalAction, default=True)
     given = parser.parse_args()

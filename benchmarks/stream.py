@@ -15,24 +15,19 @@ gradients. ``taylor-cut`` and what ends in ``global`` are not to be streamed.
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-
 import torch
-from memory import resident
+from at_start import apart, forget_peak, parser_of
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fedprune import federate
 from fedprune.config import configure
+from fedprune.runtime.process import resident
 from fedprune.streaming.blocks import without_weights
 from fedprune.streaming.files import INDEX, index_of
 from fedprune.tasks.tokenization import characters
@@ -101,29 +96,28 @@ def _random(shape: torch.Size, pool: torch.Tensor) -> torch.Tensor:
     return pool.repeat(times)[: shape.numel()].view(shape).clone()
 
 
+def options(folder: Path, texts: int, clients: int, length: int) -> dict[str, Any]:
+    """What every run of a model in this folder is given; its texts are written there."""
+    lines = (f"Line {i} says {i * i} and so on, to number {7 * i}.\n" for i in range(texts))
+    (folder / "texts.txt").write_text("".join(lines))
+    given = {"task": "language-modelling", "model": str(folder), "data": str(folder / "texts.txt")}
+    given |= {"clients": clients, "hosts": 1, "length": length, "score_batch": 1}
+    given |= {"rounds": 1, "warmup": 0, "schedule": "one-shot", "sparsity": 0.5}
+    return given | {"engine": "inline"}
+
+
 def run(folder: Path, told: argparse.Namespace) -> None:
     """Prune the model once."""
-    texts = folder / "texts.txt"
-    lines = (f"Line {i} says {i * i} and so on, to number {7 * i}.\n" for i in range(told.texts))
-    texts.write_text("".join(lines))
-    given = {"task": "language-modelling", "model": str(folder), "data": str(texts)}
-    given |= {"clients": told.clients, "hosts": 1, "length": told.length, "score_batch": 1}
-    given |= {"rounds": 1, "warmup": 0, "schedule": "one-shot", "local_steps": 0}
-    given |= {"sparsity": 0.5, "engine": "inline", "stream": told.stream}
-    given |= CHOICES[told.score]
+    given = options(folder, told.texts, told.clients, told.length)
+    given |= {"local_steps": 0, "stream": told.stream, **CHOICES[told.score]}
     federate(configure(given))
 
 
 def measured(told: argparse.Namespace, folder: Path, score: str, stream: str) -> tuple[int, ...]:
     """Seconds, the peak and what was resident before, of a run in a fresh process."""
-    command = [sys.executable, __file__, "--one", str(folder), "--score", score]
-    command += ["--stream", stream, "--clients", str(told.clients), "--length", str(told.length)]
-    command += ["--texts", str(told.texts)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr[-2000:])
-    return tuple(map(int, done.stdout.split()[-3:]))
+    words = ("--one", folder, "--score", score, "--stream", stream, "--clients", told.clients)
+    words += ("--length", told.length, "--texts", told.texts)
+    return tuple(map(int, apart(__file__, *words, OMP_NUM_THREADS="1").split()))
 
 
 def one(told: argparse.Namespace) -> None:
@@ -132,7 +126,7 @@ def one(told: argparse.Namespace) -> None:
         written(Path(tiny), "tiny")
         run(Path(tiny), argparse.Namespace(**{**vars(told), "texts": 60, "length": 8}))
     before, began = resident("VmRSS"), time.perf_counter()
-    Path("/proc/self/clear_refs").write_text("5")
+    forget_peak()
     run(Path(told.one), told)
     print(round(time.perf_counter() - began), resident("VmHWM"), before)
 
@@ -167,9 +161,7 @@ def main() -> None:
 
 
 def _told() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = parser_of(__doc__, whole=True)
     parser.add_argument("--size", choices=SHAPES, default="60m")
     parser.add_argument("--scores", nargs="*", choices=CHOICES, default=["wanda", "votes"])
     parser.add_argument("--streams", nargs="*", choices=["on", "off"], default=["on", "off"])

@@ -17,14 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from fedprune.export.measure import (
-    Forward,
-    operations,
-    size_of,
-    speedup,
-    spread_of,
-    timed,
-)
+from fedprune.export.measure import Forward, operations, size_of, speedup, spread_of, timed
 from fedprune.structure.cuts import edits_of
 from fedprune.structure.edits import Edit, Edits
 from fedprune.structure.layout import layout_of
@@ -42,8 +35,7 @@ def bert_base() -> nn.Module:
 
 def kept_share(model: nn.Module, share: float) -> Edits:
     """Edits that keep this part of the heads and of the neurons of every layer."""
-    groups = layout_of(model).structure.groups
-    sizes = {(g.kind, g.path): len(g.parts[0].index) for g in groups}
+    sizes = {(g.kind, g.path): len(g.parts[0].index) for g in layout_of(model).structure.groups}
     return tuple(
         Edit(kind, path, tuple(range(round(share * size)))) for (kind, path), size in sizes.items()
     )

@@ -11,19 +11,16 @@ from __future__ import annotations
 
 import json
 import socket
-import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from sklearn.datasets import load_digits
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "engines" / "flower")]
-
+from at_start import ROOT
 from flower import Flower, answers, free_port, wait_until
+from sklearn.datasets import load_digits
 
 RUN = "task='digits' clients=2 min-clients=2 rounds=3 warmup=1 end=2 local-steps=3 timeout=120"
 CODECS = ("", "uplink='int8'", "uplink='int4' score-wire='log8'")
@@ -88,6 +85,20 @@ def folders(root: Path) -> list[Path]:
         images, labels = data.images[first:last] / 16, data.target[first:last]
         np.savez(root / str(p) / "own.npz", images=images, labels=labels)
     return [root / "0", root / "1"]
+
+
+def received(place: Path, name: str) -> Any:
+    """The message whose objects lie in a folder, as `flwr-clientapp` reads it."""
+    from flwr.app import Message
+    from flwr.proto.message_pb2 import ObjectTree
+    from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree
+
+    tree = ObjectTree.FromString((place / name).read_bytes())
+    message: Any = pull_and_inflate_object_from_tree(
+        tree, lambda each: (place / each).read_bytes(), lambda _: None, return_type=Message
+    )
+    message.metadata.__dict__["_message_id"] = tree.object_id
+    return message
 
 
 def measured(flower: Flower, proxy: Proxy, codec: str, out: str) -> str:

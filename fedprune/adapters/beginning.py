@@ -26,15 +26,8 @@ def begun_adapters(
 ) -> Tensors:
     """The adapters before round one; none where the configuration wants none.
 
-    Of a stack nothing is there yet: its factors are of rank 0.
-
-    Args:
-        adapting: options.
-        model: the dense model.
-        output: module names of its heads of output.
-        layout: its layout.
-        weights: that training begins with.
-        seed: of the run.
+    Of a stack nothing is there yet: its factors are of rank 0. `weights` are those that training
+    begins with.
     """
     if adapting.adapters == "none":
         return {}
@@ -50,10 +43,7 @@ def in_saved_type(
 ) -> Tensors:
     """Weights in the type that the model's files have them in, where it is of fewer bits.
 
-    Args:
-        weights: by name.
-        model: as it was loaded.
-        names: of those that are to be in that type; None: all.
+    All of them, or those of these names.
     """
     saved: torch.dtype | None = getattr(model, SAVED_TYPE, None)
     if saved is None:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fedprune.structure.layout import Layout, as_rows, from_rows
+from fedprune.structure.layout import Layout, as_rows, from_rows, matrix_shape
 from fedprune.tensors.codes import Codes, grouped_codes, packed, restored
 from fedprune.tensors.lazy import LazyTensors
 
@@ -29,13 +29,8 @@ def in_codes(
 ) -> LazyTensors:
     """Weights of which those of some layers are held in codes, and restored when asked for.
 
-    What stands in codes already stays as it is, bit for bit.
-
-    Args:
-        weights: of the model; the others are held as they are.
-        paths: of the layers.
-        layout: of the model.
-        kind: "int8" or "int4".
+    What stands in codes already stays as it is, bit for bit. `kind` is "int8" or "int4"; weights of
+    other layers are held as they are.
     """
     bits, coded = CODE_BITS[kind], dict[str, Codes]()
     for path in paths:
@@ -46,8 +41,7 @@ def in_codes(
     def made(name: str) -> Tensor:
         if name in rest:
             return rest[name]
-        like = torch.empty(layout.shapes[name], device="meta")
-        columns = as_rows(layout, name, like).shape[1]
+        columns = matrix_shape(layout, name)[1]
         return from_rows(layout, name, restored(coded[name], bits, columns)).contiguous()
 
     return LazyTensors(weights, made, coded)

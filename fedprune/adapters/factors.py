@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedprune.randomness import generator
 from fedprune.scores.score import Shapes
-from fedprune.structure.layout import Layout, as_rows, from_rows
+from fedprune.structure.layout import Layout, from_rows, matrix_shape
 from fedprune.structure.matrices import out_in_of
 from fedprune.tensors.lazy import shapes_of
 from fedprune.tensors.named import Tensors, masked
@@ -42,7 +42,7 @@ def adapter_shapes(
     """The shapes of factors for these layers, and of parameters that are trained whole."""
     shapes = {name: layout.shapes[name] for name in whole}
     for path in paths:
-        out, inputs = _out_in(f"{path}.weight", layout)
+        out, inputs = matrix_shape(layout, f"{path}.weight")
         shapes[f"{path}{DOWN}"] = torch.Size([rank, inputs])
         shapes[f"{path}{UP}"] = torch.Size([out, rank])
     return dict(sorted(shapes.items()))
@@ -85,14 +85,7 @@ def effective(
     """The weights that a model with adapters computes with, exactly 0.0 where a mask is False.
 
     Each is rounded to the type of the frozen one. Tensors that adapters do not change are those of
-    `frozen`, not copies.
-
-    Args:
-        frozen: the model's own state, 0.0 where a mask is False.
-        adapters: see the module.
-        masks: True = kept.
-        layout: of the model.
-        scale: factor of the product BA.
+    `frozen`, not copies. `frozen` is 0.0 there too; `scale` is the factor of BA.
     """
     weights = dict(frozen)
     for name in changed_by(adapters):
@@ -112,9 +105,7 @@ def product(adapters: Mapping[str, Tensor], path: str, layout: Layout) -> Tensor
 def cut_adapters(adapters: Mapping[str, Tensor], layout: Layout) -> Tensors:
     """What is left of adapters of whole layers after parts of the model were cut out.
 
-    Args:
-        adapters: in the shapes of the dense model.
-        layout: of the model that is left.
+    Adapters are in the shapes of the dense model; the layout is of what is left.
     """
     origin, left = layout.origin, dict(adapters)
     if origin is None:
@@ -128,8 +119,7 @@ def cut_adapters(adapters: Mapping[str, Tensor], layout: Layout) -> Tensors:
             left[f"{path}{DOWN}"] = down if columns is None else down[:, columns]
             left[f"{path}{UP}"] = up if rows is None else up[rows]
     factors = {n: t for n, t in left.items() if n.endswith((DOWN, UP))}
-    whole = {n: t for n, t in left.items() if n not in factors}
-    return factors | origin.places.restrict(whole)
+    return factors | origin.places.restrict({n: t for n, t in left.items() if n not in factors})
 
 
 def trained_shapes(adapters: Mapping[str, Tensor], fresh: int, layout: Layout) -> Shapes:
@@ -155,7 +145,7 @@ def check_adapters(shapes: Shapes, layout: Layout) -> None:
     paths = paths_in(shapes)
     whole = tuple(n for n in shapes if not n.endswith((DOWN, UP)))
     lacking = [n for n in (*(f"{p}.weight" for p in paths), *whole) if n not in layout.shapes]
-    flat = [p for p in paths if f"{p}.weight" in layout.shapes and _flat(p, layout)]
+    flat = [p for p in paths if len(layout.shapes.get(f"{p}.weight", (0, 0))) != 2]
     if lacking or flat:
         raise ValueError(f"adapters: {(lacking or flat)[0][:100]!r} is no layer of the model")
     wanted = {name: layout.shapes[name] for name in whole}
@@ -164,12 +154,3 @@ def check_adapters(shapes: Shapes, layout: Layout) -> None:
         wanted |= adapter_shapes((path,), (), rank, layout)
     if dict(shapes) != wanted:
         raise ValueError("adapters: shapes that do not fit the model's layers")
-
-
-def _flat(path: str, layout: Layout) -> bool:
-    return len(layout.shapes[f"{path}.weight"]) != 2
-
-
-def _out_in(name: str, layout: Layout) -> tuple[int, int]:
-    out, inputs = as_rows(layout, name, torch.empty(layout.shapes[name], device="meta")).shape
-    return out, inputs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -45,7 +45,9 @@ class MaskedLoraLinear(Linear):
         """The layer's output; see the class."""
         if self.codes is not None:
             apart = self.mask is None and self.training
-            found = _recomputed(self._plain if apart else self._whole, x)
+            # For the backward pass it is computed again, and nothing kept till then.
+            call = self._plain if apart else self._whole
+            found: Tensor = checkpoint(call, x, use_reentrant=False, preserve_rng_state=False)
             return found + self._beside(x) if apart else found
         return super().forward(x, *args, **kwargs) if self.mask is None else self._whole(x)
 
@@ -78,21 +80,11 @@ class MaskedLoraLinear(Linear):
         return rows.t() if self.fan_in_fan_out else rows
 
 
-def _recomputed(call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """What it gives; for the backward pass it is computed again, and nothing kept till then."""
-    out: Tensor = checkpoint(call, x, use_reentrant=False, preserve_rng_state=False)
-    return out
-
-
 def lora_copy(model: nn.Module, shapes: Shapes, scale: float) -> nn.Module:
     """A copy of the model with factors in its layers; its frozen weights are the model's memory.
 
-    What is loaded into the model is there too. Its state is the adapters alone.
-
-    Args:
-        model: left as it is.
-        shapes: of the adapters.
-        scale: factor of the product BA.
+    What is loaded into the model is there too. Its state is the adapters alone. The model itself is
+    left as it is. `scale` is the factor of BA.
     """
     found = {id(p): nn.Parameter(p.data, requires_grad=False) for p in model.parameters()}
     memo: dict[int, Any] = {**found, **{id(b): b for b in model.buffers()}}

@@ -34,13 +34,8 @@ def mean_of_products(
     FlexLoRA, Bai et al. 2024, arXiv 2402.11505: Σ p_k B_k A_k = U Σ Vᵀ, of which a client of rank r
     is sent the r largest singular values: B = U Σ, A = Vᵀ, sorted, so that it is `of_rank`. In
     float64 and through the factors, never the whole product. The paper's server keeps the product
-    whole; here the global model is what a client of the largest rank is sent.
-
-    Args:
-        old: before the round.
-        came: clients' weights and adapters, of any ranks.
-        rank: of the result.
-        server_lr: factor on the mean change.
+    whole; here the global model is what a client of the largest rank is sent. Clients' adapters may
+    be of any ranks; `server_lr` is a factor on the mean change.
     """
     shares = _shares(came)
     out = _moved_whole(old, came, shares, server_lr)
@@ -72,12 +67,8 @@ def stacked(old: Mapping[str, Tensor], came: Came, server_lr: float = 1.0) -> Te
     whose product Σ p_k B_k A_k is added to the frozen weights, after which every client begins with
     new factors. There clients add it once and forget it; here they remember nothing, and are sent
     all that was stacked so far. Where that is more than the product itself, it is written as B of
-    the layer's smaller side times A: the same product to float32.
-
-    Args:
-        old: stacked so far.
-        came: clients' weights and new adapters, of any ranks; what is trained whole moved.
-        server_lr: factor on the mean change.
+    the layer's smaller side times A: the same product to float32. They may be of any ranks, what is
+    trained whole moved; `server_lr` is a factor on the mean change.
     """
     shares = _shares(came)
     out = _moved_whole(old, came, shares, server_lr)

@@ -52,18 +52,13 @@ def targets_of(model: nn.Module, layout: Layout, wanted: Sequence[str]) -> tuple
     if not able:
         refuse("adapters", "lora", "the model has no linear layer", "none")
     if not wanted:
-        usual = _projections(model) or set(layout.prunable)
+        # Weights of recognised attention and feed-forward layers, pruned or not.
+        groups = structure_of(model, [name for name, _ in model.named_parameters()]).groups
+        usual = {part.tensor for group in groups for part in group.parts} or set(layout.prunable)
         found = tuple(path for path in able if f"{path}.weight" in usual)
         return found or able
     chosen = {path for each in wanted for path in _matching(each, able)}
     return tuple(path for path in able if path in chosen)
-
-
-def _projections(model: nn.Module) -> set[str]:
-    """Weights of recognised attention and feed-forward layers, pruned or not."""
-    names = [name for name, _ in model.named_parameters()]
-    groups = structure_of(model, names).groups
-    return {part.tensor for group in groups for part in group.parts}
 
 
 def _matching(wanted: str, able: Sequence[str]) -> list[str]:
@@ -129,7 +124,6 @@ def check_adaptable(model: nn.Module, layout: Layout, wanted: Sequence[str], ran
     odd = [n for n in layout.shapes if n.endswith((DOWN, UP))]
     if odd:
         refuse("adapters", "lora", f"the model has some already ({odd[0]})", "a merged model")
-    paths = targets_of(model, layout, wanted)
-    most = max(min(layout.shapes[f"{path}.weight"]) for path in paths)
+    most = max(min(layout.shapes[f"{path}.weight"]) for path in targets_of(model, layout, wanted))
     if rank > most:
         refuse("rank", rank, f"no layer with factors has a rank above {most}", f"1 to {most}")

@@ -40,13 +40,7 @@ def write_adapter(
     Rows and columns that the masks have emptied are 0 in the factors. So where masks are of whole
     heads, neurons, rows or columns, peft's model says what the run's says; any other mask is lost
     in the sum of base and product, until both are merged and `fedprune.keep_zeros` clears it.
-
-    Args:
-        folder: made where it is not there.
-        model: of transformers, with the layers that have factors.
-        adapters: see `fedprune.adapters.factors`.
-        masks: True = kept.
-        scale: factor of the product BA.
+    `scale` is the factor of BA.
 
     Returns:
         Whether it was: not for models that are none of transformers, nor for mixtures of experts,
@@ -108,9 +102,6 @@ def pruned_base(folder: str | Path) -> nn.Module:
 
     Weights are those that were frozen, up to rounding; removed ones are 0.0. Heads of output that
     were trained whole are as trained.
-
-    Args:
-        folder: of a run with ``--adapters``.
 
     Raises:
         FileNotFoundError: it has no adapters.

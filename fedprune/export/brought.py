@@ -94,8 +94,7 @@ def rounded(model: Any, dtype: torch.dtype) -> Any:
     Zeros stay zeros; every other weight is the nearest number of that type. What no file holds
     (frequencies of positions) stays as it is, as where `transformers` reads the weights.
     """
-    state = model.state_dict(keep_vars=True).values()
-    floats = [t for t in state if t.is_floating_point()]
+    floats = [t for t in model.state_dict(keep_vars=True).values() if t.is_floating_point()]
     if all(bool(t.to(dtype).isfinite().all()) for t in floats):
         for t in floats:
             t.data = t.data.to(dtype)
@@ -107,13 +106,8 @@ def give_back(config: Data, folder: Path, tokenizer: Any, settings: Any) -> None
 
     How texts are generated and the tokenizer with its chat template are copied as they are, and
     ``use_cache`` is what it was. Where the user's tokenizer pads with nothing and the model needs
-    to know what pads, the tokenizer is saved as it was used, with padding.
-
-    Args:
-        config: of the run.
-        folder: with what transformers saved of the model.
-        tokenizer: of the task; None: it has none.
-        settings: the model's config; None: it has none.
+    to know what pads, the tokenizer is saved as it was used, with padding. Without a tokenizer or a
+    config these are None.
     """
     path = _file(config.model, "config.json") if is_brought(config) else None
     if path is None:

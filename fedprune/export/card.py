@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +30,7 @@ def card(
 ) -> str:
     """The text of a model card.
 
-    Args:
-        config: of the run.
-        kind: the model's class.
-        sparsity: part of the prunable weights that is removed.
-        command: that has the run again; "": not known.
-        library: that loads the folder.
+    `command` has the run again ("": not known), `library` loads the folder.
     """
     task = tasks_of(config.plugin)[config.task]
     names = class_names_of(task, config)
@@ -59,24 +53,11 @@ def card(
         "classes": ", ".join(f"{i} = {name}" for i, name in enumerate(names)),
         "command": f"`{command}`" if command else "",
     }
-    lines = [f"- {name}: {_line(fact)}" for name, fact in facts.items() if fact]
-    return "\n".join(
-        [
-            *("---", _front(front), "---", "", f"# {config.task}, pruned by fedprune", "", *lines),
-            "",
-            "The license is that of the data and of the base model, which fedprune does not know.",
-            "",
-        ]
-    )
-
-
-def _front(values: Mapping[str, Any]) -> str:
-    """YAML: a value in JSON is one."""
-    return "\n".join(f"{key}: {json.dumps(value)}" for key, value in values.items())
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())
+    lines = [f"- {name}: {' '.join(fact.split())}" for name, fact in facts.items() if fact]
+    front_lines = [f"{key}: {json.dumps(value)}" for key, value in front.items()]  # YAML, too
+    heading = f"# {config.task}, pruned by fedprune"
+    ending = "The license is that of the data and of the base model, which fedprune does not know."
+    return "\n".join(["---", *front_lines, "---", "", heading, "", *lines, "", ending, ""])
 
 
 def write_card(folder: Path, text: str) -> None:

@@ -41,8 +41,7 @@ def config_changes(
     dense: nn.Module, family: Family, edits: Edits
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The keys of the config that change, and each block's path in the new model to its old one."""
-    names = [n for n, p in dense.named_parameters() if p.dim() > 1]
-    structure = structure_of(dense, names)
+    structure = structure_of(dense, [n for n, p in dense.named_parameters() if p.dim() > 1])
     kept = _kept(structure, edits)
     gone = {
         block.path
@@ -58,7 +57,9 @@ def config_changes(
     blocks, counts = _renumbered([b.path for b in structure.blocks], gone)
     blocks |= {f"gone.{path}": path for path in gone}
     if gone:
-        changes |= {_layer_key(family, stack): count for stack, count in counts.items()}
+        ends = {f".{end}": key for end, key in family.config.layers.items()}
+        for stack, count in counts.items():
+            changes[next(key for end, key in ends.items() if f".{stack}".endswith(end))] = count
         stays = [b.path not in gone for b in structure.blocks]
         changes |= _left(dense.config, family, stays) | family.config.numbered(dense.config, stays)
     return changes, blocks
@@ -81,21 +82,16 @@ def _inside(path: str, block: str) -> bool:
 def _kept(structure: Structure, edits: Edits) -> dict[str, tuple[str, int]]:
     """Kind and number of units of each group after the edits, by path."""
     cut = {edit.path: len(edit.kept) for edit in edits}
-    gone = _experts_gone(structure, edits)
-    return {
-        g.path: (g.kind, 0 if g.path in gone else cut.get(g.path, len(g.parts[-1].index)))
-        for g in structure.groups
-    }
-
-
-def _experts_gone(structure: Structure, edits: Edits) -> set[str]:
-    """Paths of experts that were taken out of their mixtures."""
-    kept = {edit.path: edit.kept for edit in edits if edit.kind == "expert"}
-    return {
+    experts = {edit.path: edit.kept for edit in edits if edit.kind == "expert"}
+    gone = {
         expert.path
         for m in structure.mixtures
         for number, expert in zip(m.numbers, m.experts, strict=True)
-        if number not in kept.get(m.path, m.numbers)
+        if number not in experts.get(m.path, m.numbers)
+    }
+    return {
+        g.path: (g.kind, 0 if g.path in gone else cut.get(g.path, len(g.parts[-1].index)))
+        for g in structure.groups
     }
 
 
@@ -160,7 +156,3 @@ def _renumbered(paths: Sequence[str], gone: set[str]) -> tuple[dict[str, str], d
             blocks[f"{stack}.{counts[stack]}"] = path
             counts[stack] += 1
     return blocks, counts
-
-
-def _layer_key(family: Family, stack: str) -> str:
-    return next(key for end, key in family.config.layers.items() if f".{stack}".endswith(f".{end}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import torch
@@ -16,11 +17,10 @@ from fedprune.export.decilm import (
     CONFIG_CODE_NAME,
     DeciLayer,
     deci_config,
-    deci_config_text,
     deci_layers,
     filled_up,
 )
-from fedprune.export.decoder import Decoder, Unheld, decoder_of
+from fedprune.export.decoder import Decoder, Unheld, decoder_of, rope_factors
 from fedprune.export.exported_model import (
     ExportedModel,
     about_export,
@@ -32,7 +32,6 @@ from fedprune.export.folders import model_outputs
 from fedprune.export.gguf_file import GGUF_KINDS
 from fedprune.export.gguf_folder import outputs_apart
 from fedprune.export.manifest import write_manifest
-from fedprune.export.rope_factors import rope_factors
 from fedprune.options.refusal import counted
 from fedprune.runtime.files import write_atomically
 from fedprune.tensors.models import state_of
@@ -42,15 +41,16 @@ from fedprune.tensors.named import Tensors
 def write_deci_folder(exported: ExportedModel, folder: Path) -> str:
     """Write config, its code, weights, tokenizer, card and manifest.
 
-    Returns:
-        What was checked, in words.
+    What was checked comes out, in words.
 
     Raises:
         ValueError: vLLM cannot hold the model, or what was read again is not what was written.
     """
     model = rounded(copy.deepcopy(exported.model), dtype_of(exported.config))
     try:
-        _check_biases(exported)
+        if path := next((edit.path for edit in exported.edits if edit.kind == "bias"), ""):
+            # Which vLLM leaves unread without a word.
+            raise Unheld(f"{path} has a bias, and vLLM gives one to all layers of a kind or none")
         decoder = decoder_of(model, exported.edits, GGUF_KINDS)
         rope_factors(decoder)
         layers = deci_layers(decoder)
@@ -58,24 +58,14 @@ def write_deci_folder(exported: ExportedModel, folder: Path) -> str:
         raise ValueError(f"to='vllm': {error}; allowed: --to safetensors, sparse, onnx") from None
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     config = deci_config(decoder, layers, dtype)
-    write_atomically(folder / "config.json", deci_config_text(config).encode())
+    text = f"{json.dumps(config, indent=2, sort_keys=True)}\n"  # as transformers writes it
+    write_atomically(folder / "config.json", text.encode())
     write_atomically(folder / CONFIG_CODE_NAME, CONFIG_CODE.encode())
     save_torch_state_dict(_tensors_of(decoder, layers), folder, max_shard_size=LARGEST_FILE)
     checked = _read_again(exported, folder, decoder)
     give_all_back(exported, folder)
     write_manifest(folder, about_export(exported, "vllm"))
     return f"{_sizes(layers)}\n{checked}{type_words(exported)}"
-
-
-def _check_biases(exported: ExportedModel) -> None:
-    """Refuse biases of single layers, which vLLM leaves unread without a word.
-
-    Raises:
-        Unheld: there are some.
-    """
-    path = next((edit.path for edit in exported.edits if edit.kind == "bias"), "")
-    if path:
-        raise Unheld(f"{path} has a bias, and vLLM gives one to all layers of a kind or none")
 
 
 def _tensors_of(decoder: Decoder, layers: list[DeciLayer]) -> Tensors:
@@ -91,14 +81,11 @@ def _tensors_of(decoder: Decoder, layers: list[DeciLayer]) -> Tensors:
 def _sizes(layers: list[DeciLayer]) -> str:
     """What stands for what vLLM cannot have fewer of."""
     zeros = sum(d.in_group * d.groups - d.layer.heads for d in layers)
-    zeros += sum(d.layer.heads and not _has_heads(d) for d in layers)
+    answer = "self_attn.o_proj.weight"
+    zeros += sum(d.layer.heads and not d.layer.tensors[answer].any() for d in layers)
     heads = layers[0].in_group * layers[0].groups
     filled = f", {counted(zeros, 'head')} of zeros among them" if zeros else ""
     return f"DeciLMForCausalLM: {counted(len(layers), 'layer')} of {heads} query heads{filled}"
-
-
-def _has_heads(deci: DeciLayer) -> bool:
-    return bool(deci.layer.tensors["self_attn.o_proj.weight"].any())
 
 
 def _read_again(exported: ExportedModel, folder: Path, decoder: Decoder) -> str:

@@ -15,17 +15,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from fedprune.export.decilm import deci_layers, emptied
-from fedprune.export.decoder import Decoder, decoder_of
+from fedprune.export.decoder import Decoder, decoder_of, rope_factors
 from fedprune.export.gguf_file import GGUF_KINDS
-from fedprune.export.graph import (
-    Layers,
-    angles_of,
-    attended,
-    fed_forward,
-    normed,
-    turned_halves,
-)
-from fedprune.export.rope_factors import rope_factors
+from fedprune.export.graph import angles_of, attended, fed_forward, layers_at, normed, turned_halves
 from fedprune.runtime.json_text import read_object
 from fedprune.structure.edits import Edits
 from fedprune.tensors.named import Tensors
@@ -69,11 +61,7 @@ def deci_logits(
 ) -> Tensor:
     """What vLLM's graph says to one sequence of ids (T,): (T, vocabulary).
 
-    Args:
-        config: of the folder.
-        tensors: of the folder.
-        decoder: whose positions are turned by its factors.
-        ids: of tokens.
+    By config and tensors of a folder; positions are turned by the decoder's factors.
     """
     heads, head = config["num_attention_heads"], config["head_dim"]
     base, epsilon = config["rope_parameters"]["rope_theta"], config["rms_norm_eps"]
@@ -85,19 +73,11 @@ def deci_logits(
             stream = stream + output
             counts = (heads, heads // block["attention"]["n_heads_in_group"], head)
             before = normed(stream, tensors[f"{path}.input_layernorm.weight"], epsilon)
-            linear = _linear_at(tensors, f"{path}.self_attn.")
+            linear = layers_at(tensors, f"{path}.self_attn.%s_proj")
             output = attended(before, linear, counts, lambda x: turned_halves(x, angles))
         if not block["ffn"]["no_op"]:
             stream = stream + output
             before = normed(stream, tensors[f"{path}.post_attention_layernorm.weight"], epsilon)
-            output = fed_forward(before, _linear_at(tensors, f"{path}.mlp."))
+            output = fed_forward(before, layers_at(tensors, f"{path}.mlp.%s_proj"))
     states = normed(stream + output, tensors["model.norm.weight"], epsilon)
     return states @ tensors.get("lm_head.weight", tensors["model.embed_tokens.weight"]).T
-
-
-def _linear_at(tensors: Tensors, start: str) -> Layers:
-    def linear(name: str, inputs: Tensor) -> Tensor:
-        path = f"{start}{name}_proj"
-        return nn.functional.linear(inputs, tensors[f"{path}.weight"], tensors.get(f"{path}.bias"))
-
-    return linear

@@ -9,7 +9,6 @@ what begins the residual stream is there.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,10 +51,7 @@ class DeciLMConfig(LlamaConfig):
 class DeciLayer:
     """A layer as vLLM has it.
 
-    Attributes:
-        layer: what is held.
-        in_group: query heads of a KV head.
-        groups: KV heads.
+    It has so many KV heads (`groups`), each with so many query heads (`in_group`).
     """
 
     layer: DecoderLayer
@@ -163,8 +159,3 @@ def _dealt(name: str, tensor: Tensor, deci: DeciLayer, head: int, *, back: bool 
         made[: real[0], : real[1]] = parts
     flat = made.reshape(-1, *rows.shape[1:])
     return flat.T if columns else flat
-
-
-def deci_config_text(config: Mapping[str, Any]) -> str:
-    """JSON as transformers writes it."""
-    return f"{json.dumps(config, indent=2, sort_keys=True)}\n"

@@ -6,7 +6,8 @@ there a head or a neuron of zeros, which says the same, stands in for what is go
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +24,12 @@ FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 
 NORMS = {"self_attn": "input_layernorm.weight", "mlp": "post_attention_layernorm.weight"}
 """The norm before each sub-layer."""
+
+_KNOWN = {
+    *NORMS.values(),
+    *(f"self_attn.{n}.{end}" for n in ATTENTION for end in ("weight", "bias")),
+    *(f"mlp.{n}.{end}" for n in FEED_FORWARD for end in ("weight", "bias")),
+}
 
 
 class Unheld(ValueError):
@@ -80,10 +87,7 @@ class Decoder:
 def decoder_of(model: nn.Module, edits: Edits, kinds: Sequence[str]) -> Decoder:
     """The decoder that a model is; its tensors are the model's own.
 
-    Args:
-        model: as it was cut.
-        edits: how.
-        kinds: what ``model_type`` may be.
+    `kinds` are what ``model_type`` may be.
 
     Raises:
         Unheld: it is none, or has something that such a decoder has no place for.
@@ -114,7 +118,8 @@ def _check_settings(settings: Any, model: nn.Module) -> None:
     """Refuse what a config asks for that the runtimes' graph has not."""
     for path, module in model.named_modules():
         if isinstance(module, Factored):
-            raise Unheld(f"{path} is two matrices of rank {_rank(module)}, a runtime holds one")
+            rank = len(module[0].weight)  # type: ignore[arg-type]
+            raise Unheld(f"{path} is two matrices of rank {rank}, a runtime holds one")
     if settings.hidden_act != "silu":
         raise Unheld(f"model.layers.0.mlp: hidden_act={settings.hidden_act!r}, a runtime has silu")
     window = getattr(settings, "sliding_window", None)
@@ -126,13 +131,9 @@ def _check_settings(settings: Any, model: nn.Module) -> None:
         )
 
 
-def _rank(factored: Factored) -> int:
-    first: Any = factored[0]
-    return int(first.weight.shape[0])
-
-
 def _layer(path: str, block: Any, head: int) -> DecoderLayer:
-    tensors: Tensors = {name: p.detach() for name, p in _all(block)}
+    named = block.named_parameters(remove_duplicate=False)
+    tensors: Tensors = {name: p.detach() for name, p in named}
     rows = {name: t.shape[0] for name, t in tensors.items()}
     return DecoderLayer(
         path,
@@ -143,21 +144,12 @@ def _layer(path: str, block: Any, head: int) -> DecoderLayer:
     )
 
 
-def _all(block: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    return block.named_parameters(remove_duplicate=False)
-
-
-def _known() -> set[str]:
-    inner = {f"self_attn.{n}" for n in ATTENTION} | {f"mlp.{n}" for n in FEED_FORWARD}
-    return {f"{n}.{end}" for n in inner for end in ("weight", "bias")} | set(NORMS.values())
-
-
 def _check_complete(
     model: nn.Module, layers: Sequence[DecoderLayer], around: Mapping[str, Tensor]
 ) -> None:
     """Refuse a model with a tensor that is read nowhere."""
     for layer in layers:
-        odd = sorted(layer.tensors.keys() - _known())
+        odd = sorted(layer.tensors.keys() - _KNOWN)
         if odd:
             raise Unheld(f"{layer.path}.{odd[0]}: a runtime has no place for it")
     read = {f"{layer.path}.{name}" for layer in layers for name in layer.tensors} | set(around)
@@ -187,3 +179,33 @@ def with_neuron(layer: DecoderLayer, decoder: Decoder) -> DecoderLayer:
     made["mlp.down_proj.weight"] = torch.zeros(width, 1)
     made[NORMS["mlp"]] = torch.ones(width)
     return replace(layer, neurons=1, tensors={**made, **layer.tensors})
+
+
+def rope_factors(decoder: Decoder) -> Tensor | None:
+    """What llama.cpp divides the frequencies of positions by, (head / 2,); None: by nothing.
+
+    Raises:
+        Unheld: positions are of a kind that it would compute otherwise.
+    """
+    rope = dict(decoder.settings.rope_parameters)
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise Unheld("model.rotary_emb: only a part of a head is turned, llama.cpp turns all of it")
+    if rope["rope_type"] == "default":
+        return None
+    if rope["rope_type"] == "linear":
+        return torch.full((decoder.head // 2,), float(rope["factor"]))
+    if rope["rope_type"] == "llama3":
+        return _llama3_factors(rope, decoder.head)
+    raise Unheld(
+        f"model.rotary_emb: rope_type={rope['rope_type']!r}, held are default, linear and llama3"
+    )
+
+
+def _llama3_factors(rope: dict[str, Any], head: int) -> Tensor:
+    """Of Llama 3.1: long waves are stretched, short ones stay, between them it is in proportion."""
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    waves = 2 * math.pi * rope["rope_theta"] ** (torch.arange(0, head, 2).double() / head)
+    turns = rope["original_max_position_embeddings"] / waves
+    smooth = ((turns - low) / (high - low)).clamp(0, 1)
+    factors: Tensor = 1 / ((1 - smooth) / rope["factor"] + smooth)
+    return factors.float()

@@ -116,18 +116,13 @@ def tokenizer_of(exported: ExportedModel) -> Any:
 def give_card(exported: ExportedModel, folder: Path) -> None:
     """Write the model card."""
     kind = type(exported.model).__name__
-    library = _library_of(folder)
-    text = card(exported.config, kind, _sparsity(exported), exported.command, library=library)
-    write_card(folder, text)
-
-
-def _library_of(folder: Path) -> str:
-    """What loads a written folder, by the hub's name for it."""
+    library = next((f.suffix[1:] for f in folder.iterdir() if f.suffix in (".gguf", ".onnx")), "")
     if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
-        return "transformers"
-    return next(
-        (f.suffix[1:] for f in folder.iterdir() if f.suffix in (".gguf", ".onnx")), "fedprune"
+        library = "transformers"
+    text = card(
+        exported.config, kind, _sparsity(exported), exported.command, library=library or "fedprune"
     )
+    write_card(folder, text)
 
 
 def _sparsity(exported: ExportedModel) -> float:

@@ -49,13 +49,7 @@ TENSORS_NAME = "model.safetensors"
 def export(exported: ExportedModel, to: str, folder: Path) -> str:
     """Write a model into a fresh folder, with a manifest, and read it again.
 
-    Args:
-        exported: what.
-        to: a name in `EXPORT_FORMATS`.
-        folder: must not be there yet.
-
-    Returns:
-        What was checked, in words.
+    `to` is a name in `EXPORT_FORMATS`. What was checked comes out, in words.
 
     Raises:
         FileExistsError: the folder is there.

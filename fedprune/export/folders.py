@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from fedprune.export.offered import ROUNDING
 from fedprune.export.quantise import Precision, quantise
 from fedprune.options.plugins import with_code_of
 from fedprune.protocol.models import dense_model
-from fedprune.structure.edits import from_json
+from fedprune.structure.edits import edits_of_list
 from fedprune.structure.surgery import reshaped
 from fedprune.tasks.claims import filled_by, held_by, held_in
 from fedprune.tasks.fetching import from_pretrained
@@ -68,15 +67,11 @@ def _loaded(folder: Path, model: nn.Module | None, plugin: str) -> nn.Module:
     return _READERS[about["to"]](folder, about, model, plugin).eval()
 
 
-def _written_by_a_run(folder: Path, _: _About, model: nn.Module | None, plugin: str) -> nn.Module:
-    return saved.load_saved(folder, model, plugin)
-
-
 def _safetensors(folder: Path, about: _About, model: nn.Module | None, plugin: str) -> nn.Module:
     with filled_by(held_by(folder), str(folder / MANIFEST_NAME)):
         model = model or dense_model(configure(_keys(folder, about, plugin)))
     with filled_by(held_by(folder), str(folder / MANIFEST_NAME)):
-        model = reshaped(model, from_json(json.dumps(about.get("edits", []))))
+        model = reshaped(model, edits_of_list(about.get("edits", [])))
     how = about.get("quantised")
     if how:
         by = how.get("by", ROUNDING)
@@ -106,7 +101,7 @@ def _hf(folder: Path, about: _About, _: nn.Module | None, __: str) -> nn.Module:
 
 def _gguf(folder: Path, about: _About, model: nn.Module | None, plugin: str) -> nn.Module:
     content = read_gguf(folder / GGUF_NAME)
-    edits = from_json(json.dumps(about.get("edits", [])))
+    edits = edits_of_list(about.get("edits", []))
     with filled_by(held_in(content.tensors), str(folder / GGUF_NAME)):
         model = model or dense_model(configure(_keys(folder, about, plugin)))
         model = reshaped(model, edits)
@@ -115,7 +110,7 @@ def _gguf(folder: Path, about: _About, model: nn.Module | None, plugin: str) -> 
 
 
 def _vllm(folder: Path, about: _About, model: nn.Module | None, plugin: str) -> nn.Module:
-    edits = from_json(json.dumps(about.get("edits", [])))
+    edits = edits_of_list(about.get("edits", []))
     with filled_by(held_by(folder), str(folder / MANIFEST_NAME)):
         model = model or dense_model(configure(_keys(folder, about, plugin)))
         model = reshaped(model, edits)
@@ -132,7 +127,7 @@ def _onnx(folder: Path, _: _About, __: nn.Module | None, ___: str) -> nn.Module:
 
 _READERS: dict[str, Callable[[Path, _About, nn.Module | None, str], nn.Module]] = {
     "safetensors": _safetensors,
-    "sparse": _written_by_a_run,
+    "sparse": lambda folder, _, model, plugin: saved.load_saved(folder, model, plugin),
     "hf": _hf,
     "gguf": _gguf,
     "vllm": _vllm,

@@ -22,11 +22,11 @@ from fedprune.export.decoder import (
     Decoder,
     DecoderLayer,
     Unheld,
+    rope_factors,
     with_attention,
     with_neuron,
 )
 from fedprune.export.gguf_vocabulary import GgufVocabulary
-from fedprune.export.rope_factors import rope_factors
 
 GGUF_NAME = "model.gguf"
 
@@ -68,10 +68,8 @@ def gguf_name(name: str) -> str:
 class GgufPlan:
     """What is written.
 
-    Attributes:
-        architecture: "llama", "qwen2" or "deci".
-        decoder: with what stands in for what is gone.
-        stood_in: how many heads and neurons of zeros those are.
+    The architecture is "llama", "qwen2" or "deci"; the decoder has heads and neurons of zeros in
+    the place of what is gone, so many as `stood_in` says.
     """
 
     architecture: str

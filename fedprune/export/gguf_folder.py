@@ -35,14 +35,18 @@ _BROUGHT = {torch.float16: "f16", torch.bfloat16: "bf16"}
 def write_gguf_folder(exported: ExportedModel, folder: Path) -> str:
     """Write the file, the manifest and the card.
 
-    Returns:
-        What was checked, in words.
+    What was checked comes out, in words.
 
     Raises:
         ImportError: `gguf` is not installed.
         ValueError: llama.cpp cannot hold the model, or what was read again is not what was written.
     """
-    _check_installed()
+    try:
+        import gguf  # noqa: F401 (asked for before anything is written)
+    except ImportError:
+        raise ImportError(
+            "to='gguf': gguf is not installed; allowed: pip install 'fedprune[llm]'"
+        ) from None
     kind = _kind(exported)
     try:
         plan = gguf_plan(decoder_of(exported.model, exported.edits, GGUF_KINDS))
@@ -59,21 +63,8 @@ def write_gguf_folder(exported: ExportedModel, folder: Path) -> str:
     return f"architecture {plan.architecture}{stands}; {types}\n{checked}"
 
 
-def _check_installed() -> None:
-    try:
-        import gguf  # noqa: F401 (asked for before anything is written)
-    except ImportError:
-        raise ImportError(
-            "to='gguf': gguf is not installed; allowed: pip install 'fedprune[llm]'"
-        ) from None
-
-
 def _kind(exported: ExportedModel) -> str:
-    """The type of the matrices.
-
-    Raises:
-        ValueError: a weight is beyond the one that was asked for.
-    """
+    """The type of the matrices."""
     brought = _BROUGHT.get(dtype_of(exported.config), "f32")
     kind = exported.dtype or brought
     large = [n for n, t in state_of(exported.model).items() if float(t.abs().max()) > 65504]

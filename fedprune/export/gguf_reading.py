@@ -25,10 +25,10 @@ from fedprune.export.gguf_file import (
     rows_in_order,
 )
 from fedprune.export.graph import (
-    Layers,
     angles_of,
     attended,
     fed_forward,
+    layers_at,
     normed,
     turned_halves,
     turned_pairs,
@@ -41,11 +41,8 @@ from fedprune.tensors.named import Tensors
 class GgufContent:
     """What a file holds.
 
-    Attributes:
-        architecture: llama.cpp's name.
-        keys: the other keys, those of the architecture without its name in front.
-        tensors: restored to float32, as they lie there.
-        kinds: the type of each.
+    Tensors are restored to float32, as they lie there; keys are without the architecture's name in
+    front.
     """
 
     architecture: str
@@ -84,8 +81,7 @@ def read_gguf(path: Path) -> GgufContent:
 def into_model(content: GgufContent, model: nn.Module, edits: Edits) -> dict[str, str]:
     """Fill a model with a file's tensors, in place; zeros that stood in for what is gone stay out.
 
-    Returns:
-        The type in the file of each of the model's tensors, by name.
+    Out comes the type in the file of each of the model's tensors, by name.
 
     Raises:
         ValueError: a tensor is not there, or of another shape.
@@ -121,19 +117,11 @@ def gguf_logits(content: GgufContent, ids: Tensor) -> Tensor:
         heads, groups = (content.count(f"attention.head_count{end}", i) for end in ("", "_kv"))
         if heads:
             before = normed(states, tensors[f"blk.{i}.attn_norm.weight"], epsilon)
-            linear = _linear(tensors, f"blk.{i}.attn_")
+            linear = layers_at(tensors, f"blk.{i}.attn_%s", o="output")
             states = states + attended(
                 before, linear, (heads, groups, head), lambda x: turn(x, angles)
             )
         before = normed(states, tensors[f"blk.{i}.ffn_norm.weight"], epsilon)
-        states = states + fed_forward(before, _linear(tensors, f"blk.{i}.ffn_"))
+        states = states + fed_forward(before, layers_at(tensors, f"blk.{i}.ffn_%s"))
     states = normed(states, tensors["output_norm.weight"], epsilon)
     return states @ tensors.get("output.weight", tensors["token_embd.weight"]).T
-
-
-def _linear(tensors: Tensors, start: str) -> Layers:
-    def linear(name: str, inputs: Tensor) -> Tensor:
-        path = start + ("output" if name == "o" else name)
-        return nn.functional.linear(inputs, tensors[f"{path}.weight"], tensors.get(f"{path}.bias"))
-
-    return linear

@@ -89,10 +89,13 @@ def gguf_vocabulary(tokenizer: Any, size: int) -> GgufVocabulary:
     model, kind = about["model"], about["model"]["type"]
     if kind == "WordLevel" and all(len(t) == 1 or t in _added(about) for t in model["vocab"]):
         model, parts = _of_characters(model), ("gpt2", "gpt-2", False)
-    elif kind == "BPE" and _is_bytes(about):
+    elif kind == "BPE" and any(s["type"] == "ByteLevel" for s in _steps(about["pre_tokenizer"])):
         parts = ("gpt2", _name_of_cuts(about), False)
     elif kind == "BPE" and model.get("byte_fallback"):
-        parts = ("llama", "default", _begins_with_space(about))
+        steps = _steps(about["normalizer"]) + _steps(about["pre_tokenizer"])
+        schemes = {(s.get("prepend"), s.get("prepend_scheme")) for s in steps}
+        spaced = any(p == _SPACE or scheme in ("first", "always") for p, scheme in schemes)
+        parts = ("llama", "default", spaced)
     else:
         raise Unheld(
             f"tokenizer: {kind} with {_kind_of(about['pre_tokenizer'])}, llama.cpp has no name for "
@@ -101,7 +104,7 @@ def gguf_vocabulary(tokenizer: Any, size: int) -> GgufVocabulary:
         )
     merges = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges", ())]
     tokens, types = _tokens(about, model, size)
-    begins, ends = _framed(tokenizer)
+    ids, bare = (tokenizer("a", add_special_tokens=s).input_ids for s in (True, False))
     chat = tokenizer.chat_template
     bytes_ = parts[0] == "gpt2"
     return GgufVocabulary(
@@ -111,8 +114,8 @@ def gguf_vocabulary(tokenizer: Any, size: int) -> GgufVocabulary:
         [] if bytes_ else _scores(tokens, merges),
         (merges or [_NEVER]) if bytes_ else [],
         _marks(tokenizer),
-        begins,
-        ends,
+        ids[:1] != bare[:1],
+        ids[-1:] != bare[-1:],
         parts[2],
         chat.get("default") if isinstance(chat, dict) else chat,
     )
@@ -147,13 +150,8 @@ def _kind_of(step: Mapping[str, Any] | None) -> str:
     return " and ".join(s["type"] for s in _steps(step)) or "no cuts"
 
 
-def _is_bytes(about: Mapping[str, Any]) -> bool:
-    return any(s["type"] == "ByteLevel" for s in _steps(about["pre_tokenizer"]))
-
-
 def _name_of_cuts(about: Mapping[str, Any]) -> str:
-    steps = _steps(about["pre_tokenizer"])
-    *first, last = steps
+    *first, last = _steps(about["pre_tokenizer"])
     if not about["model"].get("merges"):
         return "gpt-2"  # without merges every byte is a token, however texts are cut
     plain = not last.get("add_prefix_space") and last["type"] == "ByteLevel"
@@ -170,13 +168,6 @@ def _name_of_cuts(about: Mapping[str, Any]) -> str:
     raise Unheld(
         f"tokenizer: cuts texts by {_kind_of(about['pre_tokenizer'])} in a way that llama.cpp has "
         f"no name for; held are the cuts of gpt-2, smollm, {', '.join(_CUTS.values())}"
-    )
-
-
-def _begins_with_space(about: Mapping[str, Any]) -> bool:
-    steps = _steps(about["normalizer"]) + _steps(about["pre_tokenizer"])
-    return any(
-        s.get("prepend") == _SPACE or s.get("prepend_scheme") in ("first", "always") for s in steps
     )
 
 
@@ -215,9 +206,3 @@ def _marks(tokenizer: Any) -> dict[str, int]:
     known = {role: id_ for role, id_ in found.items() if id_ is not None}
     stand_in = next((known[r] for r in ("eos", "pad", "unk", "bos") if r in known), None)
     return known if stand_in is None else {"bos": stand_in, "eos": stand_in, **known}
-
-
-def _framed(tokenizer: Any) -> tuple[bool, bool]:
-    """Whether a text is given what begins and what ends one."""
-    ids, bare = (tokenizer("a", add_special_tokens=s).input_ids for s in (True, False))
-    return ids[:1] != bare[:1], ids[-1:] != bare[-1:]

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from fedprune.tensors.named import Tensors
+
 
 def normed(states: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """RMS norm over the last dimension."""
@@ -47,6 +49,16 @@ def angles_of(length: int, head: int, base: float, factors: Tensor | None = None
 
 Layers = Callable[[str, Tensor], Tensor]
 """A linear layer by its name, with its bias if it has one, on (T, in)."""
+
+
+def layers_at(tensors: Tensors, place: str, **names: str) -> Layers:
+    """The layers whose tensors are at a place, in which %s is a layer's name there."""
+
+    def linear(name: str, inputs: Tensor) -> Tensor:
+        path = place % names.get(name, name)
+        return nn.functional.linear(inputs, tensors[f"{path}.weight"], tensors.get(f"{path}.bias"))
+
+    return linear
 
 
 def attended(

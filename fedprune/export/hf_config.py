@@ -25,10 +25,7 @@ from fedprune.structure.slicing import sliced_keys
 def plain_model(model: nn.Module, dense: nn.Module, edits: Edits) -> nn.Module:
     """A model of the same class built from a plain config, with the same values.
 
-    Args:
-        model: what `fedprune.structure.surgery.reshaped` made of the dense one.
-        dense: the model before the edits.
-        edits: what was done.
+    `dense` is the model before the edits.
 
     Raises:
         Unplain: there is no such config.
@@ -45,7 +42,13 @@ def plain_model(model: nn.Module, dense: nn.Module, edits: Edits) -> nn.Module:
     for edit in edits:
         if edit.kind == "slice":
             changes |= sliced_keys(settings, edit.kept[0])
-    config = _config_with(settings, changes | biases)
+    # Some keys are kept under another name (`num_experts` of Qwen3-MoE).
+    known = {settings.attribute_map.get(k, k): v for k, v in (changes | biases).items()}
+    try:
+        config = type(settings).from_dict(settings.to_dict() | known)
+    except Exception as error:  # transformers' own checks, of several classes
+        reason = " ".join(str(error).split())[-200:]
+        raise Unplain(f"transformers refuses the config: {reason}") from None
     made: nn.Module = type(dense)(config).to(next(model.parameters()).dtype)
     values = _values(model, blocks, family)
     if biases:  # which the config gives to more layers than have one
@@ -55,23 +58,9 @@ def plain_model(model: nn.Module, dense: nn.Module, edits: Edits) -> nn.Module:
     return made.eval()
 
 
-def _config_with(settings: Any, changes: Mapping[str, Any]) -> Any:
-    # Some keys are kept under another name (`num_experts` of Qwen3-MoE).
-    values = settings.to_dict() | {settings.attribute_map.get(k, k): v for k, v in changes.items()}
-    try:
-        return type(settings).from_dict(values)
-    except Exception as error:  # transformers' own checks, of several classes
-        reason = " ".join(str(error).split())[-200:]
-        raise Unplain(f"transformers refuses the config: {reason}") from None
-
-
 @torch.no_grad()
 def _fill(made: nn.Module, values: dict[str, Tensor]) -> None:
-    """Copy every value of the cut model to its place in the plain one.
-
-    Raises:
-        Unplain: one has no place and is not 0, or a place stays empty.
-    """
+    """Copy every value of the cut model to its place in the plain one."""
     for name, place in made.state_dict().items():
         value = values.pop(name, None)
         if value is None or value.shape != place.shape:

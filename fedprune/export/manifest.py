@@ -77,8 +77,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: damaged, it is not JSON ({error})") from None
     if not isinstance(about, dict) or "task" not in about or "plugin" not in about:
         raise ValueError(f"{path}: not a fedprune manifest, it names no task")
-    digest = about.pop(_DIGEST, None)
-    if digest != _digest_of(about):
+    if about.pop(_DIGEST, None) != _digest_of(about):
         raise ValueError(f"{path}: damaged or changed, its SHA-256 is not that of what it says")
     if not isinstance(about.get("files"), dict):
         raise ValueError(f"{path}: damaged, it names no files")

@@ -124,8 +124,7 @@ def operations(model: nn.Module, forward: Forward) -> int:
     Counted under eager attention: PyTorch's counter misses the products inside its fused one.
     Products of 8-bit integers count like those of floats.
     """
-    aten = torch.ops.aten
-    integers = {aten._int_mm: _int_mm_operations}
+    integers = {torch.ops.aten._int_mm: lambda a, b, *_, **__: int(2 * a[0] * a[1] * b[1])}
     count = FlopCounterMode(display=False, custom_mapping=integers)
     with eager(model), _frozen(model), count as counter:
         forward.through(model)
@@ -147,10 +146,6 @@ def _frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for p in able:
             p.requires_grad_(True)
-
-
-def _int_mm_operations(a: Any, b: Any, *_: Any, **__: Any) -> int:
-    return int(2 * a[0] * a[1] * b[1])
 
 
 def timed(

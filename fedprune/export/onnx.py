@@ -59,12 +59,8 @@ def write_onnx(model: nn.Module, forward: Forward, path: Path) -> Agreement:
     """Write the graph of a model and compare it with onnxruntime.
 
     Batch and length are free where torch finds that nothing depends on them. Attention is written
-    out: torch's exporter stumbles over the fused one of T5.
-
-    Args:
-        model: in eval mode, float32.
-        forward: how its task calls it, for two examples or more.
-        path: of the file.
+    out: torch's exporter stumbles over the fused one of T5. The model is in eval mode, float32; its
+    task calls it for two examples or more.
 
     Raises:
         ImportError: the extra ``onnx`` is not installed.

@@ -156,13 +156,8 @@ def quantise(
 ) -> None:
     """Quantise linear layers of a model in place; what else it has stays in float32.
 
-    Layers that share their weights share the codes.
-
-    Args:
-        model: in eval mode, on the CPU.
-        precision: how.
-        paths: of `quantisable` layers.
-        sums: by the names of weights what goes into their layers. A layer without is rounded.
+    Layers that share their weights share the codes. It is in eval mode, on the CPU. A layer without
+    sums of its inputs, by its weight's name, is rounded.
 
     Raises:
         ValueError: there is none, or the group is odd.
@@ -178,16 +173,15 @@ def quantise(
     names = {id(p): name for name, p in model.named_parameters()}
     for path in paths:
         layer: Any = model.get_submodule(path)
-        small = _quantised(layer, precision, (sums or {}).get(names[id(layer.weight)]))
+        if precision.kind == "int8-dynamic":
+            small: nn.Module = IntegerLinear(layer)
+        else:
+            own = (sums or {}).get(names[id(layer.weight)])
+            small = GroupedLinear(layer, precision, own)
+        small.train(layer.training)
         twin: Any = done.setdefault(id(layer.weight), small)
         if twin is not small:
             for name, buffer in twin.named_buffers():
                 setattr(small, name, buffer)
         parent, _, name = path.rpartition(".")
         setattr(model.get_submodule(parent), name, small)
-
-
-def _quantised(layer: nn.Module, precision: Precision, sums: LayerSums | None) -> nn.Module:
-    if precision.kind == "int8-dynamic":
-        return IntegerLinear(layer).train(layer.training)
-    return GroupedLinear(layer, precision, sums).train(layer.training)

@@ -79,10 +79,7 @@ def load_saved(folder: str | Path, model: nn.Module | None = None, plugin: str =
 def load_tensors(model: nn.Module, folder: Path, *, as_saved: bool = False) -> None:
     """Fill a model from a folder's safetensors, one file or several.
 
-    Args:
-        model: what is filled.
-        folder: where they are.
-        as_saved: the model takes the types of the files, instead of keeping its own.
+    With `as_saved` it takes the types of the files, instead of keeping its own.
 
     Raises:
         ValueError: names or shapes differ; the folder is named.
@@ -143,12 +140,7 @@ def save_folder(model: nn.Module, folder: Path, origin: Mapping[str, Any], text:
     A model that has ``save_pretrained`` is loaded by ``from_pretrained`` afterwards, unless its
     shape was edited: a config cannot say that, `fedprune.load` and ``fedprune export`` can. What
     the user brought comes back as it was, the type of the weights too (`fedprune.export.brought`).
-
-    Args:
-        model: what is saved.
-        folder: where to.
-        origin: see `origin_of`.
-        text: of its model card; "": none is written.
+    Without a `text` there is no model card.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = config_of(origin)

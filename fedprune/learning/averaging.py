@@ -110,10 +110,6 @@ class Average:
     mean: Callable[[Tensor, Tensor, float], Tensor]
 
 
-def _over_all(sums: Tensor, _held: Tensor, weight: float) -> Tensor:
-    return sums / weight
-
-
 def _over_those_who_kept(sums: Tensor, held: Tensor, _weight: float) -> Tensor:
     return torch.where(held > 0, sums / held.clamp_min(1e-300), 0.0)
 
@@ -122,7 +118,7 @@ AVERAGES: dict[str, Average] = {
     "fedavg": Average(
         "divided by all clients' labels: a weight that few kept shrinks",
         "McMahan et al. 2017, arXiv 1602.05629, algorithm 1",
-        _over_all,
+        lambda sums, _held, weight: sums / weight,
     ),
     "l0-mean": Average(
         "divided by the labels of the clients that kept the weight",
@@ -168,17 +164,16 @@ def averaged(
     double = {name: w.double() for name, w in masked(weights, masks).items()}
     before = to_moments(double, layout)
     mean = scattered(total / weight, layout.shapes, masks)
-    mean |= _over_holders(
-        scattered(total, layout.shapes, masks), before, weight, masks, held, table[rule]
-    )
+    sums = scattered(total, layout.shapes, masks)
+    for n, h in scattered(held, {n: m.shape for n, m in masks.items()}, masks).items():
+        mean[n] = table[rule].mean(before[n] * h + sums[n], h, weight) - before[n]
     after = {n: w + _rate(n, layout, server_lr) * mean[n] for n, w in before.items()}
     return {name: w.float() for name, w in from_moments(after, layout, weights).items()}
 
 
 def _those(some: Sequence[str], layout: Layout) -> Layout:
     """The layout with the variances among these alone."""
-    few = {n: mean for n, mean in layout.variances.items() if n in some}
-    return replace(layout, variances=few)
+    return replace(layout, variances={n: mean for n, mean in layout.variances.items() if n in some})
 
 
 def _rate(name: str, layout: Layout, server_lr: float) -> float:
@@ -225,18 +220,3 @@ def _in_pieces(
             out[name].view(-1)[here] = before[name].double() + rate * mean[name]
             at = end
     return out
-
-
-def _over_holders(
-    total: Tensors,
-    before: Tensors,
-    weight: float,
-    masks: Mapping[str, Tensor],
-    held: Tensor,
-    rule: Average,
-) -> Tensors:
-    """The mean change of the prunable tensors, of which clients kept different parts."""
-    shapes = {name: m.shape for name, m in masks.items()}
-    holders = scattered(held, shapes, masks)
-    after = {n: rule.mean(before[n] * h + total[n], h, weight) for n, h in holders.items()}
-    return {n: w - before[n] for n, w in after.items()}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -33,17 +32,13 @@ from fedprune.tasks.together import Joined, answered_at_once, join_batches, loss
 from fedprune.tensors.models import into_training
 from fedprune.tensors.named import Tensors
 
-if TYPE_CHECKING:
-    from fedprune.learning.options import Tuning
-
 
 def tune_together(
     model: nn.Module, trainees: Sequence[Trainee], common: CommonTraining
 ) -> list[tuple[Tuned, Tensors]]:
     """Train clients on mean losses of their steps, all at once; the model stays as it is.
 
-    Returns:
-        For each client sums over its steps, and its state afterwards, on the CPU.
+    For each client sums over its steps and its state afterwards come out, on the CPU.
 
     Raises:
         RuntimeError: the model does what `torch.func.vmap` cannot follow.
@@ -65,7 +60,11 @@ def tune_together(
         steps = [plan[at] for plan in plans[:there]]
         alike = _step(model, stacks, data, steps, common, sums[:, :there], alike)
     done |= end_states(stacks, 0, left)
-    found = {i: (_sums(sums[:, rank], common), done[rank]) for rank, i in enumerate(order)}
+    found: dict[int, tuple[Tuned, Tensors]] = {}
+    for rank, i in enumerate(order):
+        loss, count, apart = sums[:, rank].tolist()
+        taught_by = None if common.distillation is None else apart
+        found[i] = Tuned(loss, int(count), None, taught_by), done[rank]
     return [found[i] for i in range(len(trainees))]
 
 
@@ -80,11 +79,6 @@ def _data_of(ranked: Sequence[Trainee]) -> tuple[Part, list[StepRows]]:
     return data, plans
 
 
-def _sums(sums: Tensor, common: CommonTraining) -> Tuned:
-    loss, count, apart = sums.tolist()
-    return Tuned(loss, int(count), None, None if common.distillation is None else apart)
-
-
 def _step(
     model: nn.Module,
     stacks: Stacks,
@@ -97,7 +91,9 @@ def _step(
     """Take a step, add to the sums, and say whether batches have to be of one length."""
     for p in stacks.named.values():
         p.grad = None
-    turns = [_turn(steps, j) for j in range(max(map(len, steps)))]
+    # The j-th batches of the clients that have so many in a step.
+    most = range(max(map(len, steps)))
+    turns = [{i: step[j] for i, step in enumerate(steps) if len(step) > j} for j in most]
     batches = [join_batches(data, list(turn.values())) for turn in turns]
     labels = [0] * len(steps)
     for turn, batch in zip(turns, batches, strict=True):
@@ -121,7 +117,13 @@ def _step(
 
 def _move(stacks: Stacks, common: CommonTraining) -> None:
     """What follows once the gradients are there."""
-    _shape_gradients(stacks, common.config)
+    if stacks.terms:
+        add_gradients(stacks.terms, stacks.named)
+    reached = {n: p.grad for n, p in stacks.named.items() if p.grad is not None}
+    for name in stacks.removed.keys() & reached.keys():
+        reached[name].masked_fill_(stacks.removed[name], 0.0)
+    if common.config.clip:
+        _clip(list(reached.values()), common.config.clip)
     for name, p in stacks.stored.items():
         gradient = stacks.named[name].grad
         if p is not stacks.named[name]:
@@ -129,11 +131,6 @@ def _move(stacks: Stacks, common: CommonTraining) -> None:
     stacks.take()
     for shrink in stacks.shrinkages:
         shrink(stacks.named, common.lr)
-
-
-def _turn(steps: Sequence[list[Tensor]], j: int) -> dict[int, Tensor]:
-    """The j-th batches of the clients that have so many in a step."""
-    return {i: step[j] for i, step in enumerate(steps) if len(step) > j}
 
 
 def _backward(
@@ -183,17 +180,6 @@ def _learnt(
     apart = torch.tensor([each.divergence for each in found], dtype=torch.float64)
     totals = torch.stack([each.total for each in found])
     return totals, torch.stack([each.own.total for each in found]), apart
-
-
-def _shape_gradients(stacks: Stacks, config: Tuning) -> None:
-    if stacks.terms:
-        add_gradients(stacks.terms, stacks.named)
-    reached = {n: p.grad for n, p in stacks.named.items() if p.grad is not None}
-    for name, gradient in reached.items():
-        if name in stacks.removed:
-            gradient.masked_fill_(stacks.removed[name], 0.0)
-    if config.clip:
-        _clip(list(reached.values()), config.clip)
 
 
 def _clip(gradients: Sequence[Tensor], most: float) -> None:

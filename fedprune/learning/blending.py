@@ -62,10 +62,7 @@ def lowest(losses: Sequence[float]) -> int:
 def best_of_blocks(singles: Sequence[Candidate], losses: Sequence[float], here: float) -> Candidate:
     """The best of every block's candidates in one; blocks that nothing helps stay as they are.
 
-    Args:
-        singles: what `block_by_block` gave.
-        losses: theirs.
-        here: the loss of the whole change.
+    Of what `block_by_block` gave, its losses, and the loss of the whole change.
     """
     best: dict[tuple[str, ...], tuple[float, Candidate]] = {}
     for single, loss in zip(singles, losses, strict=True):

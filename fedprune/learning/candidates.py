@@ -27,9 +27,7 @@ from fedprune.tensors.named import Tensors
 class Candidate:
     """How far one candidate goes: a rung of the ladder, or a part of the way back.
 
-    Attributes:
-        far: for every tensor that `apart` does not name.
-        apart: by the name of a tensor.
+    `far` holds for every tensor that `apart` does not name.
     """
 
     far: float = 0.0

@@ -74,11 +74,7 @@ def taught(
 ) -> Taught:
     """(1 - a)·loss + a·T²·KL + labels·(hidden·distance of states + attention·distance of weights).
 
-    Args:
-        distillation: teacher and weights.
-        student: the model, in training mode.
-        batch: on the device of both.
-        called: what is called in the student's place, with the same parameters (compiled).
+    The student is in training mode; `called` (compiled) has its parameters and is called instead.
 
     Raises:
         ValueError: the two have nothing to compare.
@@ -179,13 +175,9 @@ def counterparts(
     """Which part of the teacher each part of the student is held against, by path.
 
     Stack by stack the one that is as far up: block i of M against block (i + 1)·N // M - 1 of N,
-    as in TinyBERT, sect. 4.1. Of the student's only those in which something is trained.
-
-    Args:
-        student: the one model.
-        teacher: the other.
-        kind: "block", or "head" for attentions.
-        own: the teacher is the student as it was: parts of the same name belong together.
+    as in TinyBERT, sect. 4.1. Of the student's only those in which something is trained. `kind` is
+    "block", or "head" for attentions. With `own` the teacher is the student as it was: parts of the
+    same name belong together.
 
     Raises:
         ValueError: one has no such parts, or another number of stacks of them.
@@ -242,6 +234,5 @@ def recorded_outputs(
         return hook
 
     modules: Mapping[str, nn.Module] = dict(model.named_modules())
-    hooks = [modules[path].register_forward_hook(hook_of(path)) for path in paths]
-    with removed_after(hooks):
+    with removed_after([modules[path].register_forward_hook(hook_of(path)) for path in paths]):
         yield kept

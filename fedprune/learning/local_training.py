@@ -20,13 +20,13 @@ from fedprune.learning.distillation import Distillation, Taught, taught
 from fedprune.learning.manners import Manner
 from fedprune.learning.objectives import Term, add_gradients, objective_terms, shrinkages_of
 from fedprune.learning.optimizers import forget_steps, fresh_optimizer, stepping
+from fedprune.learning.options import Tuning
 from fedprune.structure.attention import eager
 from fedprune.tasks.task import Part, Task
 from fedprune.tensors.models import into_training, learning
 from fedprune.tensors.named import Tensors, all_true
 
 if TYPE_CHECKING:
-    from fedprune.learning.options import Tuning
     from fedprune.scores.score import Watcher
 
 
@@ -34,11 +34,7 @@ if TYPE_CHECKING:
 class Tuned:
     """Sums over every step that was taken.
 
-    Attributes:
-        loss: the task's own, before the step.
-        count: the labels it is over.
-        statistics: those that were watched.
-        divergence: of the teacher's answers from the model's; None without a teacher.
+    The loss is the task's own, before each step; there is no divergence without a teacher.
     """
 
     loss: float
@@ -112,7 +108,11 @@ def tune(
     move = _moving(model, masks, lr, config, extras)
     sums, counts, apart = 0.0, 0, 0.0
     into_training(model)
-    with extras.watch or nullcontext() as watcher, _attention_of(model, extras.distillation):
+    teacher = extras.distillation
+    # Attention gives its weights only where it is written out.
+    looks = teacher is not None and teacher.attention
+    looked_at = eager(model, teacher.teacher) if teacher and looks else nullcontext()
+    with extras.watch or nullcontext() as watcher, looked_at:
         for step in steps:
             _clear(named)
             with extras.manner.gradients():
@@ -143,7 +143,10 @@ def _moving(
     step_once = stepping(fresh_optimizer(model, list(named.values()), lr, config))
 
     def move() -> None:
-        _correct(named, extras.correction)
+        for name, more in extras.correction.items():
+            if name in named:
+                p = named[name]
+                p.grad = more.clone() if p.grad is None else p.grad.add_(more)
         _shape_gradients(named, removed, terms, config)
         with extras.manner.step():
             step_once()
@@ -196,15 +199,6 @@ def _learnt(model: nn.Module, batch: Part, task: Task, extras: Extras) -> Taught
     return Taught(own, own.total, 0.0)
 
 
-def _attention_of(
-    model: nn.Module, distillation: Distillation | None
-) -> AbstractContextManager[None]:
-    """Attention that gives its weights, where a common looks at them."""
-    if distillation is None or not distillation.attention:
-        return nullcontext()
-    return eager(model, distillation.teacher)
-
-
 def precision_of(config: Tuning, device: str) -> AbstractContextManager[Any]:
     """Within the block matrix products are in bfloat16, where that was asked for.
 
@@ -212,13 +206,6 @@ def precision_of(config: Tuning, device: str) -> AbstractContextManager[Any]:
     """
     half = config.precision == "bf16"
     return torch.autocast(device, torch.bfloat16) if half else nullcontext()
-
-
-def _correct(named: Mapping[str, nn.Parameter], correction: Mapping[str, Tensor]) -> None:
-    for name, more in correction.items():
-        if name in named:
-            p = named[name]
-            p.grad = more.clone() if p.grad is None else p.grad.add_(more)
 
 
 def _shape_gradients(

@@ -35,12 +35,7 @@ def manner_of(
 ) -> Manner:
     """All that a regime does, as one.
 
-    Args:
-        regime: the way to train.
-        model: that is trained.
-        names: its prunable parameters.
-        parts: the masks of the regime's widths, on the model's device.
-        gen: what draws a width.
+    `parts` are the masks of its widths, on the model's device.
     """
     named = {n: p for n, p in model.named_parameters() if n in names}
     found = [part_of_step(named, parts, gen)] if parts else []
@@ -156,11 +151,8 @@ def _by_largest_inputs(weight: nn.Parameter, share: float) -> Callable[..., Any]
 def in_turns(named: Mapping[str, nn.Parameter], own: Masks) -> Manner:
     """Steps by turns, the first of the weights under a mask alone, the next of all others.
 
-    Those whose turn it is not have no gradient, and are put back after the optimizer's step.
-
-    Args:
-        named: all that is trained.
-        own: flags of some of it; of what has none all is of the others.
+    Those whose turn it is not have no gradient, and are put back after the optimizer's step. Of
+    what has no flags all is of the others.
     """
     turn = 0
 

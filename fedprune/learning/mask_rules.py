@@ -32,10 +32,6 @@ def _by_magnitude(votes: Tensor, weight: Tensor) -> Tensor:
     return torch.where(votes > 0, weight.abs().double(), -1.0)
 
 
-def _by_votes(votes: Tensor, _weight: Tensor) -> Tensor:
-    return votes.double()
-
-
 MASKS: dict[str, MaskRule] = {
     "global": MaskRule("one for all, decided by the server before they tune", "SSFL, FedPrLLM"),
     "union": MaskRule(
@@ -48,7 +44,7 @@ MASKS: dict[str, MaskRule] = {
         "each client prunes by its own scores and tunes; what most clients pruned goes, from what "
         "all of them pruned on",
         "FedSpaLLM, Bai et al. 2025, arXiv 2410.14852, eqs. 6 and 7",
-        _by_votes,
+        lambda votes, _weight: votes.double(),
     ),
 }
 
@@ -62,12 +58,8 @@ def decided(
 ) -> Masks:
     """The global mask after clients tuned under masks of their own.
 
-    Args:
-        rule: a name in `MASKS`.
-        votes: flat counts of the clients that kept each alive weight.
-        weights: the averaged weights.
-        masks: the mask before.
-        choose: the exact selection, from scores to masks.
+    By flat counts of the clients that kept each alive weight, the averaged weights, the mask
+    before, and the exact selection.
     """
     rank = MASKS[rule].rank
     assert rank is not None  # else it was decided before

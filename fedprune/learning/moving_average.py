@@ -40,14 +40,9 @@ def moved(
 ) -> Moving:
     """The average with one more round in it, float32, exactly 0.0 where a mask is False.
 
-    BatchNorm's running variances are averaged as second moments.
-
-    Args:
-        before: the average so far; None: there is none yet, and it begins with these weights.
-        weights: the new round's.
-        masks: in force now.
-        layout: the model's layout.
-        decay: part of the average that stays (EMA); None: all rounds count alike (SWA).
+    BatchNorm's running variances are averaged as second moments. Without one before it begins with
+    these weights. `decay` is the part of the average that stays (EMA); None: all rounds count alike
+    (SWA).
     """
     if before is None:
         return Moving(copied(weights), 1)

@@ -7,16 +7,13 @@ that draw weights towards zero are of prunable tensors only; the others are few 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from fedprune.learning.options import Tuning
 from fedprune.selection.units import unit_count
-
-if TYPE_CHECKING:
-    from fedprune.learning.options import Tuning
 
 Named = Mapping[str, Tensor]
 
@@ -31,19 +28,20 @@ def proximity(sent: Named, weight: float) -> Term:
     """(weight / 2) |w - sent|²: FedProx, Li et al. 2020, arXiv 1812.06127, eq. 2."""
 
     def term(now: Named) -> Tensor:
-        return weight / 2 * _sum((now[n] - start).square().sum() for n, start in sent.items())
+        apart = ((now[n] - start).square().sum() for n, start in sent.items())
+        return weight / 2 * sum(apart, torch.zeros(()))
 
     return term
 
 
 def l2(names: Sequence[str], weight: float) -> Term:
     """(weight / 2) Σ w²: L2 towards zero, in the gradient whatever the optimizer."""
-    return lambda now: weight / 2 * _sum(now[n].square().sum() for n in names)
+    return lambda now: weight / 2 * sum((now[n].square().sum() for n in names), torch.zeros(()))
 
 
 def l1(names: Sequence[str], weight: float) -> Term:
     """Weight · Σ |w|: L1 (Tibshirani 1996); its gradient at zero is taken as 0."""
-    return lambda now: weight * _sum(now[n].abs().sum() for n in names)
+    return lambda now: weight * sum((now[n].abs().sum() for n in names), torch.zeros(()))
 
 
 def unit_norms(units: Named, weight: float) -> Term:
@@ -134,11 +132,7 @@ def objective_terms(
 ) -> tuple[Term, ...]:
     """The terms that a configuration asks for, of a client that is about to train.
 
-    Args:
-        config: proximal, l1, l2, group_lasso and shrinkage.
-        now: the parameters as they were sent.
-        names: the prunable ones.
-        units: as in `unit_norms`; looked at with group_lasso only.
+    `now` are the parameters as they were sent, `units` those of `unit_norms`.
     """
     c, terms = config, list[Term]()
     if c.proximal:
@@ -165,15 +159,8 @@ def shrinkages_of(config: Tuning, names: Sequence[str], units: Named) -> tuple[S
 def add_gradients(terms: Sequence[Term], now: Mapping[str, nn.Parameter]) -> None:
     """Add the terms' gradients to those of the loss, where it has some."""
     reached = {n: p for n, p in now.items() if p.grad is not None}
-    total = _sum(term(now) for term in terms)
+    total = sum((term(now) for term in terms), torch.zeros(()))
     found = torch.autograd.grad(total, list(reached.values()), allow_unused=True)
     for p, gradient in zip(reached.values(), found, strict=True):
         if gradient is not None and p.grad is not None:
             p.grad.add_(gradient)
-
-
-def _sum(values: Iterable[Tensor]) -> Tensor:
-    total = torch.zeros(())
-    for value in values:
-        total = total + value
-    return total

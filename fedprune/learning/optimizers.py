@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from fedprune.learning.options import Tuning
+from fedprune.learning.options import Tuning
 
 Parameters = list[nn.Parameter]
 

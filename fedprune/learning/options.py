@@ -26,11 +26,6 @@ def _lr(c: Any) -> Any:
     return 10.0 * usual if c.scaffold and isinstance(usual, float) else usual
 
 
-def _weighting(c: Any) -> str:
-    alike = c.robust != "none" or c.dp != "none" or c.scaffold
-    return "equal" if alike else "labels"
-
-
 class Tuning(Section):
     """How a client trains."""
 
@@ -238,16 +233,13 @@ class Averaging(Section):
         names=NameTable("fedprune.learning.moving_average", "MOVING"),
     )
     moving_decay: float | None = option(
-        "tuning",
-        "weight of the old average in a round",
-        0.5,
-        when={"moving": "ema"},
-        ge=0,
-        lt=1,
+        "tuning", "weight of the old average in a round", 0.5, when={"moving": "ema"}, ge=0, lt=1
     )
     weighting: Literal["labels", "equal"] = option(
         "combining",
         "weights of clients in means of changes (default: labels, with --dp, --robust and "
         "--scaffold equal)",
-        derived=_weighting,
+        derived=lambda c: (
+            "equal" if c.robust != "none" or c.dp != "none" or c.scaffold else "labels"
+        ),
     )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from fedprune.learning.options import Tuning
+from fedprune.learning.options import Tuning
 
 
 def prepared(model: nn.Module, config: Tuning) -> nn.Module:

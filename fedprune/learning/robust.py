@@ -34,13 +34,8 @@ def robust_change(
 ) -> Tensor:
     """One change of many: flat float64 on the kept coordinates.
 
-    Args:
-        rule: a name in `ROBUST`, but none.
-        singles: (clients, values) float32, the changes on the kept coordinates; finite.
-        byzantine: how many of them may be anything, for the rules that take a number.
-        weights: the global weights that they are changes of.
-        masks: the mask that was sent to the clients.
-        layout: the model's layout.
+    Of `singles`, (clients, values) float32 on the kept coordinates, finite, of which so many may be
+    anything.
     """
     its, places = ROBUST[rule], flat_places(layout.shapes, masks)
     out = torch.empty(singles.shape[1], dtype=torch.float64)

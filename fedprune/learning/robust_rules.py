@@ -168,9 +168,7 @@ ROBUST: dict[str, Rule] = {
         "McMahan et al. 2017, arXiv 1602.05629",
     ),
     "median": Rule(
-        "coordinate-wise median",
-        "Yin et al. 2018, arXiv 1803.01498, definition 1",
-        middle=_median,
+        "coordinate-wise median", "Yin et al. 2018, arXiv 1803.01498, definition 1", middle=_median
     ),
     "trimmed-mean": _TRIMMED,
     "clipped-mean": Rule(

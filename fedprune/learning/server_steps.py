@@ -32,10 +32,7 @@ Second = Callable[[Tensor, Tensor, float], Tensor]
 class ServerRule:
     """How a mean change becomes a step.
 
-    Attributes:
-        summary: one line for ``--list``.
-        source: the paper.
-        second: the next second moment; None: there is none, and momentum is a plain sum.
+    `second` is the next second moment; None: there is none, and momentum is a plain sum.
     """
 
     summary: str
@@ -96,14 +93,8 @@ def server_step(
 ) -> tuple[Tensors, ServerMoments]:
     """What is added to the weights, float64, and what is remembered, float32.
 
-    Where a weight is removed, steps and momentum are 0 and the second moment is τ² again.
-
-    Args:
-        rule: one of `SERVER_OPTIMIZERS`.
-        moments: of the rounds before; a tensor that is new, or of another shape, begins anew.
-        change: the mean change, of parameters alone.
-        masks: True = kept.
-        rates: its numbers.
+    Where a weight is removed, steps and momentum are 0 and the second moment is τ² again. `change`
+    is the mean change of parameters alone; a tensor that is new, or of another shape, begins anew.
     """
     b1, share = rates.momentum, 1.0 if rule.second is None else 1.0 - rates.momentum
     change = masked({n: d.double() for n, d in change.items()}, masks)

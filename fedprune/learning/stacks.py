@@ -27,12 +27,8 @@ StepRows = list[list[Tensor]]
 class Trainee:
     """One of the clients that train at once.
 
-    Attributes:
-        start: the weights that it begins with, by name, with BatchNorm's statistics.
-        masks: True = kept.
-        part: what it trains on, on the model's device.
-        steps: which rows of that are in each step.
-        seed: of its dropout.
+    `start` has BatchNorm's statistics too; `part` is on the model's device, `steps` are places in
+    it.
     """
 
     start: Tensors
@@ -44,15 +40,7 @@ class Trainee:
 
 @dataclass(frozen=True)
 class CommonTraining:
-    """What all of them are trained with.
-
-    Attributes:
-        task: its loss, and the labels of a batch.
-        lr: this round's learning rate.
-        config: optimizer, momentum, weight decay, clip, further terms, precision.
-        units: the units of a group lasso.
-        distillation: a teacher to learn from beside the labels.
-    """
+    """What all of them are trained with."""
 
     task: Task
     lr: float
@@ -65,16 +53,9 @@ class CommonTraining:
 class Stacks:
     """The clients that still train, as stacks (clients, *shape).
 
-    Attributes:
-        named: what is trained, leaves of autograd.
-        stored: the same in the order in which they lie in memory, which optimizers want.
-        buffers: what the model keeps of batches.
-        removed: which weights stay 0.0.
-        terms: what is minimised beside the loss.
-        shrinkages: what follows a step.
-        optimizer: on the stacks.
-        take: its step.
-        draws: of each client.
+    `named` are leaves of autograd, `stored` the same in the order in which they lie in memory,
+    which optimizers want; `buffers` is what the model keeps of batches, `removed` which weights
+    stay 0.0.
     """
 
     named: dict[str, nn.Parameter]
@@ -102,8 +83,7 @@ def stacks_at_start(model: nn.Module, ranked: Sequence[Trainee], common: CommonT
     }
     buffers = {n: _stack([t.start.get(n, b) for t in ranked], device) for n, b in kept.items()}
     named = {n: nn.Parameter(stack) for n, stack in stacks.items()}
-    draws = draws_from([t.seed for t in ranked], device)
-    return _stacks_of(named, buffers, draws, ranked, common)
+    return _stacks_of(named, buffers, draws_from([t.seed for t in ranked], device), ranked, common)
 
 
 def _stack(tensors: Sequence[Tensor], device: torch.device) -> Tensor:

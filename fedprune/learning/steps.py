@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from fedprune.learning.options import Tuning
 from fedprune.tasks.task import Part, examples
 from fedprune.tensors.models import found_in
-
-if TYPE_CHECKING:
-    from fedprune.learning.options import Tuning
 
 
 def step_batches(

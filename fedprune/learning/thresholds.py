@@ -54,12 +54,7 @@ def thresholded(
 ) -> Manner:
     """Steps in which thresholds, which change in place, are trained with the weights.
 
-    Args:
-        named: the parameters that have thresholds.
-        thresholds: of their rows, by name, on the parameters' device.
-        layout: of the model.
-        descent: learning rate and momentum of the thresholds' plain SGD.
-        penalty: λ.
+    `descent` are learning rate and momentum of their plain SGD, `penalty` is λ.
     """
     lr, momentum = descent
     speed = {n: torch.zeros_like(t) for n, t in thresholds.items()}

@@ -20,8 +20,7 @@ from fedprune.tensors.named import Masks, Tensors, masked
 
 def correction(common: Tensors, own: Tensors, masks: Masks) -> Tensors:
     """What is added to a client's gradients: c - c_i; nothing before there are any variates."""
-    both = {**common, **own}
-    sums = {n: common.get(n, 0.0) - own.get(n, t * 0.0) for n, t in both.items()}
+    sums = {n: common.get(n, 0.0) - own.get(n, t * 0.0) for n, t in {**common, **own}.items()}
     return masked(sums, masks)
 
 

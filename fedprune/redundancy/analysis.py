@@ -25,13 +25,8 @@ Finding = dict[str, Any]
 class Known:
     """A model to analyse.
 
-    Attributes:
-        model: the model itself, in eval mode; it is left as it is.
-        layout: its layout.
-        weights: its state, 0.0 where a mask is False.
-        masks: True = kept; tensors without one are whole.
-        inputs: second moments of what went into its layers; None: only weights are looked at.
-        run: runs it on one example; None: what feeds what is not looked at.
+    It is in eval mode and left as it is; its weights are 0.0 where a mask is False. Without inputs
+    (second moments) only weights are looked at, without a run not at what feeds what.
     """
 
     model: nn.Module
@@ -45,10 +40,8 @@ class Known:
 def analysed(known: Known, energy: float, least: float) -> dict[str, list[Finding]]:
     """What could go, by kind of redundancy, in plain numbers and names.
 
-    Args:
-        known: the model.
-        energy: the part of a matrix's sum of squares that a rank is given for.
-        least: cosine from which units and layers are called similar.
+    `energy` is the part of a matrix's sum of squares that a rank is given for; `least` the cosine
+    from which units and layers are called similar.
 
     Returns:
         ``matrices`` (spectra), ``similar`` (units), ``layers`` (similar ones), ``equal`` (matrices

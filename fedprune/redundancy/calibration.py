@@ -17,7 +17,7 @@ from fedprune.scores.inputs import inputs_of, rows_of, sums_of
 from fedprune.scores.score import Probe, Shapes, Statistic
 from fedprune.scores.two_sums import summed_twice
 from fedprune.structure.groups import input_of
-from fedprune.structure.layout import Layout, as_rows, from_rows
+from fedprune.structure.layout import Layout, as_rows, from_rows, matrix_shape
 from fedprune.tensors.named import Tensors
 
 
@@ -26,7 +26,7 @@ def _shapes(layout: Layout, names: Sequence[str], _unit: str, _probes: int) -> S
     for name, source in input_of(layout, names).items():
         if name != source:
             continue
-        columns = as_rows(layout, name, torch.empty(layout.shapes[name], device="meta")).shape[1:]
+        columns = matrix_shape(layout, name)[1:]
         shapes |= {inputs_of(name): columns, sums_of(name): columns, rows_of(name): torch.Size([1])}
     return shapes
 
@@ -45,11 +45,7 @@ MAGNITUDES = Statistic(_collect, _shapes, passes="1 forward", signed=False)
 class Calibration:
     """What a way to quantise asks the clients for.
 
-    Attributes:
-        summary: one line for ``--list``.
-        source: where it is from.
-        kind: of the question.
-        ask: what the clients sum.
+    `kind` is of the question, `ask` what the clients sum.
     """
 
     summary: str
@@ -98,9 +94,7 @@ class LayerSums:
 def columns_left(before: Layout, now: Layout) -> dict[str, Tensor]:
     """Of every weight that is a matrix the columns that further cuts have left, by its name.
 
-    Args:
-        before: the layout of the model that was summed about.
-        now: that of the model after cuts.
+    `before` is the layout of the model that was summed about.
     """
     numbers: Tensors = {}
     for name in before.prunable:
@@ -116,9 +110,7 @@ def columns_left(before: Layout, now: Layout) -> dict[str, Tensor]:
 def layer_sums(sums: Tensors, columns: dict[str, Tensor]) -> dict[str, LayerSums]:
     """By weight, from named sums.
 
-    Args:
-        sums: as clients gave them, of the model before further cuts.
-        columns: by weight, which of its columns then are left now.
+    Those that clients gave of the model before further cuts, and which of its columns are left now.
     """
     found = {}
     for name, left in columns.items():

@@ -13,13 +13,7 @@ import torch
 from torch import Tensor
 
 from fedprune.redundancy.moments import Inputs
-from fedprune.redundancy.unit_weights import (
-    Attention,
-    attention_of,
-    incoming,
-    outgoing,
-    reader_of,
-)
+from fedprune.redundancy.unit_weights import Attention, attention_of, incoming, outgoing, reader_of
 from fedprune.structure.groups import Group
 from fedprune.structure.layout import Layout, as_rows
 from fedprune.structure.low_rank_layers import root_of
@@ -29,14 +23,8 @@ from fedprune.structure.low_rank_layers import root_of
 class Pair:
     """Two of a kind.
 
-    Attributes:
-        kind: "neuron", "head" or "layer".
-        path: of the group they are in; of the first, for layers.
-        left: the first one's number; 0 for layers.
-        right: the second one's.
-        by: "weights" or "activations".
-        cosine: -1 to 1.
-        other: of layers, the name of the second.
+    `path` is of the group they are in; of layers it is the first one's, `other` the second's, and
+    there are no numbers. `by` is "weights" or "activations".
     """
 
     kind: str

@@ -19,10 +19,7 @@ from fedprune.redundancy.spectrum import Spectrum
 class Matrix:
     """A matrix that may be factored.
 
-    Attributes:
-        spectrum: its singular values, plain or as the inputs see it.
-        shape: (out, in).
-        kept: how many of its weights are kept now.
+    So many of its weights, (out, in), are kept now.
     """
 
     spectrum: Spectrum

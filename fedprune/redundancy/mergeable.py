@@ -31,11 +31,7 @@ _CLOSE = 1e-9
 class Chain:
     """Two linear maps of which the second reads nothing but the first.
 
-    Attributes:
-        first: path of the layer that is called first.
-        second: path of the other.
-        now: weights of both.
-        product: weights of the one map that does the same.
+    `now` are the weights of both, `product` those of the one map that does the same.
     """
 
     first: str
@@ -48,10 +44,7 @@ class Chain:
 class Foldable:
     """A norm whose scale (and shift) can be put into the layers that read it.
 
-    Attributes:
-        norm: its path.
-        readers: paths of the layers.
-        parameters: how many numbers the model has fewer then.
+    The model has so many parameters fewer then.
     """
 
     norm: str
@@ -64,7 +57,7 @@ def chains(model: nn.Module, run: ForwardPass) -> list[Chain]:
 
     Where something else reads the first one's output too, the two are no chain.
     """
-    readers, _ = _readers(model, run, _is_linear)
+    readers = _readers(model, run, _is_linear)
     found = []
     layers = dict(model.named_modules())
     for first, seconds in readers.items():
@@ -78,7 +71,7 @@ def chains(model: nn.Module, run: ForwardPass) -> list[Chain]:
 
 def foldable_norms(model: nn.Module, run: ForwardPass) -> list[Foldable]:
     """Norms with a scale that can go into their readers without a change of what the model says."""
-    readers, _ = _readers(model, run, _is_norm)
+    readers = _readers(model, run, _is_norm)
     modules = dict(model.named_modules())
     found = []
     for norm, paths in readers.items():
@@ -134,8 +127,8 @@ def _is_norm(module: nn.Module) -> bool:
 
 def _readers(
     model: nn.Module, run: ForwardPass, makes: Callable[[nn.Module], bool]
-) -> tuple[dict[str, list[str]], Tensor]:
-    """The linear layers that read what each maker gave back, by path, and what the run gave."""
+) -> dict[str, list[str]]:
+    """The linear layers that read what each maker gave back, by path."""
     made: dict[int, str] = {}
     alive: list[Tensor] = []  # an id is only its own as long as the tensor lives
     found: dict[str, list[str]] = {}
@@ -163,8 +156,8 @@ def _readers(
         if makes(module):
             hooks.append(module.register_forward_hook(after(path)))
     with removed_after(hooks), torch.no_grad():
-        said = run(model)
-    return found, said
+        run(model)
+    return found
 
 
 def _nothing_else_reads(

@@ -104,10 +104,7 @@ def representatives(rows: Tensor, within: float) -> list[int]:
 
     Rows of zeros are duplicates of each other. What others are merged into stays itself.
     """
-    length = rows.norm(dim=1)
-    # The distances of all pairs from inner products lose digits: they only preselect.
-    apart = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
-    near = apart <= within * torch.maximum(length, length.unsqueeze(1))
+    near = _near(rows, within)
     stands: list[int] = []
     for i in range(len(rows)):
         earlier = [j for j in near[i, :i].nonzero().flatten().tolist() if stands[j] == j]
@@ -179,8 +176,7 @@ def _same_rows(a: Attention) -> Tensor:
     parts = [a.query.flatten(1), a.key.flatten(1)]
     if a.biases is not None:
         parts += [a.biases[0].flatten(1), a.biases[1].flatten(1)]
-    rows = torch.cat(parts, dim=1)
-    return _near(torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist"), rows)
+    return _near(torch.cat(parts, dim=1), _EXACT)
 
 
 def _same_patterns(a: Attention) -> Tensor:
@@ -189,13 +185,15 @@ def _same_patterns(a: Attention) -> Tensor:
     if a.biases is not None:
         beside = torch.einsum("hgd,hdj->hgj", a.biases[0], a.key)
         products = torch.cat([products, beside.unsqueeze(2)], dim=2)
-    rows = products.flatten(1)
-    return _near(torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist"), rows)
+    return _near(products.flatten(1), _EXACT)
 
 
-def _near(apart: Tensor, rows: Tensor) -> Tensor:
+def _near(rows: Tensor, within: float) -> Tensor:
+    """Which rows are at most so far apart, as a part of the larger norm, (rows, rows)."""
     length = rows.norm(dim=1)
-    return apart <= _EXACT * torch.maximum(length, length.unsqueeze(1))
+    # The distances of all pairs from inner products lose digits.
+    apart = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
+    return apart <= within * torch.maximum(length, length.unsqueeze(1))
 
 
 def _joined(a: Attention, i: int, j: int) -> tuple[Tensor, Tensor] | None:
@@ -207,8 +205,7 @@ def _joined(a: Attention, i: int, j: int) -> tuple[Tensor, Tensor] | None:
     if a.biases is not None:
         values = torch.cat([values, a.biases[2].unsqueeze(2)], dim=2)
     stacked = a.output.flatten(1, 2)  # (heads, queries * out, size)
-    whole = stacked[i] @ values[i] + stacked[j] @ values[j]
-    u, s, v = torch.linalg.svd(whole, full_matrices=False)
+    u, s, v = torch.linalg.svd(stacked[i] @ values[i] + stacked[j] @ values[j], full_matrices=False)
     size = a.value.shape[1]
     if float(s[size:].norm()) > _EXACT * max(float(s.norm()), 1e-300):
         return None

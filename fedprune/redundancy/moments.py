@@ -9,17 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from fedprune.scores.inputs import (
-    inputs_ask,
-    inputs_of,
-    products,
-    rows_of,
-)
+from fedprune.scores.inputs import inputs_ask, inputs_of, products, rows_of
 from fedprune.structure.layers import groups, layers_of
-from fedprune.structure.layout import Layout, as_rows
+from fedprune.structure.layout import Layout, matrix_shape
 from fedprune.tensors.named import Tensors
 
 MOMENTS = inputs_ask(products, square=True)
@@ -73,7 +67,7 @@ def questions(layout: Layout, names: Sequence[str], most: int = _MOST) -> Iterat
     asked: list[str] = []
     size = 0
     for name in names:
-        columns = as_rows(layout, name, torch.empty(layout.shapes[name], device="meta")).shape[1]
+        columns = matrix_shape(layout, name)[1]
         if asked and size + columns**2 > most:
             yield tuple(asked)
             asked, size = [], 0

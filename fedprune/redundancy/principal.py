@@ -37,7 +37,9 @@ def _collect(probe: Probe) -> Tensors:
     sums = {n: torch.zeros(s, dtype=torch.float64, device=device) for n, s in shapes.items()}
 
     def seen(norm: Any, given: tuple[Tensor, ...], _out: Tensor) -> None:
-        x = _normed(given[0].detach().flatten(0, -2), norm.variance_epsilon)
+        x = given[0].detach().flatten(0, -2)
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.variance_epsilon)
         sums[inputs_of(table)] += products(x)
         sums[rows_of(table)] += len(x)
 
@@ -50,12 +52,6 @@ def _collect(probe: Probe) -> Tensors:
 
 SIGNALS = Statistic(_collect, _shapes, passes="1 forward", signed=True)
 """Σ x xᵀ of what all norms on the residual path give, before their weights, and how many rows."""
-
-
-def _normed(x: Tensor, epsilon: float) -> Tensor:
-    """Rows (rows, channels) over the root of their mean square, float32 or wider."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon)
 
 
 def principal(sums: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,13 +68,8 @@ def principal(sums: Tensor) -> tuple[Tensor, Tensor]:
 def in_basis(weights: Mapping[str, Tensor], path: ResidualPath, basis: Tensor) -> Tensors:
     """All that runs along the residual path in another basis; what the model says stays the same.
 
-    Args:
-        weights: the model's, by name.
-        path: of the model.
-        basis: (channels, left) orthonormal; with fewer columns the rest of the states is left out.
-
-    Returns:
-        The new tensors by name, in their types; the head among them, also where it was tied.
+    The basis (channels, left) is orthonormal; with fewer columns the rest of the states is left
+    out. The new tensors are in their types; the head is among them, also where it was tied.
     """
     width, left = basis.shape
     out: Tensors = {}

@@ -23,14 +23,8 @@ from fedprune.redundancy.moments import MOMENTS
 from fedprune.scores.input_sums import factored
 from fedprune.scores.inputs import inputs_of
 from fedprune.scores.score import Probe, Shapes, Statistic
-from fedprune.structure.layers import (
-    input_rows,
-    layers_of,
-    output_rows,
-    parameters_of,
-    watching,
-)
-from fedprune.structure.layout import Layout, as_rows
+from fedprune.structure.layers import input_rows, layers_of, output_rows, parameters_of, watching
+from fedprune.structure.layout import Layout, matrix_shape
 from fedprune.tensors.named import Tensors
 
 RIDGE = 0.01
@@ -56,9 +50,9 @@ def _shapes(layout: Layout, names: Sequence[str], unit: str, probes: int) -> Sha
     shapes: dict[str, torch.Size] = {}
     for name in names:
         moments = MOMENTS.shapes(layout, [name], unit, probes)
-        rows = as_rows(layout, name, torch.empty(layout.shapes[name], device="meta"))
         shapes[inputs_of(name)] = moments[inputs_of(name)]
-        shapes[outputs_of(name)], shapes[sizes_of(name)] = rows.shape, torch.Size([1])
+        shapes[outputs_of(name)] = matrix_shape(layout, name)
+        shapes[sizes_of(name)] = torch.Size([1])
     return shapes
 
 
@@ -75,7 +69,8 @@ def _collect(probe: Probe) -> Tensors:
     wanted: dict[str, list[Tensor]] = {}
 
     def made(name: str, layer: nn.Module, _x: Tensor, y: Tensor) -> None:
-        wanted[name].append(_without_bias(layer, y).flatten(0, 1))
+        rows = output_rows(layer, y).flatten(0, 1)
+        wanted[name].append(rows - layer.bias if isinstance(layer.bias, Tensor) else rows)
 
     def seen(name: str, layer: nn.Module, x: Tensor, _y: Tensor) -> None:
         rows, y = input_rows(layer, x).flatten(0, 2), wanted[name].pop(0)
@@ -90,11 +85,6 @@ def _collect(probe: Probe) -> Tensors:
         with watching(layers_of(probe.model, names), seen):
             probe.loss(probe.model, batch)
     return sums
-
-
-def _without_bias(layer: nn.Module, y: Tensor) -> Tensor:
-    rows, bias = output_rows(layer, y), layer.bias
-    return rows - bias if isinstance(bias, Tensor) else rows
 
 
 OUTPUTS = Statistic(_collect, _shapes, passes="2 forward")

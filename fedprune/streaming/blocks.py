@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from fedprune.streaming.by_rows import read_by_rows
 from fedprune.streaming.files import MappedFolder
 from fedprune.streaming.lockstep import Lockstep
+from fedprune.structure.groups import stacks_in
 from fedprune.tensors.lazy import LazyTensors, joined_to, some_of
 from fedprune.tensors.models import STREAM
 from fedprune.tensors.named import Tensors
@@ -203,11 +204,11 @@ def send_through(
 
 def block_paths(model: nn.Module) -> list[str]:
     """The elements of the outermost lists of modules."""
-    found: list[str] = []
-    for path, stack in model.named_modules():
-        if isinstance(stack, nn.ModuleList) and not any(path.startswith(f"{f}.") for f in found):
-            found += [f"{path}.{name}" if path else name for name, _ in stack.named_children()]
-    return found
+    return [
+        f"{path}.{name}" if path else name
+        for path, stack in stacks_in(model).items()
+        for name, _ in stack.named_children()
+    ]
 
 
 def follow_parameters(model: nn.Module) -> None:

@@ -46,14 +46,7 @@ TYPES = {
 
 @dataclass(frozen=True)
 class FilePlace:
-    """Where a tensor lies.
-
-    Attributes:
-        path: of the file.
-        dtype: of its numbers.
-        shape: of it.
-        start: its first byte in the file.
-    """
+    """Where a tensor lies."""
 
     path: Path
     dtype: torch.dtype
@@ -134,9 +127,7 @@ READ_AHEAD = 2**24
 class MappedFolder:
     """The tensors of a model's folder, mapped.
 
-    Attributes:
-        places: by name.
-        digest: of the tensors, once somebody has gone through them all; "" before.
+    `digest` is of them, once somebody has gone through them all; "" before.
     """
 
     places: Mapping[str, FilePlace]

@@ -24,14 +24,8 @@ class Stopped(BaseException):
 class _Walker:
     """A work on its way.
 
-    Attributes:
-        work: what it does.
-        go: released when it may go on.
-        back: released when it waits or is over.
-        at: the block that it waits before.
-        over: whether it has ended.
-        value: what it gave.
-        error: what it raised.
+    `go` is released when it may go on, `back` when it waits or is over; `at` is the block that it
+    waits before.
     """
 
     work: Callable[[], Any]
@@ -47,9 +41,7 @@ class _Walker:
 class Lockstep:
     """Where works meet.
 
-    Attributes:
-        bring: makes a block be there, and lets go of the one before.
-        stopping: the works that wait are to end.
+    `bring` makes a block be there, and lets go of the one before.
     """
 
     bring: Callable[[str], None]

@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import nn
 
+from fedprune.structure.groups import stacks_in
+
 Numbered = dict[str, dict[str, list[Any]]]
 """By path of a stack and by path within its blocks: the attentions that have a cache, in order."""
 
@@ -20,7 +22,7 @@ Numbered = dict[str, dict[str, list[Any]]]
 def attentions_of(model: nn.Module) -> Numbered:
     """The modules that have a number in a cache (`layer_idx`), by stack and by role."""
     found: Numbered = {}
-    for stack, layers in _stacks(model).items():
+    for stack, layers in stacks_in(model).items():
         roles: dict[str, list[Any]] = {}
         for block in layers:
             for path, module in block.named_modules():
@@ -32,22 +34,11 @@ def attentions_of(model: nn.Module) -> Numbered:
     return found
 
 
-def _stacks(model: nn.Module) -> dict[str, nn.ModuleList]:
-    """The outermost module lists, by path."""
-    found: dict[str, nn.ModuleList] = {}
-    for path, module in model.named_modules():
-        inside = any(path.startswith(f"{outer}.") or not outer for outer in found)
-        if isinstance(module, nn.ModuleList) and not inside:
-            found[path] = module
-    return found
-
-
 def renumber(model: nn.Module, before: Numbered) -> None:
     """Number what is left from 0, for every stack and role; no cache where nothing is number 0.
 
-    Args:
-        model: changed in place, its configurations too.
-        before: `attentions_of` the model before attentions were taken out.
+    Of a model that is changed in place, its configurations too; `before` its attentions were
+    others.
     """
     after = attentions_of(model)
     for stack, roles in before.items():

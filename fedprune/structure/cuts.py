@@ -23,15 +23,9 @@ def edits_of(masks: Masks, layout: Layout, before: Iterable[Edit] = ()) -> Edits
     """The edits that take out every unit which is wholly masked: all its weights in all tensors.
 
     A sub-layer is removed if that is all of its units; of channels, which a network cannot do
-    without, one stays. What was done to an expert that goes is left out.
-
-    Args:
-        masks: of all prunable tensors, in the shapes of `layout`.
-        layout: of the model that the edits `before` led to.
-        before: edits that were made already.
-
-    Returns:
-        All edits, those made before included, in original indices and canonical order.
+    without, one stays. What was done to an expert that goes is left out. The layout is of the model
+    that the edits `before` led to, the masks in its shapes. All edits come out, those made before
+    included, in original indices and canonical order.
     """
     found = {(edit.kind, edit.path): edit for edit in before}
     for group in layout.structure.groups:
@@ -146,11 +140,8 @@ def places(base: nn.Module, edits: Iterable[Edit]) -> Places:
     """Where the numbers of `reshaped(base, edits)` sit in the state of `base`.
 
     Found by reshaping a model whose numbers are their own positions, one dimension after the
-    other; so it holds for every kind of edit that selects. The base is left as it is.
-
-    Args:
-        base: the dense model.
-        edits: that cut; such as make new tensors (rank) have no places.
+    other; so it holds for every kind of edit that selects. The base is left as it is. Edits that
+    make new tensors (rank) have no places.
 
     Raises:
         ValueError: as `reshaped`, or an edit that does more than select.
@@ -172,7 +163,8 @@ def places(base: nn.Module, edits: Iterable[Edit]) -> Places:
     if strange:
         raise ValueError(f"{strange[0]!r}: no such tensor in the dense model; allowed: cuts")
     cut = {name for name, t in small.items() if t.shape != shapes[name]}
-    touched = {id(t): len(t.shape) for t in _tensors(base, cut)}
+    named = (*base.named_parameters(), *base.named_buffers())
+    touched = {id(t): len(t.shape) for n, t in named if n in cut}
     axes: dict[str, list[Tensor | None]] = {name: [] for name in cut}
     for axis in range(max(touched.values(), default=0)):
         counted = cut_as(_counter(touched, axis))
@@ -181,10 +173,6 @@ def places(base: nn.Module, edits: Iterable[Edit]) -> Places:
     return Places(
         shapes, {n: tuple(a) for n, a in axes.items()}, frozenset(shapes.keys() - small.keys())
     )
-
-
-def _tensors(base: nn.Module, names: set[str]) -> list[Tensor]:
-    return [t for n, t in (*base.named_parameters(), *base.named_buffers()) if n in names]
 
 
 def _copied(model: nn.Module, stand_in: Callable[[Tensor], Tensor]) -> nn.Module:

@@ -18,14 +18,8 @@ from torch import Tensor, nn
 
 from fedprune.randomness import generator
 from fedprune.structure.channels.cut import cut_channels
-from fedprune.structure.channels.flow import Flow, Trace
-from fedprune.structure.channels.groups import (
-    TRACED,
-    Bundle,
-    Role,
-    Roles,
-    bundles_of,
-)
+from fedprune.structure.channels.flow import Trace
+from fedprune.structure.channels.groups import TRACED, Bundle, Role, Roles, bundles_of
 from fedprune.structure.edits import Edit
 from fedprune.structure.families.catalog import SUBLAYERS
 from fedprune.structure.layer_kinds import family_name
@@ -147,12 +141,9 @@ def traced(model: nn.Module, run: _Loss, examples: Sequence[Tensors]) -> Roles:
 
 
 def _makes(layer: Any) -> bool:
-    convolves = isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-    return isinstance(layer, nn.Linear) or (convolves and not _depthwise(layer))
-
-
-def _depthwise(layer: Any) -> bool:
-    return bool(layer.groups == layer.in_channels == layer.out_channels > 1)
+    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return not layer.groups == layer.in_channels == layer.out_channels > 1  # depthwise
+    return isinstance(layer, nn.Linear)
 
 
 def _enter(book: Trace, path: str, layer: Any) -> None:
@@ -184,15 +175,10 @@ def _follow(book: Trace, graph: Any, layer: nn.Module, layers: dict[nn.Module, s
             path = layers[target]
             out = graph.is_out_channel_pruning_fn(fn) or not _makes(target)
             flow = book.rows[path] if out else book.columns[path]
-            _join(book, roots, flow, item.idxs)
+            if len(flow) > 1:  # else PReLU's one slope for all channels
+                book.unite(roots, [flow[i] for i in item.idxs])
         elif isinstance(target, nn.Parameter) or list(target.parameters()):
             book.fix_all(roots)  # a layer that is not cut here
-
-
-def _join(book: Trace, roots: Flow, flow: Flow, places: Sequence[int]) -> None:
-    if len(flow) == 1:  # PReLU's one slope for all channels
-        return
-    book.unite(roots, [flow[i] for i in places])
 
 
 def _proven(model: nn.Module, roles: Roles, run: _Loss, examples: Sequence[Tensors]) -> Roles:
@@ -229,10 +215,7 @@ def _equivalent(
     kept = tuple(range(0, len(bundle.channels), 2))
     try:
         cut_channels(cut, Edit("channel", bundle.path, kept))
-        return all(_same(run(masked, e), run(cut, e)) for e in examples)
+        pairs = [(run(masked, e), run(cut, e)) for e in examples]
+        return all(bool(torch.isclose(a, b, rtol=1e-9, atol=1e-9)) for a, b in pairs)
     except (RuntimeError, IndexError, ValueError):  # shapes that do not fit any more
         return False
-
-
-def _same(left: Tensor, right: Tensor) -> bool:
-    return bool(torch.isclose(left, right, rtol=1e-9, atol=1e-9))

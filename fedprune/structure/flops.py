@@ -14,15 +14,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from fedprune.structure.attention import eager
 from fedprune.structure.layer_kinds import CONVOLUTIONS, TABLES
 from fedprune.structure.layout import Layout
-from fedprune.tensors.hooks import removed_after
+from fedprune.tensors.hooks import in_mode, removed_after
 from fedprune.tensors.named import Tensors
 
 
 def positions_of(
-    model: nn.Module,
-    layout: Layout,
-    dummy: Tensors,
-    loss: Callable[[nn.Module, Tensors], object],
+    model: nn.Module, layout: Layout, dummy: Tensors, loss: Callable[[nn.Module, Tensors], object]
 ) -> dict[str, float]:
     """How many input rows the layers of each prunable tensor see for one example.
 
@@ -31,12 +28,8 @@ def positions_of(
     belongs to no layer (kind "other") has 0. The model and its mode are left as they were.
     """
     seen = dict.fromkeys(layout.prunable, 0.0)
-    training = {module: module.training for module in model.modules()}
-    with _counting(model, seen), torch.no_grad():
-        model.eval()
+    with _counting(model, seen), torch.no_grad(), in_mode(model, training=False):
         loss(model, dummy)
-    for module, mode in training.items():
-        module.training = mode
     examples = len(next(iter(dummy.values())))
     return {name: rows / examples for name, rows in seen.items()}
 
@@ -61,33 +54,23 @@ def passes_of(model: nn.Module, dummy: Tensors, total: Callable[[nn.Module], Ten
     """What torch counts of a forward and a backward pass, attention written out.
 
     In eval mode, but for modules that keep no activations as they train: these compute again what
-    they did. Gradients are let go of one by one.
-
-    Args:
-        model: left as it was.
-        dummy: one example.
-        total: its loss, of a model.
+    they did. Gradients are let go of one by one. The model is left as it was; `dummy` is one
+    example.
     """
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    for module in training:
-        module.training = bool(getattr(module, "gradient_checkpointing", False))
     learn = [p for p in model.parameters() if p.requires_grad]
-    hooks = [p.register_post_accumulate_grad_hook(_let_go) for p in learn]
-    counter = FlopCounterMode(display=False)
-    with removed_after(hooks), eager(model), torch.enable_grad(), counter:
-        loss = total(model)
-        forward = counter.get_total_flops()
-        if loss.requires_grad:
-            loss.backward()
-    for module, mode in training.items():
-        module.training = mode
+    hooks = [
+        p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None)) for p in learn
+    ]
+    with in_mode(model, training=False), removed_after(hooks), eager(model), torch.enable_grad():
+        for module in model.modules():
+            module.training = bool(getattr(module, "gradient_checkpointing", False))
+        with FlopCounterMode(display=False) as counter:
+            loss = total(model)
+            forward = counter.get_total_flops()
+            if loss.requires_grad:
+                loss.backward()
     examples = len(next(iter(dummy.values())))
     return Passes(forward / examples, (counter.get_total_flops() - forward) / examples)
-
-
-def _let_go(parameter: Tensor) -> None:
-    parameter.grad = None
 
 
 @contextmanager

@@ -48,9 +48,7 @@ class Ragged(RuntimeError):
 class Draws:
     """Where the random numbers of several clients come from.
 
-    Attributes:
-        states: of a generator for each client, each as far as it has got.
-        device: whose default generator they stand for.
+    Of a generator for each client the state, as far as it has got, in place of the device's own.
     """
 
     states: list[Tensor]
@@ -59,7 +57,9 @@ class Draws:
     @contextmanager
     def of(self, client: int) -> Iterator[None]:
         """Within the block torch's default generator goes on where this client's stopped."""
-        default = _default_generator(self.device)
+        default: torch.Generator = torch.default_generator
+        if self.device.type == "cuda":
+            default = torch.cuda.default_generators[self.device.index or 0]
         before = default.get_state()
         default.set_state(self.states[client])
         try:
@@ -72,13 +72,6 @@ class Draws:
 def draws_from(seeds: Sequence[int], device: torch.device) -> Draws:
     """Generators that begin as torch's own does after `torch.manual_seed` with each seed."""
     return Draws([torch.Generator(device).manual_seed(s).get_state() for s in seeds], device)
-
-
-def _default_generator(device: torch.device) -> torch.Generator:
-    if device.type != "cuda":
-        return torch.default_generator
-    found: torch.Generator = torch.cuda.default_generators[device.index or 0]
-    return found
 
 
 class Folding(TorchFunctionMode):
@@ -164,8 +157,7 @@ class _Outside(torch.autograd.Function):
     def forward(whole: Any, *tensors: Tensor) -> Any:
         """Without `vmap` there is one client."""
         return tree_map(
-            lambda x: x[0] if isinstance(x, Tensor) else x,
-            whole(1, [None] * len(tensors), tensors),
+            lambda x: x[0] if isinstance(x, Tensor) else x, whole(1, [None] * len(tensors), tensors)
         )
 
     @staticmethod

@@ -148,17 +148,20 @@ def _group(path: str, module: nn.Module, sublayer: SubLayer, names: dict[int, st
 
 def _blocks(model: nn.Module, prunable: Sequence[str]) -> tuple[Block, ...]:
     """The elements of the outermost module lists, as far as something in them is prunable."""
-    found: list[Block] = []
-    for path, stack in model.named_modules():
-        within = any(path.startswith(f"{block.path}.") for block in found)
-        if not isinstance(stack, nn.ModuleList) or within:
-            continue
-        for name, _ in stack.named_children():
-            inside = f"{path}.{name}" if path else name
-            tensors = tuple(t for t in prunable if t.startswith(f"{inside}."))
-            if tensors:
-                found.append(Block(inside, tensors))
-    return tuple(found)
+    stacks = stacks_in(model).items()
+    paths = [f"{path}.{n}" if path else n for path, s in stacks for n, _ in s.named_children()]
+    inside = {path: tuple(t for t in prunable if t.startswith(f"{path}.")) for path in paths}
+    return tuple(Block(path, tensors) for path, tensors in inside.items() if tensors)
+
+
+def stacks_in(model: nn.Module) -> dict[str, nn.ModuleList]:
+    """The outermost lists of modules, by path."""
+    found: dict[str, nn.ModuleList] = {}
+    for path, module in model.named_modules():
+        inside = any(path.startswith(f"{outer}.") or not outer for outer in found)
+        if isinstance(module, nn.ModuleList) and not inside:
+            found[path] = module
+    return found
 
 
 def _mixtures(model: nn.Module, prunable: Sequence[str]) -> tuple[Mixture, ...]:

@@ -98,6 +98,11 @@ class Layout:
         return self.origin.places.restrict(tensors)
 
 
+def matrix_shape(layout: Layout, name: str) -> torch.Size:
+    """The (out, in) of a prunable tensor by `as_rows`."""
+    return as_rows(layout, name, torch.empty(layout.shapes[name], device="meta")).shape
+
+
 def as_rows(layout: Layout, name: str, tensor: Tensor) -> Tensor:
     """A tensor shaped like a prunable one as (out, in): `fedprune.structure.matrices.as_matrix`."""
     return as_matrix(layout.kinds.get(name, "other"), tensor)

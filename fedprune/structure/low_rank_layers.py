@@ -12,11 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.structure.edits import Edit
-from fedprune.structure.layer_kinds import (
-    CONVOLUTIONS,
-    is_plain_layer,
-    plain_kind,
-)
+from fedprune.structure.layer_kinds import CONVOLUTIONS, is_plain_layer, plain_kind
 from fedprune.structure.layers import groups
 from fedprune.structure.matrices import matrix_of, out_in
 

@@ -18,10 +18,7 @@ from fedprune.structure.layer_kinds import is_layer
 def refuse_computed(model: nn.Module, output: Sequence[str], exclude: Sequence[str]) -> None:
     """Refuse layers that would be prunable if their weight were a parameter.
 
-    Args:
-        model: any module.
-        output: module names of the heads of output, which are not prunable.
-        exclude: shell patterns of parameters that stay dense.
+    Heads of output, and what is excluded, are not prunable and stay dense.
 
     Raises:
         ValueError: one line that names the layer, what its weight comes from, and the ways out. A
@@ -36,7 +33,7 @@ def refuse_computed(model: nn.Module, output: Sequence[str], exclude: Sequence[s
             continue
         made_of = [names[id(p)] for p in sources]
         trained = [names[id(p)] for p in sources if p.requires_grad]
-        dense = id(layer) in heads or all(_any(name, exclude) for name in trained)
+        dense = id(layer) in heads or all(is_any(name, exclude) for name in trained)
         # What a hook computes is no leaf of autograd: such a model cannot be copied.
         hooked = not is_parametrized(layer, "weight")
         if hooked or not dense:
@@ -49,7 +46,8 @@ def refuse_computed(model: nn.Module, output: Sequence[str], exclude: Sequence[s
             )
 
 
-def _any(name: str, patterns: Sequence[str]) -> bool:
+def is_any(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a name fits one of some shell patterns."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,6 @@ from fedprune.structure.families.family import SubLayer
 from fedprune.structure.layer_kinds import is_layer
 from fedprune.structure.low_rank_layers import makes, reads
 from fedprune.structure.matrices import out_in
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

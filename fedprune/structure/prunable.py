@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.utils.parametrize import is_parametrized
 
 from fedprune.structure.layer_kinds import TABLES, family_name, is_layer
-from fedprune.structure.parametrised import refuse_computed
+from fedprune.structure.parametrised import is_any, refuse_computed
 
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
@@ -27,13 +27,18 @@ def prunable_of(
     """
     parameters = dict(model.named_parameters())
     for key, patterns in (("exclude", exclude), ("include", include)):
-        _check_patterns(key, patterns, list(parameters))
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in parameters):
+                raise ValueError(
+                    f"{key}={pattern!r}: matches no parameter; allowed: a shell pattern over names "
+                    f"such as {near(pattern, parameters)}"
+                )
     by_kind = _weights_of_layers(model, output)
     refuse_computed(model, output, exclude)
     found = tuple(
         name
         for name, p in parameters.items()
-        if p.numel() and (name in by_kind or _any(name, include)) and not _any(name, exclude)
+        if p.numel() and (name in by_kind or is_any(name, include)) and not is_any(name, exclude)
     )
     still = [name for name in found if not parameters[name].requires_grad]
     if still:
@@ -46,15 +51,6 @@ def prunable_of(
     return found
 
 
-def _check_patterns(key: str, patterns: Sequence[str], names: Sequence[str]) -> None:
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(
-                f"{key}={pattern!r}: matches no parameter; allowed: a shell pattern over names "
-                f"such as {near(pattern, names)}"
-            )
-
-
 def near(name: str, names: Iterable[str]) -> str:
     """Up to three names like this one, the likest first; the first few where none is like it."""
     known = list(names)
@@ -63,10 +59,6 @@ def near(name: str, names: Iterable[str]) -> str:
     like = [spelled[s] for s in get_close_matches(plain, spelled, 3, 0.5)]
     like += [n for n in known if plain and plain in n.lower() and n not in like]
     return ", ".join((like or known)[:3])
-
-
-def _any(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def heads_in(model: nn.Module, output: Sequence[str]) -> list[nn.Module]:
@@ -105,11 +97,10 @@ def _nothing(
             f"exclude={list(exclude)}: nothing is left to prune of {len(by_kind)} weights of "
             "linear layers and convolutions; allowed: fewer patterns"
         )
-    kinds = staying(model, (), output, exclude)
-    numbers = Counter(kinds.values())
+    numbers = Counter(staying(model, (), output, exclude).values())
     told = ", ".join(f"{kind} ({count})" for kind, count in numbers.items()) or "no parameters"
     trained = [n for n, p in model.named_parameters() if p.requires_grad and p.dim() > 1]
-    free = [n for n in trained if not _any(n, exclude)]
+    free = [n for n in trained if not is_any(n, exclude)]
     pattern = f", such as --include {free[0]!r}" if free else ""
     return (
         f"include=[]: nothing is left to prune: the model has no weight of a linear layer or a "
@@ -128,7 +119,7 @@ def staying(
     for name, p in model.named_parameters():
         if name in prunable:
             continue
-        excluded = _any(name, exclude) and p.dim() > 1
+        excluded = is_any(name, exclude) and p.dim() > 1
         kind = "excluded" if excluded else _kind(owners[name], name, p)
         out[name] = "head of output" if id(p) in heads and p.dim() > 1 else kind
     return out

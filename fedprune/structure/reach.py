@@ -22,10 +22,8 @@ from fedprune.tensors.hooks import removed_after
 class _Uses(TorchFunctionMode):
     """Notes which parameters torch's functions are given outside of their own layers.
 
-    Attributes:
-        names: of the parameters that are watched, by their identity.
-        inside: names whose layers are being called now.
-        apart: names that were used apart from that.
+    `names` are watched, by identity; the layers of those `inside` are being called now; those
+    `apart` were used apart from that.
     """
 
     names: Mapping[int, str]
@@ -56,10 +54,7 @@ def unaccounted(
 ) -> dict[str, str]:
     """The weights whose inputs cannot be seen, or not all of them, and why.
 
-    Args:
-        model: what is called.
-        names: of the weights that matter.
-        passes: forward passes, each made only while some layer has not been reached.
+    Passes are made only while some layer has not been reached.
     """
     layers = layers_of(model, names)
     waiting = {name for name, found in layers.items() if found}

@@ -67,13 +67,7 @@ class Through(nn.Module):
 
 
 def remove(model: nn.Module, module: nn.Module, sublayer: SubLayer) -> None:
-    """Take a sub-layer out of the model, wherever it is used.
-
-    Args:
-        model: changed in place.
-        module: the attention or feed-forward layer.
-        sublayer: what is known of its kind.
-    """
+    """Take a sub-layer out of the model, wherever it is used."""
     reader = module.get_submodule(sublayer.column)
     bias: Any = reader.bias
     frame = sublayer.frame
@@ -82,8 +76,7 @@ def remove(model: nn.Module, module: nn.Module, sublayer: SubLayer) -> None:
         return
     inner = module.get_submodule(frame.dropout) if frame.dropout else nn.Identity()
     gone = Gone(sublayer.column, bias, inner, frame.rest)
-    places = replace(model, module, sublayer.stand_in(module) or gone)
-    for block, name in places:
+    for block, name in replace(model, module, sublayer.stand_in(module) or gone):
         dead = [frame.norms] if frame.before(block) else []
         dead += [frame.after] if bias is None else []
         for norms in dead:
@@ -104,8 +97,7 @@ def _silence(module: nn.Module, sublayer: SubLayer, frame: Inline) -> None:
 def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> list[tuple[nn.Module, str]]:
     """Put a module in the place of another, under every name it has.
 
-    Returns:
-        The modules that it was in, with its name there.
+    The modules that it was in come out, with its name there.
     """
     places = [(m, n) for m in list(model.modules()) for n, c in m._modules.items() if c is old]
     for parent, name in places:

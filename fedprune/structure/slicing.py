@@ -66,8 +66,7 @@ def residual_path(model: nn.Module) -> ResidualPath:
     norms = {n.removesuffix(".weight"): n for n in read.values()}
     _check({n: named[n] for n in (*read, *norms.values(), *written)}, model, norms, family)
     tied = tuple(n for n in read if named[n] is named[table])
-    width = named[last].shape[0]
-    return ResidualPath(path, width, table, read, tuple(written), tuple(norms), tied)
+    return ResidualPath(path, named[last].shape[0], table, read, tuple(written), tuple(norms), tied)
 
 
 def _decoder_of(model: nn.Module) -> tuple[Family, Any]:

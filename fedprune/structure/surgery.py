@@ -20,12 +20,11 @@ from fedprune.structure.edits import Edit, Edits
 from fedprune.structure.experts import cut_experts, tidy_mixtures
 from fedprune.structure.families.catalog import FAMILIES, SUBLAYERS
 from fedprune.structure.families.family import Sizes, SubLayer
-from fedprune.structure.layer_kinds import family_name
+from fedprune.structure.layer_kinds import family_name, is_layer
 from fedprune.structure.low_rank_layers import add_bias, factor_layer
 from fedprune.structure.matrices import dimension_of, own_sizes
 from fedprune.structure.projections import Projection, projections
 from fedprune.structure.removal import remove
-from fedprune.structure.sharing import share_weight
 from fedprune.structure.slicing import slice_channels
 from fedprune.structure.vocabulary import cut_vocabulary
 
@@ -136,8 +135,7 @@ def _sliced(projection: Projection, kept: Tensor) -> dict[nn.Parameter, nn.Param
     layer: Any = projection.layer
     # GPT-2's rows lie as q, k, v in turn, so a unit's are not together: sorted, they stay so.
     index = projection.index[kept].reshape(-1).sort().values
-    along = dimension_of(layer, projection.axis)
-    fresh = {layer.weight: _selected(layer.weight, along, index)}
+    fresh = {layer.weight: _selected(layer.weight, dimension_of(layer, projection.axis), index)}
     if projection.bias is not None:
         fresh[projection.bias] = _selected(projection.bias, 0, index)
     return fresh
@@ -164,12 +162,9 @@ def _swapped(model: nn.Module, fresh: dict[nn.Parameter, nn.Parameter]) -> list[
 
 def _follow(module: Any) -> None:
     """Let a module's numbers say what its weights' shapes are."""
-    for name, number in _sizes_of(module).items():
+    sizes = own_sizes(module) or _SIZES.get(family_name(module), {})
+    for name, number in sizes.items():
         setattr(module, name, number(module))
-
-
-def _sizes_of(module: nn.Module) -> Sizes:
-    return own_sizes(module) or _SIZES.get(family_name(module), {})
 
 
 def _pass_through(model: nn.Module) -> None:
@@ -182,6 +177,27 @@ def _pass_through(model: nn.Module) -> None:
         forward = passes.get(family_name(block))
         if forward is not None and next(block.parameters(), None) is None:
             block.forward = forward
+
+
+def share_weight(model: nn.Module, edit: Edit) -> None:
+    """Let the layer at ``edit.path`` use the weight of the one at ``edit.like``, in place.
+
+    Its own values are given up; biases stay two. The shared tensor is one of the state, under the
+    name of whichever of the two the model has first.
+
+    Raises:
+        ValueError: there are no two such layers of one kind and shape.
+    """
+    modules = dict(model.named_modules())
+    layer, other = modules.get(edit.path), modules.get(edit.like)
+    if layer is None or other is None or not is_layer(layer) or type(layer) is not type(other):
+        raise ValueError(f"share {edit.path!r} with {edit.like!r}: no two layers of one kind")
+    if layer.weight.shape != other.weight.shape:
+        raise ValueError(
+            f"share {edit.path!r} with {edit.like!r}: "
+            f"{tuple(layer.weight.shape)} is not {tuple(other.weight.shape)}"
+        )
+    layer.weight = other.weight
 
 
 # In model order a layer comes after what it is in, so these read weights, not numbers.

@@ -10,7 +10,7 @@ generation need not know (vocabulary pruning as in TextPruner, Yang et al. 2022,
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -75,8 +75,7 @@ def cut_vocabulary(model: nn.Module, edit: Edit) -> None:
     if weight is None or weight.dim() != 2 or is_layer(table):
         has = "nothing" if table is None else type(table).__name__
         raise ValueError(f"edit 'vocab' of {edit.path!r}: there is {has}; allowed: Embedding")
-    size = table.weight.shape[0]
-    _check(edit, size)
+    _check(edit, table.weight.shape[0])
     heads = _heads(model, table.weight)
     fresh = _fresh(model, table, heads, torch.tensor(edit.kept))
     new = _replaced(model, table, heads, fresh, edit)
@@ -99,7 +98,11 @@ def _replaced(
         if plain_kind(head, (nn.Linear,)):
             new[head] = _kept_linear(head, fresh, edit)
         else:
-            _widen(head, size, edit)
+            # A head of another class, whose weight is to be cut, goes on giving all logits.
+            ids, other = torch.tensor(edit.kept).to(head.weight.device), cast(Any, head)
+            head.register_buffer("ids", ids, persistent=False)
+            other.vocabulary, other.out_features = size, len(edit.kept)
+            head.register_forward_hook(_widened)
     for twin in [m for m in model.modules() if _is_twin(m, table)]:
         if plain_kind(twin, (nn.Embedding,)):
             new[twin] = _kept_embedding(twin, fresh, rows)
@@ -156,14 +159,6 @@ def _to_rows(table: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
     return args, {**given, first: table.rows[given[first]]}
 
 
-def _widen(head: Any, size: int, edit: Edit) -> None:
-    """Let a head of another class, whose weight is to be cut, go on giving all logits."""
-    ids = torch.tensor(edit.kept).to(head.weight.device)
-    head.register_buffer("ids", ids, persistent=False)
-    head.vocabulary, head.out_features = size, len(edit.kept)
-    head.register_forward_hook(_widened)
-
-
 def _widened(head: Any, _args: object, logits: Tensor) -> Tensor:
     least = torch.finfo(logits.dtype).min
     whole = logits.new_full((*logits.shape[:-1], head.vocabulary), least)
@@ -171,11 +166,7 @@ def _widened(head: Any, _args: object, logits: Tensor) -> Tensor:
 
 
 def _fresh(model: nn.Module, table: Any, heads: list[nn.Linear], kept: Tensor) -> Fresh:
-    """The parameters that stay after the cut.
-
-    Raises:
-        ValueError: another kind of module shares the table.
-    """
+    """The parameters that stay after the cut."""
     for module in model.modules():
         shares = any(p is table.weight for p in module._parameters.values())
         if shares and not _is_twin(module, table) and not any(module is h for h in heads):

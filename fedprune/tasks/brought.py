@@ -17,19 +17,18 @@ def notes_of_files(
 ) -> tuple[str, ...]:
     """What is to be said of a model of transformers that was loaded: a sentence each.
 
-    Args:
-        model: as it was loaded, its classes still called as in the folder.
-        about: what `from_pretrained` tells by ``output_loading_info``.
-        name: the folder or hub id.
-        need: what the model is for.
-        classifies: whether its head has an output a class.
+    Its classes are still called as in the folder; `about` is ``output_loading_info``.
 
     Raises:
         ValueError: the files lack weights beside a head of output, or hold them in other shapes;
             or the classes' names are those of the data in another order.
     """
     missing = sorted(about["missing_keys"])
-    _check_whole(model, missing, name)
+    allowed = "allowed: a folder whose config fits its weights"
+    if {key for key, _ in model.named_parameters()} <= set(missing):
+        raise ValueError(f"model={name!r}: its files hold none of its weights; {allowed}")
+    if lacking := [key for key in missing if _is_of_body(model, key)]:
+        raise ValueError(f"model={name!r}: its files have no {_some(lacking)}; {allowed}")
     replaced = _replaced(about["mismatched_keys"], name, need) if classifies else ()
     fresh = [key for key in missing if not _is_of_body(model, key)]
     begin = (f"the files of {name} have no {_some(fresh)}: begun at random",) if fresh else ()
@@ -38,14 +37,6 @@ def notes_of_files(
     extra = sorted(key for key in about["unexpected_keys"] if _is_of_body(model, key))
     unused = (f"of the files of {name} the model has no {_some(extra)}: left out",) if extra else ()
     return (*replaced, *begin, *renamed, *unused)
-
-
-def _check_whole(model: nn.Module, missing: list[str], name: str) -> None:
-    allowed = "allowed: a folder whose config fits its weights"
-    if {key for key, _ in model.named_parameters()} <= set(missing):
-        raise ValueError(f"model={name!r}: its files hold none of its weights; {allowed}")
-    if lacking := [key for key in missing if _is_of_body(model, key)]:
-        raise ValueError(f"model={name!r}: its files have no {_some(lacking)}; {allowed}")
 
 
 def _is_of_body(model: Any, key: str) -> bool:

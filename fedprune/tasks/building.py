@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,10 @@ from torch.nn.parameter import is_lazy
 from fedprune.randomness import generator, seeded
 from fedprune.streaming.blocks import is_streamed
 from fedprune.structure.experts import with_experts
-from fedprune.tasks.options import is_trained
+from fedprune.tasks.options import Data, is_trained
 from fedprune.tasks.task import Part, Task
 from fedprune.tensors.models import CONSTANTS
 from fedprune.tensors.named import as_bytes
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
 
 FP16_MOST = 65504.0
 """The largest number that every value type of the wire can hold."""

@@ -46,9 +46,6 @@ TASKS: dict[str, Task] = {
 def clients_of(c: Any) -> int:
     """How many partitions: as many as the task or its data says (of a file that is here), else 20.
 
-    Args:
-        c: the options, as far as they are known without this number.
-
     Raises:
         ValueError: the data cannot be read.
     """

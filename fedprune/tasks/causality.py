@@ -25,10 +25,8 @@ MOVED = 1e-4
 def leak(model: nn.Module, loss: LossOf, batch: Part) -> str:
     """What moved the logits of some position although it comes later; "" where nothing did.
 
-    Args:
-        model: in eval mode.
-        loss: `Task.loss`.
-        batch: real examples: constant ones do not tell which tokens follow which.
+    The model is in eval mode; the examples are real: constant ones do not tell which tokens follow
+    which.
 
     Returns:
         "a later token" where the task is to predict the next token: its labels are its tokens
@@ -40,7 +38,9 @@ def leak(model: nn.Module, loss: LossOf, batch: Part) -> str:
     if logits is None:
         return ""
     # How many bytes a label stands for is no id, whatever its shape (`token_loss`).
-    rows = {n: t for n, t in batch.items() if n != "bytes" and _are_ids(t, logits)}
+    ids = {n: t for n, t in batch.items() if n != "bytes" and t.shape == logits.shape[:2]}
+    whole = (n for n, t in ids.items() if not t.is_floating_point() and t.dtype != torch.bool)
+    rows = {n: ids[n] for n in whole}
     for name, tokens in rows.items():
         counted = _predicted(name, rows, logits, total)
         if counted is not None and counted.any():
@@ -53,10 +53,6 @@ def leak(model: nn.Module, loss: LossOf, batch: Part) -> str:
         if _moves(model, loss, {**batch, "labels": _others(labels, at)}, logits[:, : at + 1]):
             return "a later label"
     return ""
-
-
-def _are_ids(t: Tensor, logits: Tensor) -> bool:
-    return t.shape == logits.shape[:2] and not t.is_floating_point() and t.dtype != torch.bool
 
 
 @torch.no_grad()
@@ -73,11 +69,7 @@ def logits_of(model: nn.Module, loss: LossOf, batch: Part) -> tuple[Tensor | Non
 def _predicted(name: str, rows: Part, logits: Tensor, total: float) -> Tensor | None:
     """Where (B, T - 1) logits are to predict the token after theirs; None: that is not the task.
 
-    Args:
-        name: of the tokens.
-        rows: everything that could be tokens or labels, theirs included.
-        logits: (B, T, classes).
-        total: the loss of the batch.
+    `rows` are all that could be tokens or labels, theirs included.
     """
     following = rows[name][:, 1:]
     for labels in (t for other, t in rows.items() if other != name):
@@ -134,12 +126,8 @@ def reads_padding(model: nn.Module, loss: LossOf, batch: Part) -> bool:
 
     Of models that pool the last place whatever the attention mask says (XLNet), padded on the
     right. The shortest text of the batch is compared; batches without ``attention`` or without
-    padding, and outputs that are not (B, values), are not judged.
-
-    Args:
-        model: in eval mode.
-        loss: `Task.loss`.
-        batch: real examples, padded on the right.
+    padding, and outputs that are not (B, values), are not judged. The model is in eval mode, the
+    examples are real.
     """
     attention = batch.get("attention")
     if attention is None or attention.dim() != 2:

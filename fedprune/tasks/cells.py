@@ -6,11 +6,11 @@ import json
 import math
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
-if TYPE_CHECKING:
-    pass
-
+from fedprune.tasks.unpacked import check_claim
 
 ReadCell = Callable[[Any], Any]
 """What a cell means to a task.
@@ -55,19 +55,34 @@ def as_list(cell: Any) -> list[str]:
         ValueError: it is not a list, or it holds other than texts and numbers.
     """
     if isinstance(cell, str):
-        cell = _parsed(cell)
+        with suppress(ValueError, RecursionError):
+            cell = json.loads(cell, parse_float=str, parse_int=str, parse_constant=str)
     if not isinstance(cell, list):
         raise ValueError(f'{_short(cell)} is not a list; allowed: as ["a", "b"]')
     return [cell_text(one) for one in cell]
 
 
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text, parse_float=str, parse_int=str, parse_constant=str)
-    except (ValueError, RecursionError):
-        return text
-
-
 def _short(cell: Any) -> str:
     text = repr(cell)
     return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+Columns = dict[str, list[Any]]
+"""Columns by name, all of one length. A cell is a text, None (nothing), or of json and parquet
+also True, False, a list or a mapping."""
+
+
+class NotRows(ValueError):
+    """A file that cannot be read: what was seen; allowed: what is."""
+
+
+CELL = 8
+"""Bytes of a list for each of its values."""
+
+
+def check_cells(path: Path, rows: int, columns: int) -> None:
+    """Refuse more cells than a file of its size can have."""
+    try:
+        check_claim(path, CELL * rows * columns)
+    except ValueError as error:
+        raise NotRows(f"{error} ({rows} rows of {columns} columns)") from None

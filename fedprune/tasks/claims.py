@@ -111,9 +111,7 @@ def _whole(sizes: Iterable[Any]) -> list[int]:
 class HeldByFiles:
     """How much of a model files hold.
 
-    Attributes:
-        values: numbers of any type.
-        tensors: what they are arranged in.
+    So many numbers, of any type, in so many tensors.
     """
 
     values: int

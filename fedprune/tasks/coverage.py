@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
+from fedprune.tasks.options import Data
 
 MOST_UNKNOWN = 0.05
 """With a larger share of unknown characters a run is refused: its figures would be of little."""

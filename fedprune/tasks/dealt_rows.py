@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel
 
 from fedprune.options.refusal import counted
-from fedprune.tasks.cells import ReadCell, cell_text
-from fedprune.tasks.columns import Columns
+from fedprune.tasks.cells import Columns, ReadCell, cell_text
+from fedprune.tasks.options import Data
 from fedprune.tasks.owners import Population, owned
 from fedprune.tasks.splits import FEWEST_ROWS, partition
 from fedprune.tasks.tables import read_table, rows_in, rows_with_text
 from fedprune.tasks.task import Shard
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
 
 
 def shares(
@@ -30,12 +27,8 @@ def shares(
 ) -> list[list[int]]:
     """The row numbers of every partition; under "natural" `fedprune.tasks.owners.owned` says whose.
 
-    Args:
-        config: resolved configuration.
-        columns: of `rows_with_text`.
-        splits: split name to the column it works on.
-        sizes: how much each row is; one each where left out.
-        fewest: the least that can be cut in three.
+    `splits` says which column a split works on, `sizes` how much each row is (1 where left out),
+    `fewest` the least that can be cut in three.
 
     Raises:
         ValueError: there are too few owners, or too few rows.
@@ -71,9 +64,7 @@ def read_on_device(
 ) -> Callable[[Path, Data], Shard]:
     """`Task.local` of a task over a user's own rows: those in a device's own file or folder.
 
-    Args:
-        shards: the task's, of a configuration.
-        classes: whether labels are classes, whose names and order all devices must share.
+    Of `classes` all devices must share the names and their order.
 
     Raises:
         ValueError: of `local`: as `shards`, or the configuration names no classes.

@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from fedprune.options.refusal import refuse
 from fedprune.tasks.measures import METRICS, measures
+from fedprune.tasks.options import Data
 from fedprune.tasks.task import Loss, Part, Task, batches, examples, extra_names
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
 
 _CLOSE = 1e-3
 """Relative difference up to which two sums of the same losses are equal."""
@@ -136,10 +134,7 @@ class Declared:
     def check_labels(self, parts: Iterable[tuple[str, Part]], loss: Loss, batch: Part) -> None:
         """Refuse labels that are no class of the model's, and classes that are not its number.
 
-        Args:
-            parts: everybody's, each with what it is called.
-            loss: of the batch.
-            batch: some examples.
+        `parts` are everybody's, each with what it is called; the loss is of the batch.
         """
         labels, logits = batch.get("labels"), loss.logits
         self._check_kind(labels, loss)

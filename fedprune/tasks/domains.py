@@ -24,24 +24,17 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fedprune.options.refusal import refuse
 from fedprune.tasks.encoder import read_bbc
-from fedprune.tasks.language import (
-    cut_streams,
-    next_token_task,
-)
+from fedprune.tasks.language import cut_streams, next_token_task
+from fedprune.tasks.options import Data
 from fedprune.tasks.pretrained import folder_of
 from fedprune.tasks.speeches import local_shard, paragraphs, speeches
 from fedprune.tasks.splits import partition
-from fedprune.tasks.task import Shard
 from fedprune.tasks.zoo import families_for
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
 
 PART = 20_000
 """Characters of a client's text, some 5,000 tokens: eight tenths to train and calibrate on."""
@@ -108,11 +101,6 @@ def _first(pieces: Iterator[str], most: int) -> str:
     return "".join(taken)[:most]
 
 
-def domains_of(config: Data) -> list[str]:
-    """The domains of a configuration, in the order that clients are dealt to them."""
-    return [*DOMAINS, *(["presidents"] if config.data else [])]
-
-
 def _whole(domain: str, config: Data) -> str:
     if domain != "presidents":
         return _text_of(domain)
@@ -129,7 +117,7 @@ def domain_texts(config: Data) -> list[list[str]]:
         FileNotFoundError: the package of a domain is not installed.
         ValueError: a domain is too short for that many clients.
     """
-    names = domains_of(config)
+    names = [*DOMAINS, *(["presidents"] if config.data else [])]
     whole = {name: _whole(name, config) for name in names}
     fewest = min(len(text) // PART for text in whole.values())
     if config.clients > fewest * len(names):
@@ -152,13 +140,11 @@ def domain_texts(config: Data) -> list[list[str]]:
 SPLITS_OF_DOMAINS = {"natural": "domain", "iid": "", "dirichlet": "domain", "shards": "domain"}
 
 
-def _shards(config: Data) -> Sequence[Shard]:
-    return cut_streams(["".join(own) for own in domain_texts(config)], config, "causal")
-
-
 DOMAIN_TASK = next_token_task(
     summary="next token of plays, news, the Bible and tales, one part of one domain a client",
-    shards=_shards,
+    shards=lambda config: cut_streams(
+        ["".join(own) for own in domain_texts(config)], config, "causal"
+    ),
     models={
         "smollm2": "SmolLM2-135M-Instruct, pretrained, from a 4-bit file",
         **families_for("causal", "llama"),

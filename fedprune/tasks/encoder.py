@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +19,12 @@ from fedprune.tasks.fetching import from_pretrained
 from fedprune.tasks.language import length_of
 from fedprune.tasks.loading import check_length
 from fedprune.tasks.losses import class_loss, f1_names
+from fedprune.tasks.options import Data
 from fedprune.tasks.pretrained import folder_of
 from fedprune.tasks.splits import cut_later, partition
 from fedprune.tasks.task import Loss, Part, Shard, Task
 from fedprune.tasks.token_rows import token_rows
 from fedprune.tasks.tokenization import own_symbols
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
 
 TRAINED_BLOCKS = 2
 """Blocks of the encoder, from the top, that learn; what is below them is frozen."""
@@ -110,11 +107,7 @@ Reader = Callable[[str], list[tuple[str, str]]]
 
 @functools.cache
 def _tokens(corpus: Corpus, task: str, model: str, length: int) -> Part:
-    """All documents as rows of tokens; once in a process.
-
-    Raises:
-        ValueError: the tokenizer does not know their characters.
-    """
+    """All documents as rows of tokens; once in a process."""
     documents = corpus.read(task)
     read = token_rows(own_symbols(model, task), [text for _, text in documents], length)
     check_known(model, [read.coverage])
@@ -135,11 +128,9 @@ class Corpus:
 
 
 def _shards(corpus: Corpus, config: Data) -> Sequence[Shard]:
-    length = length_of(config, corpus.length)
-    rows = _tokens(corpus, config.task, config.model, length)
+    rows = _tokens(corpus, config.task, config.model, length_of(config, corpus.length))
     columns = {"label": rows["labels"].tolist()}
-    dealt = partition(config, SPLITS_BY_TOPIC[config.split], columns)
-    return cut_later(rows, dealt, config)
+    return cut_later(rows, partition(config, SPLITS_BY_TOPIC[config.split], columns), config)
 
 
 def _model(corpus: Corpus, config: Data) -> nn.Module:
@@ -157,10 +148,6 @@ def _model(corpus: Corpus, config: Data) -> nn.Module:
 def _blank(corpus: Corpus, config: Data) -> Part:
     zeros = torch.zeros(1, length_of(config, corpus.length), dtype=torch.long)
     return {"inputs": zeros, "attention": torch.ones_like(zeros), "labels": zeros[:, 0]}
-
-
-def _tokenizer(config: Data) -> Any:
-    return own_symbols(config.model, config.task).tokenizer
 
 
 def topic_task(summary: str, corpus: Corpus) -> Task:
@@ -190,7 +177,7 @@ def topic_task(summary: str, corpus: Corpus) -> Task:
             "batch_size": 16,
             "local_steps": 5,
         },
-        tokenizer=_tokenizer,
+        tokenizer=lambda config: own_symbols(config.model, config.task).tokenizer,
         tokens=("inputs",),
     )
 

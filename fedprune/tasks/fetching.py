@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -16,11 +16,8 @@ from fedprune.runtime.files import panics_as_errors
 from fedprune.streaming.files import tensors_in
 from fedprune.tasks.claims import check_config, filled_by, held_by
 from fedprune.tasks.hub import offline, quiet, reachable
-from fedprune.tasks.options import is_trained
+from fedprune.tasks.options import Data, is_trained
 from fedprune.tasks.pretrained import place_of
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
 
 _OF_A_TOKENIZER = re.compile(r"tokenizer(?!_config)|vocab|dict|codes|\.(model|spm|tiktoken|gguf)$")
 """What is in the name of a file that holds a tokenizer's words, by transformers' tokenizers."""
@@ -66,11 +63,7 @@ def from_pretrained(auto: Any, name: str, task: str, **options: Any) -> Any:
 
 
 def _check_tokenizer(folder: Path) -> None:
-    """Refuse a folder without a tokenizer: transformers may make an empty one, or say much else.
-
-    Raises:
-        ValueError: it holds none.
-    """
+    """Refuse a folder without a tokenizer: transformers may make an empty one, or say much else."""
     from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
     if any(_OF_A_TOKENIZER.search(path.name) for path in folder.iterdir()):
@@ -83,11 +76,7 @@ def _check_tokenizer(folder: Path) -> None:
 
 
 def _check_kernels(name: str, here: dict[str, Any]) -> None:
-    """Refuse a config with kernels by a hub id: transformers would fetch that code and run it.
-
-    Raises:
-        ValueError: it names some.
-    """
+    """Refuse a config with kernels by a hub id: transformers would fetch that code and run it."""
     from transformers import PreTrainedConfig
 
     try:

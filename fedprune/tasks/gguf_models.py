@@ -20,13 +20,7 @@ from typing import Any
 
 from fedprune.options.refusal import counted
 from fedprune.runtime.files import os_errors, panics_as_errors
-from fedprune.tasks.claims import (
-    LONGEST_TOKENIZER,
-    MOST_LAYERS,
-    HeldByFiles,
-    TooLarge,
-    filled_by,
-)
+from fedprune.tasks.claims import LONGEST_TOKENIZER, MOST_LAYERS, HeldByFiles, TooLarge, filled_by
 from fedprune.tasks.hub import quiet
 
 SOURCE = "gguf_source.json"
@@ -63,7 +57,9 @@ def note_of(folder: str) -> tuple[str, ...]:
 @functools.lru_cache(maxsize=8)
 def unpacked_gguf(file: Path) -> Path:
     """The folder of a GGUF file, made where there is none yet."""
-    folder = _cache() / f"{_digest(file)}-{FORMAT}"
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    folder = _cache() / f"{digest}-{FORMAT}"
     if not (folder / SOURCE).is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as made, os_errors(folder.parent):
@@ -94,18 +90,8 @@ def _cache() -> Path:
     return wanted / "models"
 
 
-def _digest(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
-
-
 def _convert(file: Path, folder: Path) -> None:
-    """Write what a GGUF file holds as transformers writes it, float32.
-
-    Raises:
-        FileNotFoundError: `gguf` is not installed.
-        ValueError: one line that says why the file cannot be read.
-    """
+    """Write what a GGUF file holds as transformers writes it, float32."""
     types, held = _types_of(file)
     try:
         # Bars of its progress have no switch.
@@ -128,12 +114,7 @@ def _convert(file: Path, folder: Path) -> None:
 
 
 def _types_of(file: Path) -> tuple[Counter[str], HeldByFiles]:
-    """How many tensors of each type a file has, and how much they hold.
-
-    Raises:
-        FileNotFoundError: `gguf` is not installed.
-        ValueError: it is no GGUF file, or asks for lists that no model has.
-    """
+    """How many tensors of each type a file has, and how much they hold."""
     try:
         from gguf import GGUFReader
     except ImportError:

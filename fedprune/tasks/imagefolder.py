@@ -6,7 +6,7 @@ import functools
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from fedprune.tasks.dealt_rows import read_on_device, shares
 from fedprune.tasks.images import IMAGE_DEFAULTS
 from fedprune.tasks.losses import classification_loss, f1_names
 from fedprune.tasks.networks import ConvNet, Perceptron
+from fedprune.tasks.options import Data
 from fedprune.tasks.owners import Population, owned
 from fedprune.tasks.pictures import channels_read, head_of_pictures, normalised, picture_model
 from fedprune.tasks.splits import FEWEST_ROWS, cut_later
@@ -23,9 +24,6 @@ from fedprune.tasks.tables import cached_by_config
 from fedprune.tasks.task import Part, Shard, Task
 from fedprune.tasks.unpacked import check_claim
 from fedprune.tasks.zoo import families_for
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 
@@ -66,11 +64,7 @@ def _found(config: Data) -> list[Place]:
 
 @cached_by_config
 def _names_of_classes(config: Data) -> list[str]:
-    """The configuration's class names, or the names of the classes' folders, sorted.
-
-    Raises:
-        ValueError: there is only one, or one has no images.
-    """
+    """The configuration's class names, or the names of the classes' folders, sorted."""
     if config.class_names:
         return list(config.class_names)
     names = sorted({kind for _, kind, _ in _found(config)})
@@ -163,11 +157,7 @@ def side_of(config: Data) -> int:
 
 
 def _shards(config: Data) -> Sequence[Shard]:
-    """Images (N, 1 or 3, side, side) in 0..1 and their classes; cut at random.
-
-    Raises:
-        ValueError: a natural split of images without owners, or an image that cannot be read.
-    """
+    """Images (N, 1 or 3, side, side) in 0..1 and their classes; cut at random."""
     found, values = _images(config)
     owners, kinds = ([place[i] for place in found] for i in (0, 1))
     _check_owners(config, owners)
@@ -196,8 +186,7 @@ def model(config: Data) -> nn.Module:
 
 
 def _blank(config: Data) -> Part:
-    inputs = channels_of(config)
-    images = torch.zeros(1, inputs, side_of(config), side_of(config))
+    images = torch.zeros(1, channels_of(config), side_of(config), side_of(config))
     return {"images": images, "labels": torch.zeros(1, dtype=torch.long)}
 
 

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +17,11 @@ from torch import Tensor, nn
 from fedprune.structure.families.catalog import SMALL_MODELS
 from fedprune.tasks.losses import classification_loss, f1_names
 from fedprune.tasks.networks import ConvNet, Perceptron
+from fedprune.tasks.options import Data
 from fedprune.tasks.pictures import head_of_pictures, picture_model
 from fedprune.tasks.splits import FEWEST_ROWS, cut_later, cut_rows, partition
 from fedprune.tasks.task import Part, Shard, Task
 from fedprune.tasks.unpacked import arrays_in, gunzipped
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
 
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts the files."""
@@ -33,8 +31,7 @@ _SPLITS = {"iid": "", "dirichlet": "label", "shards": "label"}
 
 def _deal(rows: Part, config: Data) -> Sequence[Shard]:
     columns = {"label": rows["labels"].tolist()}
-    dealt = partition(config, _SPLITS[config.split], columns)
-    return cut_later(rows, dealt, config)
+    return cut_later(rows, partition(config, _SPLITS[config.split], columns), config)
 
 
 def digits(config: Data) -> Sequence[Shard]:
@@ -43,7 +40,12 @@ def digits(config: Data) -> Sequence[Shard]:
     Raises:
         FileNotFoundError: scikit-learn is not installed.
     """
-    rows = _digits_rows(_digits_file())
+    found = importlib.util.find_spec("sklearn")
+    if found is None or found.origin is None:
+        raise FileNotFoundError(
+            "task=digits: scikit-learn is not installed; allowed: pip install scikit-learn"
+        )
+    rows = _digits_rows(Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz")
     images = rows[:, :-1].float().reshape(-1, 1, 8, 8) / 16
     return _deal({"images": images, "labels": rows[:, -1].long()}, config)
 
@@ -52,15 +54,6 @@ def digits(config: Data) -> Sequence[Shard]:
 def _digits_rows(path: Path) -> Tensor:
     with gzip.open(path, "rt") as lines:  # to import scikit-learn takes a second
         return torch.from_numpy(np.loadtxt(lines, delimiter=","))
-
-
-def _digits_file() -> Path:
-    found = importlib.util.find_spec("sklearn")
-    if found is None or found.origin is None:
-        raise FileNotFoundError(
-            "task=digits: scikit-learn is not installed; allowed: pip install scikit-learn"
-        )
-    return Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
 
 
 def fashion_mnist(config: Data) -> Sequence[Shard]:
@@ -158,16 +151,6 @@ def _arrays_of_device(path: Path, side: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(images.astype(np.float32)), torch.from_numpy(labels.astype(np.int64))
 
 
-def digits_model(config: Data) -> nn.Module:
-    """A small net for 8 x 8 images."""
-    return _small_net(config, 8, (16, 32), DIGIT_NAMES)
-
-
-def fashion_model(config: Data) -> nn.Module:
-    """A small net for 28 x 28 images."""
-    return _small_net(config, 28, (8, 16), FASHION_NAMES)
-
-
 def _small_net(
     config: Data, side: int, channels: tuple[int, int], names: tuple[str, ...]
 ) -> nn.Module:
@@ -222,7 +205,7 @@ def _images(summary: str, side: int, **own: Any) -> Task:
 DIGITS = _images(
     "scikit-learn's 8 x 8 handwritten digits (small convolutional net): seconds",
     8,
-    model=digits_model,
+    model=lambda config: _small_net(config, 8, (16, 32), DIGIT_NAMES),
     shards=digits,
     class_names=DIGIT_NAMES,
     defaults={**IMAGE_DEFAULTS, "rounds": 20, "warmup": 6, "cohort": 10, "local_steps": 10},
@@ -231,7 +214,7 @@ DIGITS = _images(
 FASHION_MNIST = _images(
     "Fashion-MNIST from a local folder of IDX files (small convolutional net)",
     28,
-    model=fashion_model,
+    model=lambda config: _small_net(config, 28, (8, 16), FASHION_NAMES),
     shards=fashion_mnist,
     class_names=FASHION_NAMES,
     folder=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +15,12 @@ from fedprune.tasks.coverage import check_known, tell
 from fedprune.tasks.later import Later
 from fedprune.tasks.loading import build
 from fedprune.tasks.losses import label_tokens, next_token_loss
+from fedprune.tasks.options import Data
 from fedprune.tasks.splits import partition
 from fedprune.tasks.task import Part, Shard, Task
 from fedprune.tasks.token_rows import Reading, ids_of_text, token_rows
 from fedprune.tasks.tokenization import Symbols, symbols_of
 from fedprune.tasks.zoo import families_for, heads_of
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
 
 WINDOW = 64
 """Symbols of an example, unless the configuration says another number."""
@@ -122,13 +120,8 @@ def dealt(
     """The texts of every partition, in the order they were written.
 
     The `clients` owners with the most text are the clients; other splits deal the same texts.
-
-    Args:
-        rows: every text there is.
-        config: resolved configuration.
-        column: what the split works on: "owner", "kind" or "".
-        what: what owners are called in a complaint: "roles speak".
-        fewest: characters below which an owner is no client.
+    `column` is what the split works on ("owner", "kind" or ""), `what` what owners are called in a
+    complaint ("roles speak"), `fewest` the characters below which an owner is no client.
 
     Raises:
         ValueError: there are not that many owners with enough to say.
@@ -150,8 +143,7 @@ def dealt(
     largest = set(sorted(said, key=lambda owner: (-said[owner], owner))[: config.clients])
     chosen = [row for row in rows if row[0] in largest]
     columns = {"owner": [r[0] for r in chosen], "kind": [r[1] for r in chosen]}
-    shares = partition(config, column, columns)
-    return [[chosen[i][2] for i in own] for own in shares]
+    return [[chosen[i][2] for i in own] for own in partition(config, column, columns)]
 
 
 def file_text(file: Path) -> str:
@@ -197,11 +189,6 @@ def text_model(purpose: str, usual: int = WINDOW) -> Callable[[Data], nn.Module]
     return model
 
 
-def text_classes(purpose: str) -> Callable[[Data], int]:
-    """`Task.classes` of a task whose labels are symbols."""
-    return lambda config: symbols_of(config, purpose).size
-
-
 def text_tokenizer(purpose: str) -> Callable[[Data], Any]:
     """`Task.tokenizer` of a task over symbols."""
     return lambda config: symbols_of(config, purpose).tokenizer
@@ -213,13 +200,16 @@ def one_window(config: Data) -> Part:
     return {"inputs": zeros, "labels": zeros}
 
 
+def blank_row(length: int) -> Part:
+    """One row of the first id, given and to be written."""
+    zeros = torch.zeros(1, length, dtype=torch.long)
+    return {"inputs": zeros, "attention": torch.ones_like(zeros), "labels": zeros}
+
+
 def token_task(purpose: str, first: str, **own: Any) -> Task:
     """A task over the tokens of texts: perplexity, the models of a purpose, their tokenizer.
 
-    Args:
-        purpose: of the models, `fedprune.structure.families.family.PURPOSES`.
-        first: the family that is the default.
-        own: the other attributes of the task, and what differs.
+    `first` is the family that is the default; what is given takes the place of what is usual.
     """
     usual: dict[str, Any] = {
         "metric": "perplexity",
@@ -229,7 +219,7 @@ def token_task(purpose: str, first: str, **own: Any) -> Task:
         "output": heads_of,
         "models": families_for(purpose, first),
         "paths": True,
-        "classes": text_classes(purpose),
+        "classes": lambda config: symbols_of(config, purpose).size,
         "tokenizer": text_tokenizer(purpose),
         "tokens": ("inputs", "labels"),
     }

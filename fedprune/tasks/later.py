@@ -46,11 +46,7 @@ class Later(Sequence[Shard]):
 class Counted(NamedTuple):
     """What is known of a shard that need not be there.
 
-    Attributes:
-        train: rows to train on.
-        validation: rows to validate on.
-        test: rows to test on.
-        size: bytes of its numbers.
+    The rows of each part, and the bytes of its numbers.
     """
 
     train: int

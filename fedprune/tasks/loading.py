@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -19,12 +19,9 @@ from fedprune.tasks.brought import notes_of_files
 from fedprune.tasks.fetching import bounded_by_files, from_pretrained, saved_type, type_of
 from fedprune.tasks.gguf_models import note_of
 from fedprune.tasks.hub import quiet
+from fedprune.tasks.options import Data
 from fedprune.tasks.pretrained import place_of
 from fedprune.tensors.models import NOTES, SAVED_TYPE
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
-
 
 log = logging.getLogger("fedprune")
 
@@ -85,11 +82,7 @@ def loaded(config: Data, need: Need) -> nn.Module:
 
 
 def _check_side(settings: Any, name: str, need: Need) -> None:
-    """Refuse images of a size that a model of transformers does not read.
-
-    Raises:
-        ValueError: with the size that it reads.
-    """
+    """Refuse images of a size that a model of transformers does not read."""
     side = getattr(settings, "image_size", None)  # convolutions alone have none
     sides = set(side) if isinstance(side, list | tuple) else {side or need.length}
     if sides != {need.length}:
@@ -149,11 +142,7 @@ def _pad_with(model: nn.Module, pad: int) -> None:
 
 
 def _streamed(config: Data, need: Need) -> nn.Module | None:
-    """The model that reads its blocks from its files; None where it is not to be one.
-
-    Raises:
-        ValueError: it is to be, and its files do not allow it.
-    """
+    """The model that reads its blocks from its files; None where it is not to be one."""
     if not getattr(config, "streamed", False) or need.purpose in CLASSIFYING:
         return None
     from transformers import AutoConfig

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
 from fedprune.tasks.task import Loss, Part, count_labels
 from fedprune.tensors.named import wide
-
-if TYPE_CHECKING:
-    pass
-
 
 MOST_CLASSES = 100
 """With more classes than this, what macro F1 needs is not counted: three sums a class."""
@@ -35,7 +29,12 @@ def class_loss(logits: Tensor, labels: Tensor) -> Loss:
 
     def counts() -> dict[str, float]:
         guess, counted = logits.argmax(-1), labels != -100
-        return _class_counts(guess[counted], labels[counted], classes)
+        guess, there = guess[counted], labels[counted]
+        hits = torch.bincount(there[guess == there], minlength=classes)
+        wrong = torch.bincount(guess, minlength=classes) - hits
+        missed = torch.bincount(there, minlength=classes) - hits
+        sums = torch.cat([hits, wrong, missed]).tolist()
+        return dict(zip(f1_names(classes), sums, strict=True))
 
     return Loss(
         nn.functional.nll_loss(logs, labels, reduction="sum"),
@@ -45,14 +44,6 @@ def class_loss(logits: Tensor, labels: Tensor) -> Loss:
         counts if classes <= MOST_CLASSES else {},
         logits,
     )
-
-
-def _class_counts(guess: Tensor, labels: Tensor, classes: int) -> dict[str, float]:
-    """True positives, false positives and false negatives of each class, by `f1_names`."""
-    hits = torch.bincount(labels[guess == labels], minlength=classes)
-    wrong = torch.bincount(guess, minlength=classes) - hits
-    missed = torch.bincount(labels, minlength=classes) - hits
-    return dict(zip(f1_names(classes), torch.cat([hits, wrong, missed]).tolist(), strict=True))
 
 
 def classification_loss(model: nn.Module, batch: Part) -> Loss:
@@ -101,18 +92,18 @@ def token_loss(logits: Tensor, batch: Part) -> Loss:
         found = nn.functional.nll_loss(logs, flat, ignore_index=-100, reduction="none")
         return found.view(labels.shape).sum(-1)
 
+    def bytes_read() -> dict[str, float]:
+        sizes, there = batch["bytes"], known()
+        return {"bytes": float((sizes * there if sizes.shape == there.shape else sizes).sum())}
+
     return Loss(
         nn.functional.nll_loss(logs, flat, ignore_index=-100, reduction="sum"),
         lambda: count_labels(labels),
         lambda: int(((logits.argmax(-1) == labels) & known()).sum()),
         each,
-        (lambda: {"bytes": _bytes_of(batch["bytes"], known())}) if "bytes" in batch else {},
+        bytes_read if "bytes" in batch else {},
         logits,
     )
-
-
-def _bytes_of(sizes: Tensor, known: Tensor) -> float:
-    return float((sizes * known if sizes.shape == known.shape else sizes).sum())
 
 
 def counted_labels(batch: Part) -> Tensor:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from fedprune.randomness import generator
 from fedprune.tasks.language import (
     FEWEST_WINDOWS,
+    blank_row,
     cut_streams,
     length_of,
     token_task,
@@ -25,13 +25,11 @@ from fedprune.tasks.language import (
 )
 from fedprune.tasks.later import Later
 from fedprune.tasks.losses import token_loss
+from fedprune.tasks.options import Data
 from fedprune.tasks.speeches import SLOW_STARTERS, SPLITS_OF_ROLES, local_text, roles
 from fedprune.tasks.splits import content_numbers
 from fedprune.tasks.task import Loss, Part, Shard, batches
 from fedprune.tasks.tokenization import Symbols, symbols_of
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
 
 HIDDEN = 0.15
 """Part of the symbols that are labels."""
@@ -118,21 +116,10 @@ def masked_shards(texts: Sequence[str], config: Data) -> Later:
     return Later(len(streams), lambda partition: covered(partition, streams[partition]))
 
 
-def _shards(config: Data) -> Sequence[Shard]:
-    """The text of every partition, cut by time, with symbols hidden."""
-    return masked_shards(["".join(own) for own in roles(config)], config)
-
-
 def local_masked_shard(folder: Path, config: Data) -> Shard:
     """A device's own shard: the text of its ``*.txt`` files, cut by time."""
     text = local_text(folder, FEWEST_WINDOWS * length_of(config))
     return masked_shards([text], config)[0]
-
-
-def one_stretch(config: Data) -> Part:
-    """One row of the first id, all of it hidden."""
-    zeros = torch.zeros(1, length_of(config), dtype=torch.long)
-    return {"inputs": zeros, "attention": torch.ones_like(zeros), "labels": zeros}
 
 
 SHAKESPEARE_MASKED = token_task(
@@ -140,8 +127,8 @@ SHAKESPEARE_MASKED = token_task(
     "bert",
     summary="hidden characters of Shakespeare, one client per speaking role (BERT, 2 layers)",
     loss=masked_token_loss,
-    shards=_shards,
-    dummy=one_stretch,
+    shards=lambda config: masked_shards(["".join(own) for own in roles(config)], config),
+    dummy=lambda config: blank_row(length_of(config)),
     splits=SPLITS_OF_ROLES,
     defaults=SLOW_STARTERS,
     local=local_masked_shard,

@@ -192,13 +192,8 @@ def f1(hits: float, wrong: float, missed: float) -> float:
 def macro_f1(hits: Sequence[float], wrong: Sequence[float], missed: Sequence[float]) -> float:
     """The mean of the classes' F1, over those that occur among labels or guesses.
 
-    Args:
-        hits: true positives of each class.
-        wrong: false positives of each class.
-        missed: false negatives of each class.
-
-    Returns:
-        As scikit-learn's ``f1_score(average="macro")``; NaN where no class occurs.
+    Of true positives, false positives and false negatives of each class. As scikit-learn's
+    ``f1_score(average="macro")``; NaN where no class occurs.
     """
     each = [f1(*row) for row in zip(hits, wrong, missed, strict=True) if sum(row) > 0]
     return _ratio(sum(each), len(each))

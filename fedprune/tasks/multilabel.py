@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedprune.options.refusal import counted
-from fedprune.structure.families.family import Need
 from fedprune.tasks.cells import as_list, cell_text
-from fedprune.tasks.dealt_rows import ALL_ROWS, population, read_on_device, shares
-from fedprune.tasks.language import length_of, text_rows, text_tokenizer
-from fedprune.tasks.loading import build
+from fedprune.tasks.dealt_rows import ALL_ROWS, read_on_device, shares
+from fedprune.tasks.labelled import (
+    SPLITS_OF_ROWS,
+    USUAL,
+    classifier,
+    labelled_task,
+    numbered,
+    one_text,
+)
+from fedprune.tasks.language import text_rows
 from fedprune.tasks.losses import f1_names
 from fedprune.tasks.measures import f1
+from fedprune.tasks.options import Data
 from fedprune.tasks.splits import cut_later
 from fedprune.tasks.tables import cached_by_config, rows_with_text
-from fedprune.tasks.task import Loss, Naive, Part, Shard, Task
-from fedprune.tasks.tokenization import symbols_of
-from fedprune.tasks.userdata import DEFAULTS_OF_ROWS, SPLITS_OF_ROWS, USUAL, one_text
-from fedprune.tasks.zoo import families_for, heads_of
+from fedprune.tasks.task import Loss, Naive, Part, Shard
 from fedprune.tensors.named import wide
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
 
 SEPARATORS = ("|", ";", ",")
 """What parts the labels of a text column: the first of these that is anywhere in it."""
@@ -91,12 +92,7 @@ def names_of_labels(config: Data) -> list[str]:
 def _shards(config: Data) -> Sequence[Shard]:
     """Texts, cut and padded to one length, and a 1 or 0 for every label; cut at random."""
     columns = _columns(config)
-    index = {name: i for i, name in enumerate(names_of_labels(config))}
-    if odd := sorted({n for labels in columns["label"] for n in labels} - index.keys()):
-        raise ValueError(
-            f"class-names={list(index)}: rows have the label {odd[0]!r}; "
-            "allowed: a name for every label in the data"
-        )
+    index = numbered(names_of_labels(config), {n for own in columns["label"] for n in own}, "label")
     there = torch.zeros(len(columns["text"]), len(index))
     for row, labels in zip(there, columns["label"], strict=True):
         row[[index[name] for name in labels]] = 1.0
@@ -125,17 +121,6 @@ def text_labels_loss(model: nn.Module, batch: Part) -> Loss:
     """`labels_loss` of a sequence classifier."""
     out = model(input_ids=batch["inputs"], attention_mask=batch["attention"])
     return labels_loss(out.logits, batch["labels"])
-
-
-def _classifier(config: Data) -> nn.Module:
-    """A sequence classifier with one output a label."""
-    symbols, names = symbols_of(config, "classify"), tuple(names_of_labels(config))
-    length = length_of(config, USUAL)
-    need = Need("classify", symbols.size, length, symbols.pad, None, len(names), names)
-    model: Any = build(config, need)
-    model.config.problem_type = "multi_label_classification"
-    made: nn.Module = model
-    return made
 
 
 def _blank(config: Data) -> Part:
@@ -171,22 +156,13 @@ def frequent_labels_alone(train: Tensor, test: Tensor) -> Mapping[str, float]:
     return {"loss": float(loss), "micro_f1": micro, "macro_f1": macro}
 
 
-def extra(config: Data) -> tuple[str, ...]:
-    """The names of the sums that F1 is made from."""
-    return (*_SUMS, *f1_names(len(names_of_labels(config))))
-
-
-MULTI_LABEL = Task(
+MULTI_LABEL = labelled_task(
+    "classify",
     summary="any number of labels for a text, from --data",
     metric="micro_f1",
-    unit="examples",
-    model=_classifier,
+    model=lambda config: classifier(config, names_of_labels(config), "multi_label_classification"),
     loss=text_labels_loss,
     shards=_shards,
-    output=heads_of,
-    models=families_for("classify", "bert"),
-    paths=True,
-    columns=("text", "label", "client"),
     class_names=names_of_labels,
     naive=Naive(
         lambda config: 1 + len(names_of_labels(config)),
@@ -194,12 +170,6 @@ MULTI_LABEL = Task(
         lambda train, test, _: frequent_labels_alone(train, test),
     ),
     dummy=_blank,
-    extra=extra,
-    population=population,
-    splits=SPLITS_OF_ROWS,
-    defaults=DEFAULTS_OF_ROWS,
-    folder=True,
+    extra=lambda config: (*_SUMS, *f1_names(len(names_of_labels(config)))),
     local=read_on_device(_shards, classes=True),
-    tokenizer=text_tokenizer("classify"),
-    tokens=("inputs",),
 )

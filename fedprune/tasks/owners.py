@@ -9,12 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from fedprune.options.refusal import counted
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
+from fedprune.tasks.options import Data
 
 SMALL_OWNERS = {
     "train-only": "they are clients and train on all they have; others measure",
@@ -133,19 +130,12 @@ def sentences(population: Mapping[str, int]) -> list[str]:
     if not population:
         return []
     p = Population(**population)
-    lines = []
-    if p.unasked:
-        lines.append(
-            f"the {p.clients} largest of {p.possible} possible ones; owners left out: {p.unasked}"
-        )
-    if p.train_only:
-        lines.append(f"clients that only train, with too little to be measured on: {p.train_only}")
-    if p.grouped:
-        lines.append(f"owners with too little that share a client with others: {p.grouped}")
-    if p.dropped:
-        lines.append(f"owners with too little, left out: {p.dropped}")
-    if p.rows_dropped:
-        lines.append(f"rows of those left out: {p.rows_dropped:,}")
-    if p.rows_empty:
-        lines.append(f"rows without a text, left out: {p.rows_empty:,}")
-    return lines
+    told = (
+        (p.unasked, f"the {p.clients} largest of {p.possible} possible ones; owners left out: %d"),
+        (p.train_only, "clients that only train, with too little to be measured on: %d"),
+        (p.grouped, "owners with too little that share a client with others: %d"),
+        (p.dropped, "owners with too little, left out: %d"),
+        (p.rows_dropped, f"rows of those left out: {p.rows_dropped:,}"),
+        (p.rows_empty, f"rows without a text, left out: {p.rows_empty:,}"),
+    )
+    return [line.replace("%d", str(count)) for count, line in told if count]

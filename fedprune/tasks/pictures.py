@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,8 @@ from fedprune.structure.families.family import Need
 from fedprune.tasks.fetching import from_pretrained
 from fedprune.tasks.hub import quiet, reachable
 from fedprune.tasks.loading import build
+from fedprune.tasks.options import Data
 from fedprune.tasks.zoo import heads_of
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
 
 
 def picture_model(

@@ -16,11 +16,8 @@ from fedprune.tasks.gguf_models import is_gguf, unpacked_gguf
 class Packaged:
     """A model inside an installed package.
 
-    Attributes:
-        package: as the package index calls it.
-        inside: the folder or the GGUF file of the model, from where packages are.
-        install: what pip is to install.
-        whole: whether a task uses the model with its own head, and so gives its files back.
+    `inside` is its folder or GGUF file, from where packages are, `install` what pip is to install.
+    A `whole` one is used with its own head, and so its files are given back.
     """
 
     package: str
@@ -76,9 +73,7 @@ def place_of(model: str) -> str:
 def from_files(model: str, named: Iterable[str]) -> bool:
     """Whether a model's weights come from files, not from a start by chance.
 
-    Args:
-        model: its name in the configuration.
-        named: what the task calls its models.
+    `named` are what the task calls its models.
     """
     return model in PACKAGED or not (model in SMALL_MODELS or model in named)
 

@@ -5,26 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fedprune.structure.families.family import Need
 from fedprune.tasks.cells import as_number
-from fedprune.tasks.dealt_rows import population, read_on_device, shares
-from fedprune.tasks.language import length_of, text_rows, text_tokenizer
-from fedprune.tasks.loading import build
+from fedprune.tasks.dealt_rows import read_on_device, shares
+from fedprune.tasks.labelled import SPLITS_OF_ROWS, USUAL, classifier, labelled_task, one_text
+from fedprune.tasks.language import text_rows
+from fedprune.tasks.options import Data
 from fedprune.tasks.rescaling import Scaling, rescaled, unfolded
 from fedprune.tasks.splits import cut_later
 from fedprune.tasks.tables import cached_by_config, rows_with_text
-from fedprune.tasks.task import Loss, Naive, Part, Shard, Task
-from fedprune.tasks.tokenization import symbols_of
-from fedprune.tasks.userdata import DEFAULTS_OF_ROWS, SPLITS_OF_ROWS, USUAL, one_text
-from fedprune.tasks.zoo import families_for, heads_of
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
+from fedprune.tasks.task import Loss, Naive, Part, Shard
+from fedprune.tasks.zoo import heads_of
 
 _SUMS = (
     "squared",
@@ -149,10 +144,7 @@ def regressor(config: Data) -> nn.Module:
     Where the data is not there, as when a finished model is loaded, it is built for labels that
     are standardised already: what is loaded brings its own centre and spread.
     """
-    symbols = symbols_of(config, "classify")
-    length, names = length_of(config, USUAL), (config.label_column or "label",)
-    need = Need("classify", symbols.size, length, symbols.pad, None, 1, names)
-    model: Any = build(config, need)
+    model = classifier(config, (config.label_column or "label",))
     trained = model.config.problem_type == "regression"  # as a folder says whose head it brings
     model.config.problem_type = "regression"
     try:
@@ -160,8 +152,8 @@ def regressor(config: Data) -> nn.Module:
     except FileNotFoundError:
         known = AS_THEY_ARE
     (head,) = heads_of(model)
-    model = rescaled(model, head, known)
-    return unfolded(model, head) if trained else model
+    made = rescaled(model, head, known)
+    return unfolded(made, head) if trained else made
 
 
 def one_value(config: Data) -> Part:
@@ -196,17 +188,13 @@ def mean_alone(train: Tensor, test: Tensor, spread: float) -> Mapping[str, float
     return {"loss": loss, "mse": spread**2 * loss, "rmse": spread * math.sqrt(loss), "r2": r2}
 
 
-REGRESSION = Task(
+REGRESSION = labelled_task(
+    "classify",
     summary="a number for a text, from --data",
     metric="rmse",
-    unit="examples",
     model=regressor,
     loss=value_loss,
     shards=valued_shards,
-    output=heads_of,
-    models=families_for("classify", "bert"),
-    paths=True,
-    columns=("text", "label", "client"),
     naive=Naive(
         lambda _: 3,
         _sums,
@@ -214,12 +202,6 @@ REGRESSION = Task(
     ),
     dummy=one_value,
     extra=_SUMS,
-    population=population,
-    splits=SPLITS_OF_ROWS,
-    defaults=DEFAULTS_OF_ROWS,
-    folder=True,
     local=local_values,
-    tokenizer=text_tokenizer("classify"),
-    tokens=("inputs",),
     scale=lambda config: scaling(config).spread,
 )

@@ -62,7 +62,8 @@ def unfolded(model: nn.Module, head: str) -> nn.Module:
 
 def folded(model: nn.Module) -> nn.Module:
     """A model that says the same with plain heads; the model itself where it has no `Rescale`."""
-    found = [path for path, module in model.named_modules() if _is_rescaled(module)]
+    heads = ((n, m) for n, m in model.named_modules() if isinstance(m, nn.Sequential))
+    found = [path for path, m in heads if any(isinstance(part, Rescale) for part in m)]
     if not found:
         return model
     model = copy.deepcopy(model)
@@ -70,10 +71,6 @@ def folded(model: nn.Module) -> nn.Module:
         parent, _, name = path.rpartition(".")
         setattr(model.get_submodule(parent), name, _as_one(model.get_submodule(path)))
     return model
-
-
-def _is_rescaled(module: nn.Module) -> bool:
-    return isinstance(module, nn.Sequential) and any(isinstance(m, Rescale) for m in module)
 
 
 @torch.no_grad()

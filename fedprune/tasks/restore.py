@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from fedprune.tasks.coverage import check_known, tell
 from fedprune.tasks.language import (
     FEWEST_WINDOWS,
+    blank_row,
     length_of,
     text_model,
     token_task,
@@ -29,14 +30,12 @@ from fedprune.tasks.language import (
 from fedprune.tasks.later import Later
 from fedprune.tasks.losses import token_loss
 from fedprune.tasks.metrics import rouge_l
+from fedprune.tasks.options import Data
 from fedprune.tasks.speeches import SLOW_STARTERS, SPLITS_OF_ROLES, local_text, roles
 from fedprune.tasks.splits import cut_by_content
 from fedprune.tasks.task import Loss, Part, Shard, examples
 from fedprune.tasks.token_rows import token_rows
 from fedprune.tasks.tokenization import symbols_of
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
 
 PHRASE = 24
 """Characters of a phrase and its end, unless the configuration says another number."""
@@ -129,8 +128,7 @@ def local_phrases(folder: Path, config: Data) -> Shard:
     Raises:
         FileNotFoundError: there is too little text.
     """
-    fewest = FEWEST_WINDOWS * length_of(config, PHRASE)
-    return _shard([local_text(folder, fewest)], config)
+    return _shard([local_text(folder, FEWEST_WINDOWS * length_of(config, PHRASE))], config)
 
 
 GENERATION_SUMS = ("exact", "rouge_l", "copied_exact", "copied_rouge_l", "examined")
@@ -188,17 +186,6 @@ def _texts(tokenizer: Any, rows: Tensor, unknown: Sequence[int], mark: str) -> l
     return [text(ids, odd).replace("\ufffd", mark) for ids, odd in both]
 
 
-def one_pair(config: Data) -> Part:
-    """One row of the first id, on either side."""
-    return blank_pair(length_of(config, PHRASE))
-
-
-def blank_pair(length: int) -> Part:
-    """One row of the first id, on either side."""
-    zeros = torch.zeros(1, length, dtype=torch.long)
-    return {"inputs": zeros, "attention": torch.ones_like(zeros), "labels": zeros}
-
-
 SHAKESPEARE_RESTORE = token_task(
     "seq2seq",
     "t5",
@@ -206,7 +193,7 @@ SHAKESPEARE_RESTORE = token_task(
     model=text_model("seq2seq", PHRASE),
     loss=text_to_text_loss,
     shards=_shards,
-    dummy=one_pair,
+    dummy=lambda config: blank_row(length_of(config, PHRASE)),
     extra=("bytes",),
     test_sums=generation_sums,
     test_sum_names=GENERATION_SUMS,

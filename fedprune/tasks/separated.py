@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fedprune.tasks.columns import Columns, NotRows
+from fedprune.tasks.cells import Columns, NotRows
 from fedprune.tasks.encodings import opened_text
 
 
@@ -43,7 +43,9 @@ def _separated(path: Path, encoding: str | None, separators: str) -> Columns:
         columns: list[list[str]] = [[] for _ in names]
         while chunk := list(islice(checked, _AT_A_TIME)):
             for column, cells in zip(columns, zip(*chunk, strict=True), strict=True):
-                column.extend(_shared(cells))
+                # Equal ones as one object, where many are: a million rows have few labels.
+                many = 2 * len(set(cells)) < len(cells)
+                column.extend(map(sys.intern, cells) if many else cells)
     twice = sorted({name for name in names if name and names.count(name) > 1})
     if twice:
         raise NotRows(f"{path.name} has two columns {twice[0]!r}; allowed: each name once")
@@ -73,19 +75,20 @@ def _style(lines: Sequence[str], separators: str) -> tuple[str, bool]:
 
 
 def _rows(rows: Any, name: str, separator: str) -> Iterator[list[str]]:
-    """The heading and the rows as long as it.
-
-    Raises:
-        NotRows: a row has more or fewer cells, or its quotes do not end.
-    """
+    """The heading and the rows as long as it."""
     heading: list[str] = []
     before = 0
     try:
         for row in rows:
             if row and len(row) == len(heading or row):
                 heading = heading or row
-                if separator == "\t" and rows.line_num > before + 1:
-                    _not_merged(row, f"{name}, line {before + 1}")
+                merged = separator == "\t" and rows.line_num > before + 1
+                # A cell over a line's end with a tab in it: a quote that only one row began.
+                if merged and any("\t" in cell and "\n" in cell for cell in row):
+                    raise NotRows(
+                        f"{name}, line {before + 1}: a quote is not closed within its cell; "
+                        'allowed: quotes around whole cells, and "" for a quote within'
+                    )
                 yield row
             elif any(cell.strip() for cell in row):
                 seen = ", ".join(heading)[:100]
@@ -108,24 +111,6 @@ def _count(row: Sequence[str], separator: str) -> str:
 
 
 _SAID = {"\t": "tabs"}
-
-
-def _not_merged(row: Sequence[str], where: str) -> None:
-    """Refuse a cell with a tab and a line's end in it: two rows, and a quote that only one began.
-
-    Raises:
-        NotRows: there is one.
-    """
-    if any("\t" in cell and "\n" in cell for cell in row):
-        raise NotRows(
-            f"{where}: a quote is not closed within its cell; allowed: quotes around whole cells, "
-            'and "" for a quote within'
-        )
-
-
-def _shared(cells: Sequence[str]) -> Iterable[str]:
-    """The cells; equal ones as one object, where many are: a million rows have few labels."""
-    return map(sys.intern, cells) if 2 * len(set(cells)) < len(cells) else cells
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,11 +12,9 @@ from torch import Tensor
 
 from fedprune.options.refusal import counted, refuse
 from fedprune.tasks.later import Counted, Later, LazyShards, each_shard, rows_counted
+from fedprune.tasks.options import Data
 from fedprune.tasks.task import Part, Shard, Task, examples
 from fedprune.tensors.named import digest
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
 
 ALLOWED = (
     "a dictionary of tensors that share their first dimension, one row an example, such as "

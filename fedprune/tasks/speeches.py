@@ -15,7 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedprune.tasks.language import (
     BY_OWNER,
@@ -27,10 +27,8 @@ from fedprune.tasks.language import (
     length_of,
     next_token_task,
 )
+from fedprune.tasks.options import Data
 from fedprune.tasks.task import Shard, Task
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
 
 # An underscore of some directions is missing: what one opens ends at an empty line at the latest,
 # or the speeches that follow would be taken for directions to the end of the play.
@@ -177,12 +175,7 @@ def _task(summary: str, texts: Callable[[Data], list[list[str]]], **differing: A
     def shards(config: Data) -> Sequence[Shard]:
         return cut_streams(["".join(own) for own in texts(config)], config, "causal")
 
-    return next_token_task(
-        summary=summary,
-        shards=shards,
-        defaults=_DEFAULTS,
-        **differing,
-    )
+    return next_token_task(summary=summary, shards=shards, defaults=_DEFAULTS, **differing)
 
 
 SHAKESPEARE = _task(

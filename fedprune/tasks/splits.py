@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +18,8 @@ from torch import Tensor
 from fedprune.options.refusal import counted
 from fedprune.randomness import derive
 from fedprune.tasks.later import Later
+from fedprune.tasks.options import Data
 from fedprune.tasks.task import Part, Shard, examples
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
 
 SPLITS = {
     "natural": "one client per natural owner of the data (a speaking role)",
@@ -41,12 +39,8 @@ _TRIES = 11
 def partition(config: Data, column: str, columns: Mapping[str, Sequence[Any]]) -> list[list[int]]:
     """The row numbers of every partition, each list ascending.
 
-    Those of flwr-datasets' partitioners, bit for bit, which take two seconds to import.
-
-    Args:
-        config: resolved configuration: split, clients, alpha, seed.
-        column: the column that the split works on ("" for iid).
-        columns: columns of the data set by name, all of one length.
+    Those of flwr-datasets' partitioners, bit for bit, which take two seconds to import. The split
+    works on one of the columns, which are of one length ("" for iid).
 
     Raises:
         ValueError: a partition would hold fewer than `FEWEST_ROWS` rows.
@@ -112,15 +106,13 @@ def _by_dirichlet(
     of_label = [np.nonzero(labels == label)[0] for label in sorted(set(values))]
     alpha = np.full(config.clients, config.alpha)
     for _ in range(_TRIES):
-        dealt = [np.split(own, _cuts(gen.dirichlet(alpha), len(own))) for own in of_label]
+        cuts = [np.cumsum(gen.dirichlet(alpha)) * len(own) for own in of_label]
+        both = zip(of_label, cuts, strict=True)
+        dealt = [np.split(own, at.astype(int)[:-1]) for own, at in both]
         held = [np.concatenate(parts) for parts in zip(*dealt, strict=True)]
         if min(map(len, held)) >= FEWEST_ROWS:
             return held
     raise ValueError(f"in {_TRIES} draws of alpha {config.alpha} some client held too few rows")
-
-
-def _cuts(shares: NDArray[np.float64], rows: int) -> _Rows:
-    return (np.cumsum(shares) * rows).astype(int)[:-1]
 
 
 def _by_shards(
@@ -148,11 +140,6 @@ class CutRows:
     """What cuts a partition's shard out of rows that are kept once, for all partitions.
 
     Images of bytes (uint8) are cut as numbers in 0..1.
-
-    Attributes:
-        rows: everybody's.
-        dealt: the rows of each partition.
-        config: how they are cut.
     """
 
     rows: Part

@@ -5,18 +5,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from fedprune.options.refusal import counted
-from fedprune.tasks.cells import ReadCell, cell_text
-from fedprune.tasks.columns import Columns, NotRows
+from fedprune.tasks.cells import Columns, NotRows, ReadCell, cell_text
+from fedprune.tasks.options import Data
 from fedprune.tasks.rowfiles import READERS
 
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
-
 _Table = Mapping[str, Sequence[Any]]
-"""Columns by name, all of one length; see `fedprune.tasks.columns.Columns` for what is in them."""
+"""Columns by name, all of one length; see `fedprune.tasks.cells.Columns` for what is in them."""
 
 _SUFFIXES = ", ".join(READERS)
 
@@ -35,8 +32,7 @@ def read_table(data: str, encoding: str | None = None) -> _Table:
         FileNotFoundError: there is no such file, or none that can be read.
         ValueError: there are several kinds of files, one is not what its name says, or no rows.
     """
-    files = _files(data)
-    stamp = tuple((str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files)
+    stamp = tuple((str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in _files(data))
     return _read(data, stamp, encoding)
 
 
@@ -96,12 +92,6 @@ def rows_in(columns: _Table) -> int:
 
 def column(table: _Table, option: str, name: str, read: ReadCell = cell_text) -> list[Any]:
     """A column, as texts or what else `read` makes of a cell.
-
-    Args:
-        table: the rows.
-        option: the configuration key that named it.
-        name: the column.
-        read: `cell_text`, `as_number`, `as_list` or one like them.
 
     Raises:
         ValueError: there is no such column, with those there are; or a cell is not what is

@@ -3,44 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedprune.options.refusal import counted as so_many
-from fedprune.structure.families.family import Need
 from fedprune.tasks.cells import as_list
 from fedprune.tasks.coverage import check_known, tell
 from fedprune.tasks.dealt_rows import population, read_on_device, shares
-from fedprune.tasks.entities import entities, tag_parts
-from fedprune.tasks.language import length_of, text_tokenizer
-from fedprune.tasks.loading import build
+from fedprune.tasks.labelled import (
+    DEFAULTS_OF_ROWS,
+    SPLITS_OF_ROWS,
+    USUAL,
+    classifier,
+    labelled_task,
+    numbered,
+)
+from fedprune.tasks.language import blank_row, length_of
 from fedprune.tasks.losses import counted_labels, label_tokens, token_loss
 from fedprune.tasks.metrics import baseline_of, label_counts
+from fedprune.tasks.options import Data
 from fedprune.tasks.splits import cut_later
 from fedprune.tasks.tables import cached_by_config, rows_with_text
-from fedprune.tasks.task import Loss, Naive, Part, Shard, Task
+from fedprune.tasks.task import Loss, Naive, Part, Shard
 from fedprune.tasks.token_rows import Rows, token_rows
 from fedprune.tasks.tokenization import Symbols, symbols_of
-from fedprune.tasks.userdata import DEFAULTS_OF_ROWS, SPLITS_OF_ROWS, USUAL
-from fedprune.tasks.zoo import families_for, heads_of
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
 
 _SUMS = ("entities_right", "entities_found", "entities")
 """Entities that were found as they are, that were found, and that are there."""
 
 
 def _columns(config: Data) -> dict[str, list[Any]]:
-    """Words and tags of every row, as many of one as of the other.
-
-    Raises:
-        ValueError: they are no lists, or differ in length, or a word is empty; with the row.
-    """
-    read = {"text": as_list, "label": as_list}
-    columns = rows_with_text(config, "label", read=read)
+    """Words and tags of every row, as many of one as of the other."""
+    columns = rows_with_text(config, "label", read={"text": as_list, "label": as_list})
     for i, (words, tags) in enumerate(zip(columns["text"], columns["label"], strict=True), 1):
         if len(words) != len(tags):
             raise ValueError(
@@ -79,10 +75,7 @@ def tagged_rows(
     """One row a sentence: words with single spaces between them, as tokens, and labels.
 
     A word's tag is the label of its first token; its other tokens, marks and padding have none
-    (-100). Sentences that are too long are cut at the end.
-
-    Returns:
-        The rows, and labels (N, length).
+    (-100). Sentences that are too long are cut at the end. Labels are (N, length).
     """
     read = token_rows(symbols, [" ".join(row) for row in words], length)
     labels = torch.full(read.ids.shape, -100)
@@ -107,12 +100,7 @@ def _first_tokens(words: Sequence[str], spans: Sequence[Sequence[int]]) -> list[
 def _shards(config: Data) -> Sequence[Shard]:
     """Sentences and the tags of their words; cut at random."""
     columns = _columns(config)
-    index = {name: i for i, name in enumerate(names_of_tags(config))}
-    if odd := sorted({tag for tags in columns["label"] for tag in tags} - index.keys()):
-        raise ValueError(
-            f"class-names={list(index)}: words have the tag {odd[0]!r}; "
-            "allowed: a name for every tag in the data"
-        )
+    index = numbered(names_of_tags(config), {t for own in columns["label"] for t in own}, "tag")
     tags = [[index[tag] for tag in row] for row in columns["label"]]
     symbols = symbols_of(config, "tag")
     read, labels = tagged_rows(symbols, columns["text"], tags, length_of(config, USUAL))
@@ -120,6 +108,38 @@ def _shards(config: Data) -> Sequence[Shard]:
     tell(config, [read.coverage])
     rows = {"inputs": read.ids, "attention": read.attention, "labels": labels}
     return cut_later(rows, shares(config, columns, SPLITS_OF_ROWS), config)
+
+
+Entity = tuple[str, int, int]
+"""Kind, place of the first word, place after the last."""
+
+ENDS, BEGINS = "ESLU", "BSUO"
+"""Prefixes after which no entity goes on, and at which none does."""
+
+
+def entities(tags: Sequence[str]) -> set[Entity]:
+    """The entities that tags say, by the rules of conlleval (Tjong Kim Sang and Buchholz 2000).
+
+    BIO in both of its kinds and BIOES: an entity begins at B and S, and where an I or E does not
+    continue one of its kind. L and U are E and S by other names. O is none. A tag without a prefix
+    is an entity of one word.
+    """
+    found: set[Entity] = set()
+    start, (last, kind) = -1, ("O", "")
+    for i, (prefix, its_kind) in enumerate([*map(tag_parts, tags), ("O", "")]):
+        if start >= 0 and (last in ENDS or prefix in BEGINS or its_kind != kind):
+            found.add((kind, start, i))
+            start = -1
+        if prefix != "O" and start < 0:
+            start = i
+        last, kind = prefix, its_kind
+    return found
+
+
+def tag_parts(tag: str) -> tuple[str, str]:
+    """Prefix and kind of a tag: "B" and "PER" of B-PER, "O" and "" of O, "S" of one without."""
+    prefix, _, kind = tag.partition("-")
+    return (prefix, kind) if prefix in {*"BIESLUO"} else ("S", tag)
 
 
 def tag_loss(model: nn.Module, batch: Part) -> Loss:
@@ -149,20 +169,6 @@ def entity_sums(guess: Tensor, batch: Part, names: Mapping[int, str]) -> dict[st
     return dict(zip(_SUMS, map(float, (right, found, there)), strict=True))
 
 
-def tagger(config: Data) -> nn.Module:
-    """A token classifier for the tags of the data."""
-    symbols, names = symbols_of(config, "tag"), tuple(names_of_tags(config))
-    length = length_of(config, USUAL)
-    need = Need("tag", symbols.size, length, symbols.pad, None, len(names), names)
-    return build(config, need)
-
-
-def one_sentence(config: Data) -> Part:
-    """One row of the first id, of the first tag."""
-    zeros = torch.zeros(1, length_of(config, USUAL), dtype=torch.long)
-    return {"inputs": zeros, "attention": torch.ones_like(zeros), "labels": zeros}
-
-
 def frequent_tag_alone(train: Tensor, test: Tensor, names: Sequence[str]) -> dict[str, float]:
     """What the most frequent tag reaches; where it is O, it finds no entity."""
     found = {"accuracy": baseline_of("accuracy", train, test)["accuracy"]}
@@ -174,18 +180,15 @@ def frequent_tag_alone(train: Tensor, test: Tensor, names: Sequence[str]) -> dic
     return found
 
 
-TAGGING = Task(
+TAGGING = labelled_task(
+    "tag",
     summary="a tag for every word, from --data",
     metric="entity_f1",
     unit="words",
-    model=tagger,
+    model=lambda config: classifier(config, names_of_tags(config), purpose="tag"),
     loss=tag_loss,
     shards=_shards,
     labels=label_tokens,
-    output=heads_of,
-    models=families_for("tag", "bert"),
-    paths=True,
-    columns=("text", "label", "client"),
     classes=lambda config: len(names_of_tags(config)),
     class_names=names_of_tags,
     naive=Naive(
@@ -193,13 +196,9 @@ TAGGING = Task(
         lambda part, config: label_counts(part, len(names_of_tags(config))),
         lambda train, test, config: frequent_tag_alone(train, test, names_of_tags(config)),
     ),
-    dummy=one_sentence,
+    dummy=lambda config: blank_row(length_of(config, USUAL)),
     extra=_SUMS,
     population=lambda config: population(config, read=as_list),
-    splits=SPLITS_OF_ROWS,
     defaults={**DEFAULTS_OF_ROWS, "text_column": "tokens", "label_column": "tags"},
-    folder=True,
     local=read_on_device(_shards, classes=True),
-    tokenizer=text_tokenizer("tag"),
-    tokens=("inputs",),
 )

@@ -103,10 +103,7 @@ def answered_at_once(stack: Stacked, loss: Lossy, batches: Joined) -> Loss:
 class Replay:
     """Called like the model, it gives what the model gave of one client's rows.
 
-    Attributes:
-        stack: was called before.
-        rows: which are the client's.
-        calls: how often this was called.
+    `rows` are the client's, of a stack that was called before.
     """
 
     stack: Stacked

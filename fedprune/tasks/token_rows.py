@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fedprune.tasks.coverage import Coverage, covered, merged_coverage
 from fedprune.tasks.tokenization import CHARACTER_IDS, FIRST_BYTE, UNKNOWN_ID, Symbols
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import functools
 import string
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from fedprune.structure.families.catalog import SMALL_MODELS
 from fedprune.tasks.fetching import from_pretrained
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
+from fedprune.tasks.options import Data
 
 # Fixed and public: a vocabulary gathered from the shards would itself be a release.
 ALPHABET = ("<pad>", "<unk>", "\n", *(c for c in string.printable[:95]))

@@ -7,6 +7,7 @@ repeated, an object with a key of its own in every row.
 from __future__ import annotations
 
 import gzip
+import math
 import zipfile
 from pathlib import Path
 
@@ -82,8 +83,5 @@ def _check_header(file: zipfile.ZipFile, part: zipfile.ZipInfo) -> None:
             shape, _, kind = np.lib.format.read_array_header_2_0(stream)
         else:
             raise ValueError(f"{part.filename} is of version {version}; allowed: 1.0, 2.0")
-    count = 1
-    for size in shape:
-        count *= size
-    if count * max(1, kind.itemsize) > part.file_size:
+    if math.prod(shape) * max(1, kind.itemsize) > part.file_size:
         raise ValueError(f"{part.filename} of shape {shape} has {part.file_size} bytes")

@@ -3,49 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from fedprune.options.refusal import counted
-from fedprune.structure.families.family import Need
-from fedprune.tasks.classes import distinct
 from fedprune.tasks.dealt_rows import ALL_ROWS, population, read_on_device, shares
+from fedprune.tasks.labelled import (
+    DEFAULTS_OF_ROWS,
+    SPLITS_OF_ROWS,
+    USUAL,
+    classifier,
+    distinct,
+    labelled_task,
+    numbered,
+    one_text,
+)
 from fedprune.tasks.language import (
     FEWEST_SYMBOLS,
+    blank_row,
     cut_streams,
     length_of,
     next_token_task,
     text_rows,
-    text_tokenizer,
     token_task,
 )
-from fedprune.tasks.loading import build
 from fedprune.tasks.losses import class_loss, f1_names, label_tokens
-from fedprune.tasks.masked import masked_shards, masked_token_loss, one_stretch
+from fedprune.tasks.masked import masked_shards, masked_token_loss
+from fedprune.tasks.options import Data
 from fedprune.tasks.owners import Population
-from fedprune.tasks.restore import (
-    GENERATION_SUMS,
-    blank_pair,
-    generation_sums,
-    pair_rows,
-    text_to_text_loss,
-)
+from fedprune.tasks.restore import GENERATION_SUMS, generation_sums, pair_rows, text_to_text_loss
 from fedprune.tasks.splits import cut_later
 from fedprune.tasks.tables import cached_by_config, rows_with_text
-from fedprune.tasks.task import Loss, Part, Shard, Task
-from fedprune.tasks.token_rows import token_rows
-from fedprune.tasks.tokenization import symbols_of
-from fedprune.tasks.zoo import families_for, heads_of
+from fedprune.tasks.task import Loss, Part, Shard
 
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
-
-USUAL = 128
-"""Symbols of a text to classify, unless the configuration says another number."""
-
-SPLITS_OF_ROWS = {"iid": "", "natural": "client"}
 LABELLED_SPLITS = {**SPLITS_OF_ROWS, "dirichlet": "label", "shards": "label"}
 
 
@@ -118,12 +110,7 @@ def names_of_classes(config: Data) -> list[str]:
 def labelled_shards(config: Data) -> Sequence[Shard]:
     """Texts, cut and padded to one length, and their classes; cut at random."""
     columns = rows_with_text(config, "label")
-    index = {name: i for i, name in enumerate(names_of_classes(config))}
-    if odd := sorted(set(columns["label"]) - index.keys()):
-        raise ValueError(
-            f"class-names={list(index)}: rows have the label {odd[0]!r}; "
-            "allowed: a name for every label in the data"
-        )
+    index = numbered(names_of_classes(config), columns["label"], "label")
     labels = torch.tensor([index[name] for name in columns["label"]])
     rows = {**text_rows(columns["text"], config, USUAL), "labels": labels}
     return cut_later(rows, shares(config, columns, LABELLED_SPLITS), config)
@@ -135,61 +122,26 @@ def text_class_loss(model: nn.Module, batch: Part) -> Loss:
     return class_loss(out.logits, batch["labels"])
 
 
-def _classifier(config: Data) -> nn.Module:
-    """A sequence classifier for the classes of the data."""
-    symbols = symbols_of(config, "classify")
-    names = tuple(names_of_classes(config))
-    length = length_of(config, USUAL)
-    need = Need("classify", symbols.size, length, symbols.pad, None, len(names), names)
-    model: Any = build(config, need)
+def _text_classifier(config: Data) -> nn.Module:
+    model: Any = classifier(config, names_of_classes(config))
     if model.config.problem_type:  # a folder's may be another one
         model.config.problem_type = "single_label_classification"
     return model  # type: ignore[no-any-return]
 
 
-def one_text(config: Data) -> Part:
-    """One row of the first id, of the first class; of a tokenizer of a model's own, no text.
-
-    Some classifiers (T5, BART) pool the end of a text: there must be one.
-    """
-    length, symbols = length_of(config, USUAL), symbols_of(config, "classify")
-    zeros = torch.zeros(1, length, dtype=torch.long)
-    ids = token_rows(symbols, [""], length).ids if symbols.kind == "own" else zeros
-    return {"inputs": ids, "attention": torch.ones_like(zeros), "labels": zeros[:, 0]}
-
-
-DEFAULTS_OF_ROWS = {
-    "rounds": 20,
-    "warmup": 6,
-    "cohort": 10,
-    "optimizer": "adamw",
-    "lr": 3e-3,
-    "batch_size": 16,
-    "local_steps": 20,
-}
-
-CLASSIFICATION = Task(
+CLASSIFICATION = labelled_task(
+    "classify",
     summary="classes of texts, from --data",
     metric="accuracy",
-    unit="examples",
-    model=_classifier,
+    model=_text_classifier,
     loss=text_class_loss,
     shards=labelled_shards,
-    output=heads_of,
-    models=families_for("classify", "bert"),
-    paths=True,
-    columns=("text", "label", "client"),
-    population=population,
     classes=lambda config: len(names_of_classes(config)),
     class_names=names_of_classes,
     dummy=one_text,
     extra=lambda config: f1_names(len(names_of_classes(config))),
     splits=LABELLED_SPLITS,
-    defaults=DEFAULTS_OF_ROWS,
-    folder=True,
     local=read_on_device(labelled_shards, classes=True),
-    tokenizer=text_tokenizer("classify"),
-    tokens=("inputs",),
 )
 
 LANGUAGE = next_token_task(
@@ -211,7 +163,7 @@ MASKED = token_task(
     shards=hidden_shards,
     columns=("text", "client"),
     population=stream_population,
-    dummy=one_stretch,
+    dummy=lambda config: blank_row(length_of(config)),
     splits=SPLITS_OF_ROWS,
     defaults=DEFAULTS_OF_ROWS,
     folder=True,
@@ -226,7 +178,7 @@ TEXT_TO_TEXT = token_task(
     shards=pair_shards,
     columns=("text", "target", "client"),
     population=population,
-    dummy=lambda config: blank_pair(length_of(config)),
+    dummy=lambda config: blank_row(length_of(config)),
     extra=("bytes",),
     test_sums=generation_sums,
     test_sum_names=GENERATION_SUMS,

@@ -28,17 +28,10 @@ def grouped_codes(matrix: Tensor, bits: int, group: int, *, symmetric: bool) -> 
 
     What `restored` makes of them is at most half a scale away from the matrix, a whole one where
     codes are not symmetric; 0.0 is exactly 0.0. The scales are rounded up to bfloat16 first, so
-    that nothing is cut off at the ends.
-
-    Args:
-        matrix: (out, in), finite.
-        bits: 4 or 8.
-        group: inputs that share a scale, even.
-        symmetric: see `Precision`.
+    that nothing is cut off at the ends. The matrix is finite, the group even.
     """
     rows, columns = matrix.shape
-    padded = nn.functional.pad(matrix.float(), (0, -columns % group))
-    values = padded.reshape(-1, group)
+    values = nn.functional.pad(matrix.float(), (0, -columns % group)).reshape(-1, group)
     scale, zero = code_grid(values, bits, symmetric=symmetric)
     flat = coded(values, scale, zero, bits).view(rows, -1)
     return Codes(packed(flat, bits), scale.view(rows, -1), zero.view(rows, -1))

@@ -1,10 +1,10 @@
-"""What is asked of named tensors without making all of them, and those that are all in memory."""
+"""Named tensors that are all in memory, and flags of masks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -15,63 +15,9 @@ Bits = NDArray[np.uint8]
 """Flags of a mask, eight a byte in C order."""
 
 
-class Holding(Protocol):
-    """Named tensors of which something can be said or made without all of them in memory."""
-
-    @property
-    def in_memory(self) -> bool:
-        """Whether they are all there."""
-        ...
-
-    @property
-    def origin(self) -> object:
-        """What the values are of, but for those `changed` and those removed; None: of nothing."""
-        ...
-
-    @property
-    def changed(self) -> frozenset[str]:
-        """Names of the tensors that are not as the origin has them."""
-        ...
-
-    @property
-    def shapes(self) -> dict[str, torch.Size]:
-        """Name to shape, in the same order."""
-        ...
-
-    @property
-    def bare(self) -> Mapping[str, Tensor]:
-        """Tensors that say shapes and types; the values may be missing (PyTorch's meta device)."""
-        ...
-
-    @property
-    def kept(self) -> int:
-        """Of masks: how many flags are True."""
-        ...
-
-    def bits(self, name: str) -> Bits | None:
-        """Of masks: the flags of one; None: all are True."""
-        ...
-
-    def some(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Those of these names."""
-        ...
-
-    def joined(self, others: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The same with others in place of those of their names, or beside them."""
-        ...
-
-    def under(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The same, exactly 0.0 where a mask is False, whatever stood there (NaN too)."""
-        ...
-
-    def on_cpu(self) -> dict[str, Tensor]:
-        """The same on the CPU; those that are there already are not copied."""
-        ...
-
-
 @dataclass(frozen=True)
 class InMemory:
-    """Named tensors that are all there: `Holding` of a dictionary."""
+    """Named tensors that are all there, asked as `fedprune.tensors.lazy.LazyTensors` are."""
 
     tensors: Mapping[str, Tensor]
     in_memory: ClassVar[bool] = True

@@ -1,6 +1,6 @@
 """Named tensors that are made when one is asked for: of models too large to be in memory.
 
-The functions below ask of any named tensors what `fedprune.tensors.holding.Holding` says.
+The functions below ask the same of any named tensors, however they are held.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fedprune.tensors.holding import Bits, Holding, InMemory, count_true, packed_bits
+from fedprune.tensors.holding import Bits, InMemory, count_true, packed_bits
 
 
 class LazyTensors(dict[str, Tensor]):
     """Named tensors that are made on the CPU whenever one is asked for, and kept by nobody.
 
-    What the dictionary itself holds are tensors on PyTorch's meta device: shapes and types.
+    What the dictionary itself holds are tensors on PyTorch's meta device: shapes and types. The
+    values are those of `origin` (None: of nothing), but for those `changed`, by name, and those
+    removed.
     """
 
     in_memory: ClassVar[bool] = False
@@ -127,7 +129,7 @@ def as_doubles(tensors: Mapping[str, Tensor]) -> LazyTensors:
     return LazyTensors(like, lambda name: tensors[name].double())
 
 
-def holding_of(tensors: Mapping[str, Tensor]) -> Holding:
+def holding_of(tensors: Mapping[str, Tensor]) -> InMemory | LazyTensors:
     """What can be asked of named tensors, however they are held."""
     return tensors if isinstance(tensors, LazyTensors) else InMemory(tensors)
 

@@ -140,11 +140,7 @@ def scattered(
 ) -> Tensors:
     """The inverse of `gathered`: tensors of the given shapes, 0.0 where a mask is False.
 
-    Args:
-        flat: the values.
-        shapes: of the tensors.
-        masks: by name.
-        shared: tensors that are whole may be the flat one's memory, not to be written to.
+    With `shared`, tensors that are whole may be the flat one's memory, not to be written to.
 
     Raises:
         ValueError: `flat` holds more or fewer values than the masks keep.

@@ -7,7 +7,7 @@ from torch import nn
 
 from fedprune.structure.edits import Edit
 from fedprune.structure.layout import layout_of
-from fedprune.structure.sharing import share_weight
+from fedprune.structure.surgery import share_weight
 from fedprune.tensors.models import state_of
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from fedprune.tasks.classes import distinct
+from fedprune.tasks.labelled import distinct
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedprune.tasks import tagging
-from fedprune.tasks.columns import NotRows
-from fedprune.tasks.entities import entities
+from fedprune.tasks.cells import NotRows
 from fedprune.tasks.rowfiles import read_conll
-from fedprune.tasks.tagging import entity_sums, frequent_tag_alone, tagged_rows
+from fedprune.tasks.tagging import entities, entity_sums, frequent_tag_alone, tagged_rows
 from fedprune.tasks.tokenization import Symbols, characters, utf8_bytes
 
 TAGS = st.lists(st.sampled_from(["O", "B-a", "I-a", "B-b", "I-b", "E-a", "S-b"]), max_size=9)

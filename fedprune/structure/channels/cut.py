@@ -8,13 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedprune.structure.channels.groups import (
-    TRACED,
-    Role,
-    Roles,
-    bundles_of,
-    roles_of,
-)
+from fedprune.structure.channels.groups import TRACED, Role, Roles, bundles_of, roles_of
 from fedprune.structure.edits import Edit
 from fedprune.structure.low_rank_layers import Factored, makes, reads
 
@@ -43,7 +37,10 @@ def cut_channels(model: nn.Module, edit: Edit) -> None:
         if len(rows) < len(role.rows):
             _cut_rows(layer, rows)
         if len(columns) < len(role.columns):
-            _cut_columns(layer, columns)
+            layer = reads(layer)
+            _slice(layer, ("weight",), columns, 1)
+            size = "in_features" if isinstance(layer, nn.Linear) else "in_channels"
+            setattr(layer, size, len(columns))
     # The next group is cut without tracing again, which takes longer than the cut.
     setattr(model, TRACED, {path: _without(role, gone) for path, role in roles.items()})
 
@@ -77,7 +74,7 @@ def _cut_rows(layer: Any, places: Sequence[int]) -> None:
     if isinstance(layer, Factored):
         _slice(layer, ("bias",), places, 0)
         layer = makes(layer)
-    before = _size(layer)
+    before = int(getattr(layer, "num_channels", 1))
     _slice(layer, _OF_ROWS, places, 0)
     for name in ("out_channels", "out_features", "num_features", "num_channels", "num_parameters"):
         if hasattr(layer, name):
@@ -86,16 +83,6 @@ def _cut_rows(layer: Any, places: Sequence[int]) -> None:
         layer.num_groups = layer.num_groups * len(places) // before
     elif getattr(layer, "groups", 1) > 1:  # depthwise: as many of everything
         layer.groups = layer.in_channels = len(places)
-
-
-def _size(layer: Any) -> int:
-    return int(getattr(layer, "num_channels", 1))
-
-
-def _cut_columns(layer: Any, places: Sequence[int]) -> None:
-    layer = reads(layer)
-    _slice(layer, ("weight",), places, 1)
-    setattr(layer, "in_features" if isinstance(layer, nn.Linear) else "in_channels", len(places))
 
 
 def _slice(layer: nn.Module, names: Iterable[str], places: Sequence[int], dim: int) -> None:

@@ -115,9 +115,8 @@ Propagate = Callable[[Trace, fx.Node, Sequence[Any], Mapping[str, Any]], Value |
 """Follows one operation, from what is known of its arguments; None: nothing is known of it."""
 
 
-def same(book: Trace, _node: fx.Node, args: Sequence[Any], _kwargs: Any) -> Value | None:
+def same(_book: Trace, _node: fx.Node, args: Sequence[Any], _kwargs: Any) -> Value | None:
     """Each position by itself; channels stay what they are."""
-    del book
     return args[0] if args and isinstance(args[0], Value) else None
 
 

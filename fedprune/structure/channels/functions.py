@@ -20,6 +20,8 @@ from fedprune.structure.channels.flow import (
     same,
     spatial,
 )
+from fedprune.structure.channels.layers import MODULES
+from fedprune.structure.layer_kinds import plain_kind
 
 
 def is_shape(node: fx.Node) -> bool:
@@ -29,16 +31,14 @@ def is_shape(node: fx.Node) -> bool:
     return node.op == "call_method" and node.target == "size" and len(node.args) == 1
 
 
-def _flatten(book: Trace, _node: fx.Node, args: Sequence[Any], kwargs: Any) -> Value | None:
-    del book
+def _flatten(_book: Trace, _node: fx.Node, args: Sequence[Any], kwargs: Any) -> Value | None:
     start = kwargs.get("start_dim", args[1] if len(args) > 1 else 0)
     end = kwargs.get("end_dim", args[2] if len(args) > 2 else -1)
     return flattened(args[0]) if (start, end) == (1, -1) else None
 
 
-def _view(book: Trace, node: fx.Node, args: Sequence[Any], _kwargs: Any) -> Value | None:
+def _view(_book: Trace, node: fx.Node, args: Sequence[Any], _kwargs: Any) -> Value | None:
     """Only flattening: ``x.view(x.size(0), -1)`` or ``x.view(-1, a number)``."""
-    del book
     shape = node.args[1:]
     if len(shape) == 1 and isinstance(shape[0], tuple | list):
         shape = tuple(shape[0])
@@ -59,9 +59,8 @@ def _is_batch_size(node: fx.Node, of: object) -> bool:
     return isinstance(shape, fx.Node) and is_shape(shape) and shape.args[0] is of
 
 
-def _averaged(book: Trace, _node: fx.Node, args: Sequence[Any], kwargs: Any) -> Value | None:
+def _averaged(_book: Trace, _node: fx.Node, args: Sequence[Any], kwargs: Any) -> Value | None:
     """Mean over all positions of a map."""
-    del book
     value = args[0] if args and isinstance(args[0], Value) and not args[0].last else None
     dims = kwargs.get("dim", args[1] if len(args) > 1 else None)
     keep = kwargs.get("keepdim", args[2] if len(args) > 2 else False)
@@ -97,9 +96,8 @@ def _divided(book: Trace, node: fx.Node, args: Sequence[Any], kwargs: Any) -> Va
     return _together(book, node, args, kwargs) if by_number else None
 
 
-def _beside(book: Trace, _node: fx.Node, args: Sequence[Any], kwargs: Any) -> Value | None:
+def _beside(_book: Trace, _node: fx.Node, args: Sequence[Any], kwargs: Any) -> Value | None:
     """Concatenation along the channels."""
-    del book
     pieces = args[0] if args else kwargs.get("tensors", ())
     dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
     if not isinstance(pieces, list | tuple) or not all(isinstance(p, Value) for p in pieces):
@@ -151,3 +149,39 @@ TENSOR_METHODS: dict[str, Propagate] = {
     "mean": _averaged,
     **dict.fromkeys(("view", "reshape"), _view),
 }
+
+
+def follow(graph: fx.Graph, book: Trace) -> None:
+    """Write down what a graph does with channels."""
+    values: dict[fx.Node, Any] = {}
+    for node in graph.nodes:
+        args: Any = fx.map_arg(node.args, values.__getitem__)
+        kwargs: Any = fx.map_arg(node.kwargs, values.__getitem__)
+        step = _step(book, node)
+        values[node] = None if step is None else step(book, node, args, kwargs)
+        if values[node] is None and not _only_asks_sizes(node):
+            for given in node.all_input_nodes:
+                known: Value | None = values[given]
+                book.fix_all([] if known is None else known.flow)
+            if node.op == "call_module":
+                book.spoiled.add(str(node.target))
+        if node.op == "get_attr":
+            book.exposed.add(str(node.target).rpartition(".")[0])
+
+
+def _step(book: Trace, node: fx.Node) -> Propagate | None:
+    if node.op == "call_module":
+        kind = plain_kind(book.modules[str(node.target)], MODULES)
+        return None if kind is None else MODULES[kind]
+    if node.op == "call_function":
+        return FUNCTIONS.get(node.target)
+    return TENSOR_METHODS.get(str(node.target)) if node.op == "call_method" else None
+
+
+def _only_asks_sizes(node: fx.Node) -> bool:
+    """Whether a node asks for sizes of a tensor other than the number of its channels."""
+    if node.op == "call_method" and node.target == "size" and len(node.args) == 2:
+        return node.args[1] in (0, 2, 3, 4)
+    return is_shape(node) and all(
+        user.target is operator.getitem and user.args[1] in (0, 2, 3, 4) for user in node.users
+    )

@@ -9,19 +9,21 @@ the tables here, the network's inputs or its outputs, is never cut.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
 
 from fedprune.structure.channels.flow import Flow, Trace
+from fedprune.structure.channels.functions import follow
 from fedprune.structure.channels.layers import MODULES
-from fedprune.structure.channels.operations import follow
 from fedprune.structure.groups import Group, UnitSlice
 from fedprune.structure.layer_kinds import plain_kind
 from fedprune.structure.low_rank_layers import makes, reads
+from fedprune.tensors.hooks import in_mode
 
 STRUCTURES = {
     "auto": "by torch.fx, without data: networks whose control flow does not depend on it",
@@ -68,7 +70,7 @@ def roles_of(model: nn.Module) -> Roles:
     book = Trace(dict(model.named_modules()))
     try:
         for mode in (True, False):
-            with _in_mode(model, mode):
+            with in_mode(model, mode):
                 follow(_Tracer().trace(model), book)
     except Exception:  # tracing runs the user's code on stand-ins: whatever it raises, it cannot be
         return {}
@@ -86,17 +88,6 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
         inherits = plain_kind(module, MODULES) is not None
         return inherits or super().is_leaf_module(module, path)
-
-
-@contextmanager
-def _in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    before = {module: module.training for module in model.modules()}
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, mode in before.items():
-            module.training = mode
 
 
 def _roles(model: nn.Module, book: Trace) -> Roles:
@@ -141,11 +132,12 @@ def bundles_of(roles: Roles) -> tuple[Bundle, ...]:
     met: dict[int, list[tuple[str, str, int]]] = {}
     for path, role in roles.items():
         for axis, numbers in (("row", role.rows), ("column", role.columns)):
-            for number, count in _counts(numbers).items():
+            for number, count in Counter(n for n in numbers if n >= 0).items():
                 met.setdefault(number, []).append((path, axis, count))
     alike: dict[tuple[tuple[str, str, int], ...], list[int]] = {}
-    for number in _in_order(roles):
-        alike.setdefault(tuple(met[number]), []).append(number)
+    for number in dict.fromkeys(n for role in roles.values() if role.makes for n in role.rows):
+        if number >= 0:
+            alike.setdefault(tuple(met[number]), []).append(number)
     found: list[Bundle] = []
     for places in alike:
         made = [p for p, axis, _ in places if axis == "row" and roles[p].makes]
@@ -156,28 +148,11 @@ def bundles_of(roles: Roles) -> tuple[Bundle, ...]:
     return tuple(bundle for bundle in found if len(bundle.channels) > 1)
 
 
-def _counts(numbers: Sequence[int]) -> dict[int, int]:
-    out: dict[int, int] = {}
-    for number in numbers:
-        if number >= 0:
-            out[number] = out.get(number, 0) + 1
-    return out
-
-
-def _in_order(roles: Roles) -> list[int]:
-    rows = [n for role in roles.values() if role.makes for n in role.rows if n >= 0]
-    return list(dict.fromkeys(rows))
-
-
 def channel_groups(model: nn.Module, prunable: Sequence[str]) -> tuple[Group, ...]:
     """The groups of kind "channel": rows of what makes and carries, columns of what reads.
 
     A group of which a reader is not prunable is left out: its channels could not be silenced. So
     the channels that only a head of output reads stay.
-
-    Args:
-        model: any module.
-        prunable: names of the tensors that masks are for.
     """
     roles = roles_of(model)
     if not roles:
@@ -185,12 +160,8 @@ def channel_groups(model: nn.Module, prunable: Sequence[str]) -> tuple[Group, ..
     wanted = set(prunable)
     names = {id(p): name for name, p in model.named_parameters() if name in wanted}
     modules = dict(model.named_modules())
-    groups = []
-    for bundle in bundles_of(roles):
-        group = _group(bundle, roles, modules, names)
-        if group is not None:
-            groups.append(group)
-    return tuple(groups)
+    groups = (_group(bundle, roles, modules, names) for bundle in bundles_of(roles))
+    return tuple(group for group in groups if group is not None)
 
 
 def _group(
@@ -225,7 +196,5 @@ def _places(numbers: Sequence[int], bundle: Bundle) -> Tensor | None:
 
 def _widened(places: Tensor, layer: nn.Module) -> Tensor:
     """Columns of the (out, in) view: a convolution has a kernel's worth for every channel."""
-    width = 1
-    for side in getattr(layer, "kernel_size", ()):
-        width *= side
+    width = math.prod(getattr(layer, "kernel_size", ()))
     return (places[..., None] * width + torch.arange(width)).flatten(1)

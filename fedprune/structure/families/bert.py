@@ -11,11 +11,13 @@ from torch import nn
 from fedprune.structure.families.family import (
     ConfigKeys,
     Family,
+    Frame,
     Inline,
     Need,
     Sizes,
     SmallModel,
     SubLayer,
+    config_of,
 )
 from fedprune.structure.low_rank_layers import outputs
 
@@ -24,6 +26,7 @@ def _sizes_of(need: Need) -> dict[str, Any]:
     return {
         "vocab_size": need.vocabulary,
         "hidden_size": need.width,
+        "max_position_embeddings": need.length,
         "num_hidden_layers": need.depth,
         "num_attention_heads": need.heads,
         "intermediate_size": 4 * need.width,
@@ -37,29 +40,15 @@ def _sizes_of(need: Need) -> dict[str, Any]:
     }
 
 
-def _bert(need: Need) -> Any:
-    from transformers import BertConfig
-
-    return BertConfig(max_position_embeddings=need.length, **_sizes_of(need))
-
-
-def _roberta(need: Need) -> Any:
-    from transformers import RobertaConfig
-
+def _sizes_of_roberta(need: Need) -> dict[str, Any]:
     # Its positions are counted from the one after the padding's id.
     positions = need.length + need.pad + 1
-    return RobertaConfig(max_position_embeddings=positions, type_vocab_size=1, **_sizes_of(need))
+    return {**_sizes_of(need), "max_position_embeddings": positions, "type_vocab_size": 1}
 
 
-def _electra(need: Need) -> Any:
-    from transformers import ElectraConfig
-
+def _sizes_of_electra(need: Need) -> dict[str, Any]:
     # Its embeddings are narrower than its states, and projected.
-    return ElectraConfig(
-        embedding_size=need.width // 2,
-        max_position_embeddings=need.length,
-        **_sizes_of(need),
-    )
+    return {**_sizes_of(need), "embedding_size": need.width // 2}
 
 
 @torch.no_grad()
@@ -96,19 +85,73 @@ _KEYS = ConfigKeys("intermediate_size", {"encoder.layer": "num_hidden_layers"})
 _PURPOSES = ("masked", "classify", "tag")
 
 
-def _like_bert(name: str, prefix: str, summary: str, config: Callable[[Need], Any]) -> Family:
+def _like_bert(
+    name: str, prefix: str, summary: str, sizes: Callable[[Need], dict[str, Any]] = _sizes_of
+) -> Family:
     """A family of BERT's modules, whose classes begin with a prefix."""
     return Family(
         name,
         sublayers={f"{prefix}Attention": _ATTENTION, f"{prefix}Layer": _FEED_FORWARD},
         config=_KEYS,
-        small={name: SmallModel(summary, _PURPOSES, config, sinusoids)},
+        small={
+            name: SmallModel(summary, _PURPOSES, config_of(f"{prefix}Config", sizes), sinusoids)
+        },
         sizes={f"{prefix}SelfAttention": _HEADS, f"{prefix}CrossAttention": _HEADS},
     )
 
 
-BERT = _like_bert("bert", "Bert", "BERT: post-norm encoder", _bert)
+BERT = _like_bert("bert", "Bert", "BERT: post-norm encoder")
 ELECTRA = _like_bert(
-    "electra", "Electra", "ELECTRA: BERT whose embeddings are half as wide", _electra
+    "electra", "Electra", "ELECTRA: BERT whose embeddings are half as wide", _sizes_of_electra
 )
-ROBERTA = _like_bert("roberta", "Roberta", "RoBERTa: BERT with its own positions", _roberta)
+ROBERTA = _like_bert(
+    "roberta", "Roberta", "RoBERTa: BERT with its own positions", _sizes_of_roberta
+)
+
+
+def _config(need: Need) -> Any:
+    from transformers import DistilBertConfig
+
+    return DistilBertConfig(
+        vocab_size=need.vocabulary,
+        dim=need.width,
+        n_layers=need.depth,
+        n_heads=need.heads,
+        hidden_dim=4 * need.width,
+        max_position_embeddings=need.length,
+        initializer_range=0.1,  # 0.02 is for a width of 768
+        dropout=0.0,
+        attention_dropout=0.0,
+        seq_classif_dropout=0.0,
+        pad_token_id=need.pad,
+    )
+
+
+DISTILBERT = Family(
+    "distilbert",
+    sublayers={
+        "DistilBertSelfAttention": SubLayer(
+            "head",
+            ("q_lin", "k_lin", "v_lin"),
+            "out_lin",
+            lambda m: int(m.attention_head_size),
+            frame=Frame({}, rest=("",)),
+        ),
+        "FFN": SubLayer("neuron", ("lin1",), "lin2", frame=Frame({}, "dropout")),
+    },
+    config=ConfigKeys("hidden_dim", {"transformer.layer": "n_layers"}),
+    small={
+        "distilbert": SmallModel(
+            "DistilBERT: BERT without types of tokens",
+            ("masked", "classify", "tag"),
+            _config,
+            sinusoids,
+        )
+    },
+    sizes={
+        "DistilBertSelfAttention": {
+            "n_heads": lambda m: outputs(m.q_lin) // m.attention_head_size,
+            "dim": lambda m: outputs(m.q_lin),
+        }
+    },
+)

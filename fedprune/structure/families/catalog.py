@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from fedprune.structure.families.bert import BERT, ELECTRA, ROBERTA
-from fedprune.structure.families.distilbert import DISTILBERT
+from fedprune.structure.families.bert import BERT, DISTILBERT, ELECTRA, ROBERTA
 from fedprune.structure.families.family import Family, SmallModel, SubLayer
 from fedprune.structure.families.gemma import GEMMA2, GEMMA3
 from fedprune.structure.families.gpt2 import GPT2
 from fedprune.structure.families.gpt_neox import GPT_NEOX
-from fedprune.structure.families.llama import LLAMA
-from fedprune.structure.families.mistral import MISTRAL
+from fedprune.structure.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 from fedprune.structure.families.mixture import MIXTRAL, QWEN2_MOE, QWEN3_MOE
 from fedprune.structure.families.modernbert import MODERNBERT
 from fedprune.structure.families.opt import OPT
 from fedprune.structure.families.phi3 import PHI3
-from fedprune.structure.families.qwen import QWEN2, QWEN3
 from fedprune.structure.families.t5 import T5
 from fedprune.structure.families.vit import VIT
 

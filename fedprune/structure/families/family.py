@@ -58,17 +58,24 @@ class Need:
 class SmallModel:
     """A small model of a family, to be trained from scratch.
 
-    Attributes:
-        summary: one line about it.
-        purposes: what it can be for, names in `PURPOSES`.
-        config: its configuration.
-        prepare: what is done to a model that was just initialised.
+    `prepare` is called with a model that was just initialised.
     """
 
     summary: str
     purposes: tuple[str, ...]
     config: Callable[[Need], Any]
     prepare: Callable[[nn.Module], None] = lambda _: None
+
+
+def config_of(name: str, sizes: Callable[[Need], dict[str, Any]]) -> Callable[[Need], Any]:
+    """`SmallModel.config`, by the name of its class in transformers: only who builds one pays."""
+
+    def config(need: Need) -> Any:
+        import transformers  # takes seconds
+
+        return getattr(transformers, name)(**sizes(need))
+
+    return config
 
 
 @dataclass(frozen=True)

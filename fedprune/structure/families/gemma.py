@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedprune.structure.families.family import HEAD, Family, Need, SmallModel
-from fedprune.structure.families.llama import (
-    CONFIG_KEYS,
-    attention,
-    decoder_sizes,
-    gated,
-    states,
-)
+from fedprune.structure.families.family import HEAD, Family, Need, SmallModel, config_of
+from fedprune.structure.families.llama import CONFIG_KEYS, attention, decoder_sizes, gated, states
 from fedprune.structure.low_rank_layers import inputs
 
 
@@ -22,19 +16,8 @@ def _sizes(need: Need) -> dict[str, Any]:
     return {**decoder_sizes(need, share=2, tied=True), **own, "layer_types": types}
 
 
-def _gemma2(need: Need) -> Any:
-    from transformers import Gemma2Config
-
-    return Gemma2Config(**_sizes(need))
-
-
-def _gemma3(need: Need) -> Any:
-    from transformers import Gemma3TextConfig
-
-    return Gemma3TextConfig(**_sizes(need))
-
-
-def _gemma(model_type: str, prefix: str, name: str, small: SmallModel) -> Family:
+def _gemma(model_type: str, prefix: str, config: str, summary: str) -> Family:
+    small = SmallModel(summary, ("causal",), config_of(config, _sizes))
     return Family(
         model_type,
         sublayers={
@@ -44,7 +27,7 @@ def _gemma(model_type: str, prefix: str, name: str, small: SmallModel) -> Family
             ),
         },
         config=CONFIG_KEYS,
-        small={name: small},
+        small={prefix.lower(): small},
         sizes={f"{prefix}MLP": {"intermediate_size": lambda m: inputs(m.down_proj)}},
         passes={f"{prefix}DecoderLayer": states},
     )
@@ -53,21 +36,14 @@ def _gemma(model_type: str, prefix: str, name: str, small: SmallModel) -> Family
 GEMMA2 = _gemma(
     "gemma2",
     "Gemma2",
-    "gemma2",
-    SmallModel(
-        "Gemma 2: norms before and after, capped logits, every other block with a window",
-        ("causal",),
-        _gemma2,
-    ),
+    "Gemma2Config",
+    "Gemma 2: norms before and after, capped logits, every other block with a window",
 )
+
 
 GEMMA3 = _gemma(
     "gemma3_text",
     "Gemma3",
-    "gemma3",
-    SmallModel(
-        "Gemma 3: norms of queries and keys too, every other block with a window",
-        ("causal",),
-        _gemma3,
-    ),
+    "Gemma3TextConfig",
+    "Gemma 3: norms of queries and keys too, every other block with a window",
 )

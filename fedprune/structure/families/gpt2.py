@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedprune.structure.families.family import (
-    ConfigKeys,
-    Family,
-    Frame,
-    Need,
-    SmallModel,
-    SubLayer,
-)
+from fedprune.structure.families.family import ConfigKeys, Family, Frame, Need, SmallModel, SubLayer
 from fedprune.structure.low_rank_layers import inputs
 
 

@@ -1,8 +1,8 @@
-"""LLaMA and those that are built like it: rotary positions, gated feed-forward, grouped queries."""
+"""LLaMA and those built like it, Mistral and Qwen: rotary positions, gates, grouped queries."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from fedprune.structure.families.family import (
     Need,
     SmallModel,
     SubLayer,
+    config_of,
 )
 from fedprune.structure.low_rank_layers import inputs
 
@@ -40,10 +41,9 @@ def decoder_sizes(need: Need, share: int = 1, tied: bool = False) -> dict[str, A
     }
 
 
-def _config(need: Need, share: int = 1, tied: bool = False) -> Any:
-    from transformers import LlamaConfig  # takes seconds: only who builds one pays
-
-    return LlamaConfig(**decoder_sizes(need, share, tied))
+def decoder_config(name: str, share: int = 1, tied: bool = False) -> Callable[[Need], Any]:
+    """`SmallModel.config` of a class of configurations that say no more."""
+    return config_of(name, lambda need: decoder_sizes(need, share, tied))
 
 
 def heads_of_their_own(config: Any, kept: int) -> dict[str, int]:
@@ -107,18 +107,60 @@ LLAMA = built_like_llama(
         "llama": SmallModel(
             "LLaMA: rotary positions, gated feed-forward, head not tied",
             ("causal", "classify", "tag"),
-            _config,
+            decoder_config("LlamaConfig"),
         ),
         "llama-gqa": SmallModel(
             "LLaMA with groups of two heads that share keys and values",
             ("causal", "classify", "tag"),
-            lambda need: _config(need, share=2),
+            decoder_config("LlamaConfig", share=2),
         ),
         "llama-tied": SmallModel(
             "LLaMA whose head is its embeddings",
             ("causal",),
-            lambda need: _config(need, tied=True),
+            decoder_config("LlamaConfig", tied=True),
         ),
     },
     {"o_proj": "attention_bias", "down_proj": "mlp_bias"},
+)
+
+
+def _sizes(need: Need) -> dict[str, Any]:
+    return {**decoder_sizes(need, share=2), "sliding_window": max(8, need.length // 2)}
+
+
+MISTRAL = built_like_llama(
+    "mistral",
+    "Mistral",
+    {
+        "mistral": SmallModel(
+            "Mistral: LLaMA with a window of half the length, grouped queries",
+            ("causal",),
+            config_of("MistralConfig", _sizes),
+        )
+    },
+)
+
+
+QWEN2 = built_like_llama(
+    "qwen2",
+    "Qwen2",
+    {
+        "qwen2": SmallModel(
+            "Qwen2: biases of queries, keys and values, grouped queries, head tied",
+            ("causal",),
+            decoder_config("Qwen2Config", share=2, tied=True),
+        )
+    },
+)
+
+QWEN3 = built_like_llama(
+    "qwen3",
+    "Qwen3",
+    {
+        "qwen3": SmallModel(
+            "Qwen3: norms of queries and keys, grouped queries, head tied",
+            ("causal",),
+            decoder_config("Qwen3Config", share=2, tied=True),
+        )
+    },
 )

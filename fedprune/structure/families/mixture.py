@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from fedprune.structure.families.family import ConfigKeys, Family, Need, SmallModel
+from fedprune.structure.families.family import ConfigKeys, Family, Need, SmallModel, config_of
 from fedprune.structure.families.llama import (
     attention,
     decoder_sizes,
@@ -25,24 +25,13 @@ def _sizes(need: Need, experts: str, width: str) -> dict[str, Any]:
     return {**decoder_sizes(need, share=2), **own, width: need.gated // _CHOSEN}
 
 
-def _mixtral(need: Need) -> Any:
-    from transformers import MixtralConfig
-
-    return MixtralConfig(**_sizes(need, "num_local_experts", "intermediate_size"))
-
-
-def _qwen2(need: Need) -> Any:
-    from transformers import Qwen2MoeConfig
-
-    sizes = _sizes(need, "num_experts", "moe_intermediate_size")
-    return Qwen2MoeConfig(shared_expert_intermediate_size=need.gated // _CHOSEN, **sizes)
+def _qwen2(need: Need) -> dict[str, Any]:
+    shared = {"shared_expert_intermediate_size": need.gated // _CHOSEN}
+    return {**_sizes(need, "num_experts", "moe_intermediate_size"), **shared}
 
 
-def _qwen3(need: Need) -> Any:
-    from transformers import Qwen3MoeConfig
-
-    sizes = _sizes(need, "num_experts", "moe_intermediate_size")
-    return Qwen3MoeConfig(norm_topk_prob=True, **sizes)
+def _qwen3(need: Need) -> dict[str, Any]:
+    return {**_sizes(need, "num_experts", "moe_intermediate_size"), "norm_topk_prob": True}
 
 
 def _width_key(path: str) -> str:
@@ -63,23 +52,25 @@ def _sparse_blocks(config: Any, stays: Sequence[bool]) -> dict[str, Any]:
 
 
 def _mixture(
-    model_type: str,
+    name: str,
     prefix: str,
     keys: ConfigKeys,
-    small: Mapping[str, SmallModel],
+    summary: str,
+    sizes: Callable[[Need], dict[str, Any]],
     *,
     whole: Sequence[str] = (),
 ) -> Family:
     """A family whose feed-forward layers without experts are of the classes `whole`."""
+    small = SmallModel(summary, ("causal",), config_of(f"{prefix}Config", sizes))
     return Family(
-        model_type,
+        name.replace("-", "_"),
         sublayers={
             f"{prefix}Attention": attention(),
             "Expert": gated(),
             **dict.fromkeys(whole, gated()),
         },
         config=keys,
-        small=small,
+        small={name: small},
         mixtures=(f"{prefix}SparseMoeBlock",),
         sizes={name: {"intermediate_size": lambda m: inputs(m.down_proj)} for name in whole},
         passes={f"{prefix}DecoderLayer": states},
@@ -95,39 +86,24 @@ MIXTRAL = _mixture(
     "mixtral",
     "Mixtral",
     _keys("num_local_experts", "intermediate_size"),
-    {
-        "mixtral": SmallModel(
-            "Mixtral: LLaMA with four experts in a block, of which a token has two",
-            ("causal",),
-            _mixtral,
-        )
-    },
+    "Mixtral: LLaMA with four experts in a block, of which a token has two",
+    lambda need: _sizes(need, "num_local_experts", "intermediate_size"),
 )
 
 QWEN2_MOE = _mixture(
-    "qwen2_moe",
+    "qwen2-moe",
     "Qwen2Moe",
     _keys("num_experts", _width_key, numbered=_sparse_blocks),
-    {
-        "qwen2-moe": SmallModel(
-            "Qwen2-MoE: four experts, of which a token has two, beside one that all share",
-            ("causal",),
-            _qwen2,
-        )
-    },
+    "Qwen2-MoE: four experts, of which a token has two, beside one that all share",
+    _qwen2,
     whole=("Qwen2MoeMLP",),
 )
 
 QWEN3_MOE = _mixture(
-    "qwen3_moe",
+    "qwen3-moe",
     "Qwen3Moe",
     _keys("num_experts", _width_key, numbered=_sparse_blocks),
-    {
-        "qwen3-moe": SmallModel(
-            "Qwen3-MoE: four experts, of which a token has two, norms of queries and keys",
-            ("causal",),
-            _qwen3,
-        )
-    },
+    "Qwen3-MoE: four experts, of which a token has two, norms of queries and keys",
+    _qwen3,
     whole=("Qwen3MoeMLP",),
 )

@@ -9,12 +9,11 @@ from torch import Tensor, nn
 from fedprune.structure.families.family import (
     Family,
     Frame,
-    Need,
     SmallModel,
     SubLayer,
     queries_first,
 )
-from fedprune.structure.families.llama import CONFIG_KEYS, decoder_sizes, states
+from fedprune.structure.families.llama import CONFIG_KEYS, decoder_config, states
 from fedprune.structure.low_rank_layers import inputs, outputs
 
 
@@ -44,12 +43,6 @@ def _count_heads(attention: nn.Module, _kept: Tensor) -> None:
     module.config = OwnConfig(module.config, inputs(module.o_proj) // module.head_dim)
 
 
-def _config(need: Need) -> Any:
-    from transformers import Phi3Config
-
-    return Phi3Config(**decoder_sizes(need, share=2))
-
-
 PHI3 = Family(
     "phi3",
     sublayers={
@@ -75,7 +68,7 @@ PHI3 = Family(
         "phi3": SmallModel(
             "Phi-3: queries, keys and values in one layer, gate and up in one, grouped queries",
             ("causal",),
-            _config,
+            decoder_config("Phi3Config", share=2),
         )
     },
     sizes={

@@ -18,9 +18,7 @@ from fedprune.structure.removal import Gone, replace
 def attend_with(attention: nn.Module, kept: Tensor) -> None:
     """Let a T5 attention, cut to those heads, take their part of the bias and hand on all of it.
 
-    Args:
-        attention: a `T5Attention` whose layers have been cut already.
-        kept: original indices of the heads that stayed, ascending.
+    Its layers have been cut already; `kept` are original indices of heads, ascending.
     """
     device = next(attention.parameters()).device
     attention.register_buffer("kept_heads", kept.to(device), persistent=False)
