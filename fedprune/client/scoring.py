@@ -26,10 +26,7 @@ from fedprune.redundancy.principal import SIGNALS
 from fedprune.redundancy.reconstruction import OUTPUTS
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.combine import NORMALISE, combines_of, l1_normalised
-from fedprune.scores.score import (
-    Evidence,
-    Statistic,
-)
+from fedprune.scores.score import Evidence, Statistic
 from fedprune.scores.together import collect_together
 from fedprune.tensors.lazy import shapes_of
 from fedprune.tensors.named import Tensors, copied, drained, gathered, scattered

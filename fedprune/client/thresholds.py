@@ -11,12 +11,7 @@ from fedprune.client.context import ClientContext
 from fedprune.client.memory import Recollection
 from fedprune.learning.local_training import Tuned
 from fedprune.learning.manners import Manner
-from fedprune.learning.thresholds import (
-    pulled,
-    rows_kept,
-    thresholded,
-    under_thresholds,
-)
+from fedprune.learning.thresholds import pulled, rows_kept, thresholded, under_thresholds
 from fedprune.protocol.messages import Answer, Question
 from fedprune.structure.layout import Layout, as_rows, from_rows
 from fedprune.tensors.models import found_in, load_into, state_of

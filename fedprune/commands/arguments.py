@@ -7,11 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedprune.commands.run_options import values_given
-from fedprune.config import (
-    RunConfig,
-    given_in,
-    overridden,
-)
+from fedprune.config import RunConfig, given_in, overridden
 from fedprune.config.privacy_matrix import matrix
 from fedprune.config.rules import names_of
 from fedprune.methods.catalog import check_method, methods_of

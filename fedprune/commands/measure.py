@@ -17,12 +17,7 @@ from fedprune.commands.subject import Subject, chosen_subject, given_keys, subje
 from fedprune.config import RunConfig, configure
 from fedprune.options.refusal import ConfigError
 from fedprune.protocol.models import dense_model
-from fedprune.records.figures import (
-    Figures,
-    compare_speed,
-    example_of,
-    figures_of,
-)
+from fedprune.records.figures import Figures, compare_speed, example_of, figures_of
 from fedprune.report.figures import figure_table, notes_on
 from fedprune.report.tables import Table
 from fedprune.runtime.sums import summary_in

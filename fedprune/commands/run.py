@@ -28,13 +28,7 @@ from fedprune.records.folder import CONFIG_NAME, check_resumable, fresh_folder
 from fedprune.report.screen import Screen
 from fedprune.report.tracking import check_trackers
 from fedprune.run import NoRoundCompleted, run_federated
-from fedprune.runtime.ending import (
-    BAD_INPUT,
-    FAILED,
-    ended,
-    report_error,
-    resumable,
-)
+from fedprune.runtime.ending import BAD_INPUT, FAILED, ended, report_error, resumable
 from fedprune.runtime.process import trim_memory
 from fedprune.server.fleet import fleet_of
 from fedprune.tasks.coverage import reading_of

@@ -23,11 +23,7 @@ from typing import Any
 from fedprune.config import RunConfig
 from fedprune.learning.regime import PLAIN_REGIME, Regime
 from fedprune.methods.method import Method, NoOptions, Refusable, Trained
-from fedprune.methods.regimes import (
-    keep_largest,
-    regrowing_conflicts,
-    trained_so,
-)
+from fedprune.methods.regimes import keep_largest, regrowing_conflicts, trained_so
 from fedprune.server.round import Round, Talk
 from fedprune.server.state import Model
 from fedprune.tensors.named import cuts

@@ -14,13 +14,7 @@ from fedprune.methods.method import Method
 from fedprune.methods.scored import check_seen, scored, votes_by_tensor
 from fedprune.methods.tuning import TOO_FEW, tuned
 from fedprune.protocol.aggregate import Aggregate
-from fedprune.protocol.choice import (
-    Wanted,
-    chooses_apart,
-    chosen,
-    chosen_apart,
-    chosen_by,
-)
+from fedprune.protocol.choice import Wanted, chooses_apart, chosen, chosen_apart, chosen_by
 from fedprune.protocol.origin import coded_size
 from fedprune.protocol.parts_asked import asked_at_once
 from fedprune.scores.catalog import scores_of

@@ -22,11 +22,7 @@ from typing import Any
 from fedprune.config import RunConfig
 from fedprune.learning.regime import AS_WEIGHTS, Regime
 from fedprune.methods.method import Method, Refusable, Trained
-from fedprune.methods.regimes import (
-    keep_largest,
-    regrowing_conflicts,
-    trained_so,
-)
+from fedprune.methods.regimes import keep_largest, regrowing_conflicts, trained_so
 from fedprune.options.option import option
 from fedprune.options.section import Section
 from fedprune.server.round import Round, Talk

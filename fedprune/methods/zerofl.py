@@ -26,12 +26,7 @@ from typing import Any, Literal
 from fedprune.config import RunConfig
 from fedprune.learning.regime import Regime
 from fedprune.methods.method import Method, Refusable, Trained
-from fedprune.methods.regimes import (
-    keeping_all,
-    largest_kept,
-    regrowing_conflicts,
-    trained_so,
-)
+from fedprune.methods.regimes import keeping_all, largest_kept, regrowing_conflicts, trained_so
 from fedprune.options.option import option
 from fedprune.options.section import Section
 from fedprune.server.round import Round, Step, Talk

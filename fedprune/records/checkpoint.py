@@ -18,13 +18,7 @@ from torch import Tensor
 
 from fedprune.codec.frozen import put_together, taken_apart
 from fedprune.codec.tensor_file import tensor_file
-from fedprune.runtime.files import (
-    Prefix,
-    check_prefix,
-    prefix_of,
-    read_verified,
-    write_verified,
-)
+from fedprune.runtime.files import Prefix, check_prefix, prefix_of, read_verified, write_verified
 from fedprune.server.state import Model, State
 from fedprune.streaming.packed import PackedMasks
 from fedprune.tensors.lazy import holding_of, in_memory, joined_to, shapes_of, some_of

@@ -12,12 +12,7 @@ from fedprune.codec.masks import mask_digest
 from fedprune.methods.acting import done
 from fedprune.methods.global_mask import cost_of
 from fedprune.options.refusal import counted
-from fedprune.records.staying import (
-    nearly_empty,
-    staying_kinds,
-    uncut,
-    uncut_summary,
-)
+from fedprune.records.staying import nearly_empty, staying_kinds, uncut, uncut_summary
 from fedprune.redundancy.spectrum import spectrum_of
 from fedprune.selection.options import Pruning
 from fedprune.server.plan import Plan

@@ -16,17 +16,9 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
-from matplotlib.ticker import (
-    MaxNLocator,
-    PercentFormatter,
-)
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from fedprune.report.reading import (
-    SPACE,
-    arms,
-    pruning_rounds,
-    series,
-)
+from fedprune.report.reading import SPACE, arms, pruning_rounds, series
 from fedprune.server.rows import Row
 
 P = ParamSpec("P")

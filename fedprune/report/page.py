@@ -20,13 +20,7 @@ from fedprune.report.privacy import (
     statement_of,
     sum_notices,
 )
-from fedprune.report.reading import (
-    Run,
-    arms,
-    baselines_in,
-    read_run,
-    worded,
-)
+from fedprune.report.reading import Run, arms, baselines_in, read_run, worded
 from fedprune.report.round_table import round_table
 from fedprune.report.sentences import (
     earlier_task,

@@ -13,12 +13,7 @@ from fedprune.report.choices import (
     tried_finding,
 )
 from fedprune.report.picture import Picture
-from fedprune.report.privacy import (
-    curve_figure,
-    curve_finding,
-    epsilon_figure,
-    epsilon_finding,
-)
+from fedprune.report.privacy import curve_figure, curve_finding, epsilon_figure, epsilon_finding
 from fedprune.report.reading import (
     Run,
     arms,

@@ -5,11 +5,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import (
-    FuncFormatter,
-    LogLocator,
-    NullFormatter,
-)
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from fedprune.report.drawing import (
     ARMS,

@@ -14,12 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedprune.scores.score import (
-    Evidence,
-    Probe,
-    Shapes,
-    Statistic,
-)
+from fedprune.scores.score import Evidence, Probe, Shapes, Statistic
 from fedprune.selection.units import unit_count, unit_labels
 from fedprune.structure.layers import (
     as_output,

@@ -12,12 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from fedprune.scores.score import (
-    Evidence,
-    Probe,
-    Shapes,
-    Statistic,
-)
+from fedprune.scores.score import Evidence, Probe, Shapes, Statistic
 from fedprune.streaming.blocks import send_through
 from fedprune.structure.layout import Layout
 from fedprune.tensors.hooks import removed_after

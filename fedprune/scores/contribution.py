@@ -15,12 +15,7 @@ import torch
 from torch import Tensor
 
 from fedprune.scores.gradients import by_batch, taylor
-from fedprune.scores.score import (
-    Evidence,
-    Probe,
-    Shapes,
-    Statistic,
-)
+from fedprune.scores.score import Evidence, Probe, Shapes, Statistic
 from fedprune.selection.units import unit_count, unit_labels
 from fedprune.structure.layout import Layout
 from fedprune.tensors.named import Tensors

@@ -18,20 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedprune.scores.score import (
-    Probe,
-    Shapes,
-    Statistic,
-    Watcher,
-)
+from fedprune.scores.score import Probe, Shapes, Statistic, Watcher
 from fedprune.streaming.blocks import send_through
 from fedprune.structure.groups import input_of
-from fedprune.structure.layers import (
-    groups,
-    input_rows,
-    layers_of,
-    watching,
-)
+from fedprune.structure.layers import groups, input_rows, layers_of, watching
 from fedprune.structure.layout import Layout, as_rows
 from fedprune.tensors.lazy import joined_to
 from fedprune.tensors.named import Tensors

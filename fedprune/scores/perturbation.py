@@ -17,12 +17,7 @@ import torch
 from torch import Tensor
 
 from fedprune.randomness import generator
-from fedprune.scores.score import (
-    Evidence,
-    Probe,
-    Shapes,
-    Statistic,
-)
+from fedprune.scores.score import Evidence, Probe, Shapes, Statistic
 from fedprune.structure.layers import parameters_of
 from fedprune.structure.layout import Layout
 from fedprune.tensors.named import Tensors

@@ -12,12 +12,7 @@ from torch import Tensor
 
 from fedprune.selection.arrays import as_masks, ranking_layers
 from fedprune.selection.densities import Limits, exactly, removed_counts
-from fedprune.selection.ranking import (
-    Bools,
-    Layer,
-    drop,
-    ranked_together,
-)
+from fedprune.selection.ranking import Bools, Layer, drop, ranked_together
 from fedprune.tensors.named import Masks, count_kept
 
 EXCHANGING = ("global", "layer", "er", "erk")

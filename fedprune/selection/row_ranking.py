@@ -11,20 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedprune.selection.patterns import pattern_counts
-from fedprune.selection.ranking import (
-    Array,
-    Bools,
-    Layer,
-    drop,
-)
+from fedprune.selection.ranking import Array, Bools, Layer, drop
 from fedprune.selection.unit_numbers import Shape
-from fedprune.structure.layout import (
-    Layout,
-    as_inputs,
-    as_rows,
-    from_inputs,
-    from_rows,
-)
+from fedprune.structure.layout import Layout, as_inputs, as_rows, from_inputs, from_rows
 
 _Ints = NDArray[np.int64]
 

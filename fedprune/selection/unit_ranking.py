@@ -12,19 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fedprune.selection.densities import Limits
-from fedprune.selection.pools import (
-    Ints,
-    Numbers,
-    Pooling,
-    add_counts,
-    unit_piece,
-)
-from fedprune.selection.ranking import (
-    Array,
-    Bools,
-    Layer,
-    Unreachable,
-)
+from fedprune.selection.pools import Ints, Numbers, Pooling, add_counts, unit_piece
+from fedprune.selection.ranking import Array, Bools, Layer, Unreachable
 
 
 @dataclass(frozen=True)

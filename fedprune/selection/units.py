@@ -28,10 +28,7 @@ from fedprune.selection.unit_numbers import (
     of_weights,
 )
 from fedprune.structure.families.catalog import FAMILIES
-from fedprune.structure.layout import (
-    Layout,
-    from_rows,
-)
+from fedprune.structure.layout import Layout, from_rows
 from fedprune.tensors.lazy import LazyTensors
 
 

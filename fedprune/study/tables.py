@@ -8,15 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedprune.report.reading import (
-    NO_VALUE,
-    SPACE,
-    metric_text,
-    percent,
-    significant,
-    size,
-    worded,
-)
+from fedprune.report.reading import NO_VALUE, SPACE, metric_text, percent, significant, size, worded
 from fedprune.report.tables import Table, shorten
 from fedprune.runtime.files import write_atomically
 from fedprune.study.comparison import (
