@@ -185,12 +185,7 @@ def _there(rate: float, sampling: str, canaries: int, gen: torch.Generator) -> T
 
 
 def _released(
-    noised: Noised,
-    mechanism: Audited,
-    sides: _Sides,
-    heads: Tensor,
-    tails: Tensor,
-    source: Source,
+    noised: Noised, mechanism: Audited, sides: _Sides, heads: Tensor, tails: Tensor, source: Source
 ) -> Tensor:
     """The noised sum, where each canary sends, (canaries, own)."""
     total = torch.zeros_like(sides.heads)

@@ -29,10 +29,7 @@ FIRST = "features.1.weight"
 _PRUNED = {"|g|, 80 % pruned": ("|g|", 0.8), "|g|, 95 % pruned": ("|g|", 0.95)}
 """The same from a model that has lost its smallest weights: only what is kept is released."""
 
-DEFENDED = {
-    "change, 10 % kept back": ("change", 0.1),
-    "change, 30 % kept back": ("change", 0.3),
-}
+DEFENDED = {"change, 10 % kept back": ("change", 0.1), "change, 30 % kept back": ("change", 0.3)}
 """The largest part of it stays with the client (--defence). Of one image's most is 0 anyway."""
 
 IMAGE_CASES = {name: (name, 0.0) for name in QUANTITIES} | _PRUNED | DEFENDED

@@ -72,10 +72,7 @@ def answer_compare(question: Question, client: ClientContext) -> Answer:
         sums = _measured(part, client)
         # Of the model as it is, the first, a loss that is no number is the client's failure.
         lost = i > 0 and not math.isfinite(sums["loss"])
-        totals |= {
-            f"loss_{i}": LOST if lost else sums["loss"],
-            f"correct_{i}": sums["correct"],
-        }
+        totals |= {f"loss_{i}": LOST if lost else sums["loss"], f"correct_{i}": sums["correct"]}
         totals["count"] = sums["count"]
     return Answer(torch.empty(0), 1.0, totals)
 

@@ -123,10 +123,7 @@ def audit_options(parser: ArgumentParser) -> None:
     """Put the arguments of ``fedprune audit`` on its parser."""
     parser.add_argument("run_folder", metavar="RUN", help="a finished run's folder")
     parser.add_argument(
-        "--plugin",
-        metavar="FILE",
-        default="",
-        help="Python file of the run's task",
+        "--plugin", metavar="FILE", default="", help="Python file of the run's task"
     )
     parser.add_argument(
         "--shadows",

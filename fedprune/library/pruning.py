@@ -124,11 +124,7 @@ def _check_options(options: Sequence[str] | dict[str, Any]) -> None:
 
 
 def _evidence(
-    model: nn.Module,
-    layout: Layout,
-    score: Score,
-    config: RunConfig,
-    data: tuple[Task, Part, int],
+    model: nn.Module, layout: Layout, score: Score, config: RunConfig, data: tuple[Task, Part, int]
 ) -> Evidence:
     """What the score sums over all examples, one ask after the other."""
     task, part, size = data

@@ -140,11 +140,7 @@ def _loss(model: Model, r: Round) -> Talk[tuple[float, tuple[int, ...]]]:
 
 
 def _with_factors(
-    model: Model,
-    r: Round,
-    paths: Mapping[str, str],
-    ranks: Ranks,
-    moments: Inputs | None,
+    model: Model, r: Round, paths: Mapping[str, str], ranks: Ranks, moments: Inputs | None
 ) -> tuple[Model, Round]:
     """The model with the matrices named as factors; their masks keep everything."""
     chosen = {path: name for path, name in paths.items() if name in ranks}

@@ -91,10 +91,7 @@ def compare_speed(
         ``latency`` [median, lower and upper quartile] for each, and for the first ``speedup``, how
         many times faster than the other it is.
     """
-    calls = {
-        "model": lambda: forward.through(model),
-        "other": lambda: forward.through(other),
-    }
+    calls = {"model": lambda: forward.through(model), "other": lambda: forward.through(other)}
     with torch.no_grad():
         taken = timed(calls, repeats=repeats, warmup=warmup, threads=threads)
     mine, theirs = taken["model"], taken["other"]

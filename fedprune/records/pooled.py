@@ -29,11 +29,7 @@ from fedprune.tasks.task import Part, Shard
 
 
 def pooled_arm(
-    config: RunConfig,
-    arm: RunConfig,
-    port: Port,
-    rows: Sequence[Row],
-    steps: Sequence[float] = (),
+    config: RunConfig, arm: RunConfig, port: Port, rows: Sequence[Row], steps: Sequence[float] = ()
 ) -> tuple[RunConfig, Port, dict[str, float]]:
     """The configuration of the arm, the port to its one client, and the examples trained on.
 

@@ -52,11 +52,7 @@ class About:
 
 
 def summary_of(
-    config: RunConfig,
-    layout: Layout,
-    end: State,
-    tests: Mapping[str, Totals],
-    about: About,
+    config: RunConfig, layout: Layout, end: State, tests: Mapping[str, Totals], about: About
 ) -> Summary:
     """What a run came to.
 

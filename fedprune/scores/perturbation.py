@@ -67,10 +67,7 @@ def _loss(probe: Probe) -> float:
 
 
 ASK_PERTURBATION = Statistic(
-    _collect,
-    _shapes,
-    passes="1 + probes forwards",
-    forwards=lambda probes: 1.0 + probes,
+    _collect, _shapes, passes="1 + probes forwards", forwards=lambda probes: 1.0 + probes
 )
 
 

@@ -72,10 +72,7 @@ def _cut_by_bits(
 
 
 def _in_question(
-    keys: Sequence[NDArray[Any]],
-    pools: Sequence[NDArray[np.bool_] | None],
-    prefix: int,
-    shift: int,
+    keys: Sequence[NDArray[Any]], pools: Sequence[NDArray[np.bool_] | None], prefix: int, shift: int
 ) -> Iterator[tuple[NDArray[Any], NDArray[np.uint64]]]:
     """Values whose bits above `shift` are these, a chunk at a time, and their bits."""
     for key, pool in zip(keys, pools, strict=True):

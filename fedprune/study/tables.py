@@ -83,12 +83,7 @@ def _spot(outcome: StudyOutcome, factors: Factors) -> tuple[str, str]:
 
 
 def _panel(
-    place: GridPlace,
-    metric: str,
-    same: Sequence[StudyOutcome],
-    factors: Factors,
-    *,
-    alone: bool,
+    place: GridPlace, metric: str, same: Sequence[StudyOutcome], factors: Factors, *, alone: bool
 ) -> Panel:
     rows = tuple(dict.fromkeys(_spot(o, factors)[0] for o in same))
     columns = tuple(dict.fromkeys(_spot(o, factors)[1] for o in same))
