@@ -27,7 +27,11 @@ def begun(state: State, r: Round) -> State:
     c = r.config
     those: dict[str, Method | Rider] = {method_name(c): method_of(c), **riders_of(c)}
     r = replace(r, options=method_options_of(c))
-    fresh = {n: v.init(state.model, r) for n, v in those.items() if n not in state.memories}
+    fresh = {
+        n: v.init(state.model, r) if v.init else v.memory()
+        for n, v in those.items()
+        if n not in state.memories
+    }
     return replace(state, memories={**state.memories, **fresh})
 
 
