@@ -85,11 +85,7 @@ def utility_findings(
 ) -> tuple[list[Passage], dict[str, Any]]:
     """The section about what privacy costs, and its figures.
 
-    Args:
-        task: a name in `TASKS`.
-        seeds: a run for each of them, with data, model, cohorts and noise of its own.
-        epsilons: budgets, at delta 1e-5.
-        tick: told after every run.
+    `epsilons`: budgets, at delta 1e-5.
     """
     cells = [*_scores_only(task, seeds, epsilons, tick), *_covered(task, seeds, epsilons, tick)]
     metric = "perplexity" if task == "shakespeare" else "accuracy"

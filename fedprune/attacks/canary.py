@@ -31,32 +31,20 @@ _LOUD = 10.0
 
 @dataclass(frozen=True)
 class Noised:
-    """One noised sum, as it was booked.
+    """One noised sum, as it was booked."""
 
-    Attributes:
-        clip: L2 norm of one client's vector.
-        z: standard deviation of the noise on the sum, in sensitivities.
-        signed: whether values may be below zero.
-    """
-
-    clip: float
-    z: float
-    signed: bool = True
+    clip: float  # L2 norm of one client's vector
+    z: float  # standard deviation of the noise on the sum, in sensitivities
+    signed: bool = True  # whether values may be below zero
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Sums that are asked of the same clients: one cohort, drawn once.
+    """Sums that are asked of the same clients: one cohort, drawn once."""
 
-    Attributes:
-        sums: what is asked.
-        rate: the part of the population that is in the cohort.
-        times: how many such cohorts there were.
-    """
-
-    sums: tuple[Noised, ...]
-    rate: float = 1.0
-    times: int = 1
+    sums: tuple[Noised, ...]  # what is asked
+    rate: float = 1.0  # the part of the population that is in the cohort
+    times: int = 1  # how many such cohorts there were
 
 
 @dataclass(frozen=True)
@@ -78,23 +66,14 @@ class Audited:
 
 @dataclass(frozen=True)
 class Audit:
-    """What the guesses say.
+    """What the guesses say."""
 
-    Attributes:
-        canaries: coins that were tossed.
-        guesses: coins that were guessed, the surest; how many was fixed beforehand.
-        right: guesses that were right.
-        delta: of the claim.
-        bound: epsilon is at least this, with a confidence of 95 %.
-        cap: the bound if every guess had been right: the largest that this audit could certify.
-    """
-
-    canaries: int
-    guesses: int
-    right: int
-    delta: float
-    bound: float
-    cap: float
+    canaries: int  # coins that were tossed
+    guesses: int  # coins that were guessed, the surest; how many was fixed beforehand
+    right: int  # guesses that were right
+    delta: float  # of the claim
+    bound: float  # epsilon is at least this, with a confidence of 95 %
+    cap: float  # the bound if every guess had been right: the largest that this audit could certify
 
 
 def audit(
@@ -107,13 +86,7 @@ def audit(
     6). Where one client is replaced by another, a canary's two sides are two vectors as far apart
     as the norm allows; where one is added or removed, it is there or not.
 
-    Args:
-        mechanism: what is released.
-        delta: of the claim.
-        source: of the noise.
-        canaries: how many; at least 2.
-        size: coordinates of a vector, at least two a canary.
-        seed: of coins, directions and cohorts.
+    `canaries`: how many; at least 2. `size`: coordinates of a vector, at least two a canary.
 
     Raises:
         ValueError: too few coordinates, or a clip norm that `clipping` refuses.

@@ -37,11 +37,6 @@ def canary_findings(
 ) -> tuple[Passage, dict[str, Any]]:
     """The section about one noised sum at several noise multipliers, and its figures.
 
-    Args:
-        seeds: an audit for each of them.
-        delta: of the claims.
-        tick: told after every row.
-
     Raises:
         ValueError: dp-accounting or scipy is missing.
     """

@@ -92,10 +92,7 @@ def closed_form_findings(
 ) -> tuple[list[Passage], dict[str, Any]]:
     """Sections about single images by inversion in closed form, and their figures.
 
-    Args:
-        seeds: another model and other images for each of them.
-        epsilons: of the noised columns.
-        tick: told after every quantity of every seed.
+    `seeds`: another model and other images for each of them.
 
     Raises:
         FileNotFoundError: scikit-learn is not installed.
@@ -167,11 +164,8 @@ def search_findings(
 ) -> tuple[list[Passage], dict[str, Any]]:
     """The section about images by search through the task's default network, and its figures.
 
-    Args:
-        seeds: another model and another image for each of them.
-        epsilons: the largest of them is shown.
-        steps: of each search.
-        tick: told after every quantity of every seed.
+    `seeds`: another model and another image for each of them. `epsilons`: the largest of them is
+    shown.
 
     Raises:
         FileNotFoundError: scikit-learn is not installed.

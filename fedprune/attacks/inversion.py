@@ -29,12 +29,8 @@ _STEPS = 300
 def inverted(scene: Scene, seen: Exposed, name: str, shape: torch.Size, seed: int = 0) -> Part:
     """The inputs that an observer makes of what it sees, and for one client the label.
 
-    Args:
-        scene: the model and the question, which the observer knows; its shards are not looked at.
-        seen: what it has.
-        name: weight of the linear layer that the flat input goes into.
-        shape: of one input, without the dimension of examples.
-        seed: for where sums of several clients begin.
+    `name`: weight of the linear layer that the flat input goes into. `shape`: of one input, without
+    the dimension of examples.
 
     Returns:
         `images` (n, *shape) in 0..1, n the clients in the sum, in no order; `labels` (n,), -1

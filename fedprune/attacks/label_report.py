@@ -53,11 +53,6 @@ def label_findings(
 ) -> tuple[list[Passage], dict[str, Any]]:
     """Sections about shares of labels, and their figures.
 
-    Args:
-        seeds: another model and other shards for each of them.
-        epsilons: of the noised columns.
-        tick: told after every quantity of every seed and size.
-
     Raises:
         FileNotFoundError: scikit-learn is not installed.
         ValueError: dp-accounting is not installed.

@@ -26,32 +26,19 @@ _NOISE_IMAGES, _STEPS, _COLUMNS = 32, 80, 48
 
 @dataclass(frozen=True)
 class Templates:
-    """What noise images of each class would release of one matrix; all tensors float64.
+    """What noise images of each class would release of one matrix; all tensors float64."""
 
-    Attributes:
-        name: of the matrix, the one nearest to the output that is released.
-        columns: which of its columns are looked at.
-        weight: its values there.
-        each: (classes, rows, columns) mean gradient, or mean square of single gradients.
-        head: whether its rows are the classes.
-    """
-
-    name: str
-    columns: Tensor
-    weight: Tensor
-    each: Tensor
-    head: bool
+    name: str  # of the matrix, the one nearest to the output that is released
+    columns: Tensor  # which of its columns are looked at
+    weight: Tensor  # its values there
+    each: Tensor  # (classes, rows, columns) mean gradient, or mean square of single gradients
+    head: bool  # whether its rows are the classes
 
 
 def histogram(scene: Scene, seen: Exposed, templates: Templates) -> Tensor:
     """Share of each label, (classes,) float64, that sums to 1.
 
     Equal shares where the quantity is not of gradients.
-
-    Args:
-        scene: the model and the question, which the observer knows; its shards are not looked at.
-        seen: what it has.
-        templates: `templates_of` this scene.
     """
     classes = len(templates.each)
     if scene.quantity.each is None:
@@ -109,13 +96,7 @@ def _likeness(would: Tensor, seen: Tensor, *, centred: bool) -> Tensor:
 
 
 def templates_of(scene: Scene, shape: torch.Size, seed: int = 0) -> Templates:
-    """What noise images of each class give, of the released matrix nearest to the output.
-
-    Args:
-        scene: of which the model and the task are used.
-        shape: of one image.
-        seed: of the noise.
-    """
+    """What noise images of each class give, of the released matrix nearest to the output."""
     host, gen = scene.host, generator(seed, "noise images")
     model = copy.deepcopy(host.model)
     load_into(model, scene.question.weights)

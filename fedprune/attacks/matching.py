@@ -24,17 +24,11 @@ from fedprune.tensors.models import load_into
 
 @dataclass(frozen=True)
 class Search:
-    """How images are searched for.
+    """How images are searched for."""
 
-    Attributes:
-        steps: of Adam.
-        restarts: searches from new noise; the one that matches best counts.
-        smooth: factor of the total variation.
-    """
-
-    steps: int = 200
-    restarts: int = 2
-    smooth: float = 0.01
+    steps: int = 200  # of Adam
+    restarts: int = 2  # searches from new noise; the one that matches best counts
+    smooth: float = 0.01  # factor of the total variation
 
 
 def matched(scene: Scene, seen: Exposed, part: Part, search: Search, seed: int = 0) -> Tensor:
@@ -139,6 +133,5 @@ def _likeness(would: Tensor, seen: Tensor, *, centred: bool) -> Tensor:
 
 
 def _variation(images: Tensor) -> Tensor:
-    """Mean absolute difference of neighbours."""
     down = (images[..., 1:, :] - images[..., :-1, :]).abs().mean()
     return down + (images[..., 1:] - images[..., :-1]).abs().mean()

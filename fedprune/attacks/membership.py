@@ -91,12 +91,7 @@ def lira(observed: Floats, shadows: Floats, inside: Flags) -> Floats:
 
 
 def each_in_turn(observed: Floats, inside: Flags) -> tuple[Floats, Floats]:
-    """LiRA against each of several models, all others its shadows: of members, and of others.
-
-    Args:
-        observed: confidences, (models, examples).
-        inside: whether a model was trained on an example, (models, examples).
-    """
+    """LiRA against each of several models, all others its shadows: of members, and of others."""
     members, others = [], []
     for i in range(len(observed)):
         rest = np.arange(len(observed)) != i

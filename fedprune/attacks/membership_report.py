@@ -49,10 +49,7 @@ def membership_study(
 ) -> tuple[Passage, dict[str, Any]]:
     """The section about small models of the digits, dense and pruned, and its figures.
 
-    Args:
-        seed: of halves, initialisations and batches.
-        models: how many of each sparsity; even, from 6.
-        tick: told after all sparsities of a model.
+    `models`: how many of each sparsity; even, from 6.
 
     Raises:
         FileNotFoundError: scikit-learn is not installed.
@@ -95,9 +92,7 @@ def _share(found: Mapping[str, Any]) -> str:
 def membership_findings(found: Sequence[Attacked], what: str) -> tuple[Passage, dict[str, Any]]:
     """The section about models of several sparsities, the first of them dense, and its figures.
 
-    Args:
-        found: as `fedprune.attacks.shadows.dense_and_pruned` gives it.
-        what: of which models and data, as a sentence.
+    `found`: as `fedprune.attacks.shadows.dense_and_pruned` gives it.
     """
     lira = {a.sparsity: each_in_turn(a.confidence, a.inside) for a in found}
     plain = {a.sparsity: (a.confidence[a.inside], a.confidence[~a.inside]) for a in found}

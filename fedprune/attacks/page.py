@@ -74,13 +74,8 @@ def write_findings(
 ) -> Path:
     """Write the page and return its path; the same sections give the same bytes.
 
-    Args:
-        path: where to, ending in .html.
-        title: heading of the page.
-        text: paragraphs below it.
-        sections: in order.
-        command: what to type to have the page again; "" says nothing.
-        kicker: the line above the heading: the command that it is of.
+    `command`: what to type to have the page again; "" says nothing. `kicker`: the line above the
+    heading: the command that it is of.
     """
     pictures = [picture for section in sections for picture in section.pictures]
     page = rendered(

@@ -42,5 +42,4 @@ def tiles(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Tensor | No
 
 
 def _broken(name: str) -> str:
-    """In lines that a tile has room for."""
     return "\n".join(textwrap.wrap(name, 10))

@@ -43,10 +43,6 @@ def portrait_findings(
 ) -> tuple[list[Passage], dict[str, Any]]:
     """The section about finished models, and its figures.
 
-    Args:
-        seeds: another run for each of them.
-        tick: told after every model.
-
     Raises:
         FileNotFoundError: scikit-learn is not installed.
     """

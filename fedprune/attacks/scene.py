@@ -25,17 +25,11 @@ from fedprune.tensors.named import Masks, Tensors, masked
 
 @dataclass(frozen=True)
 class Scene:
-    """Clients, what they were sent, and what they are asked.
+    """Clients, what they were sent, and what they are asked."""
 
-    Attributes:
-        quantity: what they release.
-        host: serves them; partition p holds the p-th part.
-        question: with the weights and the mask that everyone knows.
-    """
-
-    quantity: Quantity
-    host: Host
-    question: Question
+    quantity: Quantity  # what they release
+    host: Host  # serves them; partition p holds the p-th part
+    question: Question  # with the weights and the mask that everyone knows
 
     @property
     def form(self) -> Form:
@@ -66,13 +60,8 @@ def scene(
 ) -> Scene:
     """The scene in which each part is one client's training data.
 
-    Args:
-        name: in `QUANTITIES`.
-        parts: one a client, of equal numbers of examples.
-        keys: configuration: task, model, seed.
-        weights: the state that was sent; default: the seeded initialisation.
-        masks: what is left of the model; default: all of it.
-        sparsity: of the clients' own masks, for votes.
+    `parts`: one a client, of equal numbers of examples. `sparsity`: of the clients' own masks, for
+    votes.
     """
     quantity = QUANTITIES[name]
     examples = max(next(iter(part.values())).shape[0] for part in parts)

@@ -121,11 +121,8 @@ def dense_and_pruned(
     go (the selection that runs use, globally by magnitude) and it is trained under the mask for as
     long again. Sparsity 0 is that without a mask, so that length of training is no difference.
 
-    Args:
-        config: task, model, optimizer, learning rate, batch size, epochs or steps of one stage.
-        sparsities: 0 is the dense model.
-        models: how many; even, from 6.
-        tick: told after every model.
+    `models`: how many; even, from 6. `config`: task, model, optimizer, learning rate, batch size,
+    epochs or steps of one stage.
     """
     pool = everything(tasks_of(config.plugin)[config.task].shards(config))
     inside = halves(models, examples(pool), config.seed)

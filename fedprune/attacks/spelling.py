@@ -32,14 +32,7 @@ def spelled(
 ) -> list[int]:
     """The ids of a text of `length` tokens and the one that follows, length + 1 in all.
 
-    Args:
-        scene: the model and the question, which the observer knows; its shards are not looked at.
-        seen: what it has of one client with one text.
-        table: name of the embeddings.
-        candidates: the ids that may occur.
-        length: tokens of the input.
-        steps: of Adam.
-        seed: for where it begins.
+    `table`: name of the embeddings. `candidates`: the ids that may occur.
 
     Raises:
         ValueError: the quantity is not of gradients, so that there is nothing to match.

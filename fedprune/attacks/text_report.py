@@ -59,11 +59,7 @@ def text_findings(
 ) -> tuple[list[Passage], dict[str, Any]]:
     """Sections about the characters of a text and their order, and their figures.
 
-    Args:
-        seeds: another model and other texts for each of them.
-        epsilons: of the noised columns.
-        steps: of the search for the order; 0 leaves it out.
-        tick: told after every quantity of every seed.
+    `steps`: of the search for the order; 0 leaves it out.
 
     Raises:
         FileNotFoundError: the plays are not installed.

@@ -25,12 +25,8 @@ from fedprune.tensors.models import load_into
 def evidence(scene: Scene, seen: Exposed, table: str, readers: Sequence[str]) -> Tensor:
     """How much speaks for each token, (V,) float64: only the order means something.
 
-    Args:
-        scene: the model and the question, which the observer knows; its shards are not looked at.
-        seen: what it has.
-        table: name of the embeddings.
-        readers: weights of linear layers that share an input which depends on one token alone
-            (LLaMA's first projections: positions come later).
+    `readers`: weights of linear layers that share an input which depends on one token alone
+    (LLaMA's first projections: positions come later).
     """
     if table in seen.values:
         return seen.values[table].abs().sum(1)

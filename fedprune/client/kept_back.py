@@ -29,12 +29,7 @@ def remember_change(
 ) -> None:
     """Keep what follows from a change: what was not sent of it, and the client's control variate.
 
-    Args:
-        host: where the client is served.
-        question: that it answered.
-        own: what it remembers.
-        meant: its answer.
-        given: as the server understands it.
+    `meant`: its answer. `given`: as the server understands it.
     """
     c = host.config
     if not KINDS[question.kind].changes:

@@ -65,13 +65,8 @@ def answered(
 ) -> Answer:
     """One partition's answer; of a change with what it kept back before, where it does that.
 
-    Args:
-        host: where it is served.
-        question: what is asked.
-        partition: who answers.
-        seconds: how long it may take.
-        own: what it remembers, and where it keeps what it is to remember.
-        finish: gives what was computed with others'; None: it computes by itself.
+    `own`: what it remembers, and where it keeps what it is to remember. `finish`: gives what was
+    computed with others'; None: it computes by itself.
 
     Raises:
         RuntimeError: it took longer than so many seconds, by default half of the phase's.

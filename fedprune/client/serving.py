@@ -147,15 +147,10 @@ def _parts(asked: _Asked, partitions: Sequence[int]) -> Iterator[PartitionPart]:
 
 @dataclass(frozen=True)
 class _Begun:
-    """A partition whose answer was computed with others.
+    """A partition whose answer was computed with others."""
 
-    Attributes:
-        own: what it remembers, and where it kept what it is to remember.
-        finish: gives its answer.
-    """
-
-    own: Recollection
-    finish: Callable[[], Answer]
+    own: Recollection  # what it remembers, and where it kept what it is to remember
+    finish: Callable[[], Answer]  # gives its answer
 
 
 def _begun(asked: _Asked, partitions: Sequence[int]) -> dict[int, _Begun]:

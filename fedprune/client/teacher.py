@@ -96,10 +96,7 @@ def distillation_of(
 def check_distillation(config: RunConfig, student: nn.Module, teacher: bytes) -> None:
     """Refuse a teacher that the student has nothing to learn from, by one example without data.
 
-    Args:
-        config: complete configuration.
-        student: the dense model.
-        teacher: another run's model; empty: the student's own.
+    `teacher`: another run's model; empty: the student's own.
 
     Raises:
         ValueError: key=value: what is wrong; allowed: what is.

@@ -34,10 +34,7 @@ def answer_thresholds(
 ) -> Answer:
     """How the thresholds moved in training, which the client keeps with its weights.
 
-    Args:
-        question: with the thresholds, and how they moved last.
-        client: who answers.
-        train: trains the client's model in a manner.
+    `question`: with the thresholds, and how they moved last.
     """
     layout, given = client.layout, question.given
     begun = {n: given[f"{n}{THRESHOLD}"] for n in layout.prunable}

@@ -34,17 +34,11 @@ FEW_TRIED = 2
 
 @dataclass(frozen=True)
 class TrialClient:
-    """A throw-away client.
+    """A throw-away client."""
 
-    Attributes:
-        client: a copy of the model and a few examples.
-        weights: of the model as it is before round one.
-        others: shards of other partitions, for layers that few examples reach.
-    """
-
-    client: ClientContext
-    weights: Tensors
-    others: Mapping[int, Shard]
+    client: ClientContext  # a copy of the model and a few examples
+    weights: Tensors  # of the model as it is before round one
+    others: Mapping[int, Shard]  # shards of other partitions, for layers that few examples reach
 
     def question(self, kind: str, **what: Any) -> Question:
         """A question about the model as it is."""

@@ -51,10 +51,8 @@ def run_asked_for(
 def listing(plugin: str, wanted: str = "") -> str:
     """Every name that an option takes, with a line about each, from the tables themselves.
 
-    Args:
-        plugin: whose names are there too.
-        wanted: the option whose table is wanted, in the singular or the plural; "": all, and the
-            rules for what may stand beside each other.
+    `wanted`: the option whose table is wanted, in the singular or the plural; "": all, and the
+    rules for what may stand beside each other.
 
     Raises:
         ConfigError: no option has such a table.

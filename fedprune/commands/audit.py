@@ -88,7 +88,6 @@ def run(arguments: Namespace) -> int:
 
 
 def _attacked(looked: Subject, run_: Run, shadows: int) -> dict[str, Sides]:
-    """The statistics of every attack on the run's model."""
     people = people_of(looked, run_.rows)
     sides = {"threshold": by_threshold(looked, people)}
     if shadows:

@@ -52,7 +52,6 @@ def make_certificates(given: Namespace) -> int:
 
 
 def _server(folder: Path, name: str, alternatives: str, days: int) -> None:
-    """The server's certificate, by the authority of the folder."""
     at = {end: str(folder / f"{AUTHORITY}.{end}") for end in ("key", "crt")}
     own = {end: str(folder / f"{SERVER}.{end}") for end in ("key", "crt", "csr", "ext")}
     if not Path(at["key"]).is_file():

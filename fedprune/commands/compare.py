@@ -55,10 +55,8 @@ def compared_labels(
 ) -> list[dict[str, str]]:
     """What each run is called, by factor: the keys that were given to some and differ.
 
-    Args:
-        keys: of each run those that were given, and all.
-        by: the key to compare; then every other one is a factor of its own. "": those but the seed
-            and the sparsity are one factor together.
+    `by`: the key to compare; then every other one is a factor of its own. "": those but the seed
+    and the sparsity are one factor together.
 
     Raises:
         ConfigError: the runs do not differ, or not in `by`.

@@ -41,7 +41,6 @@ def run(arguments: Namespace) -> int:
 
 
 def _command(looked: Subject) -> str:
-    """What has the run again, as its summary says."""
     return "" if looked.run is None else str(summary_in(looked.run).get("command", ""))
 
 

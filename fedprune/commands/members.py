@@ -29,15 +29,10 @@ from fedprune.tensors.named import masked
 
 @dataclass(frozen=True)
 class People:
-    """The examples that a run's model was trained on, and others from the same clients.
+    """The examples that a run's model was trained on, and others from the same clients."""
 
-    Attributes:
-        members: training rows of every client that was in a cohort.
-        others: test rows of all clients.
-    """
-
-    members: list[Part]
-    others: list[Part]
+    members: list[Part]  # training rows of every client that was in a cohort
+    others: list[Part]  # test rows of all clients
 
 
 def people_of(looked: Subject, rounds: Iterable[Row]) -> People:
@@ -72,11 +67,7 @@ def by_shadows(
     time. So it is no federated run, its mask is not its own, and it saw no noise: nearer shadows
     could find more.
 
-    Args:
-        looked: the run.
-        people: of `people_of`.
-        shadows: how many; even, from 6.
-        tick: told after each.
+    `shadows`: how many; even, from 6.
 
     Raises:
         ValueError: too few shadows, an odd number, or rows that do not fit together.

@@ -42,10 +42,7 @@ def main(
 ) -> int:
     """Run the command line.
 
-    Args:
-        arguments: after the command's name; None: of this process.
-        program: the command's name, for messages.
-        leaving: the process ends after this, see `fedprune.engines.ray.engine.simulate`.
+    `leaving`: the process ends after this, see `fedprune.engines.ray.engine.simulate`.
 
     Returns:
         0: the run completed rounds. 1: it began and came to nothing, or could not write. 2: bad

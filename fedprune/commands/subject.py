@@ -80,10 +80,8 @@ def given_keys(arguments: Namespace) -> dict[str, Any]:
 def subject(path: str, task: str | None = None, keys: Mapping[str, Any] | None = None) -> Subject:
     """The model at a path, by what lies there.
 
-    Args:
-        path: see `MODEL_HELP`.
-        task: what a model that fedprune did not save is for; refused for one that it did.
-        keys: further keys of a configuration that such a task needs (``data``).
+    `path`: see `MODEL_HELP`. `task`: what a model that fedprune did not save is for; refused for
+    one that it did. `keys`: further keys of a configuration that such a task needs (``data``).
 
     Raises:
         ConfigError: the path is nothing that can be read, or the task does not go with it.

@@ -51,7 +51,6 @@ def _keyword(found: re.Match[str]) -> str:
 
 
 def _values(key: str) -> set[str]:
-    """The words that an option takes."""
     field, names = AllOptions.model_fields[key], options_of(AllOptions)[key].says.names
     listed = METHODS if key == "method" else names("") if callable(names) else names or {}
     return {*listed, *re.findall(r"'([\w:-]+)'", str(field.annotation)), "true", "false"}

@@ -167,7 +167,6 @@ def _evidence(
 def _decided(
     score: Score, evidence: Evidence, config: RunConfig, layout: Layout
 ) -> tuple[Masks, Tensors]:
-    """The masks, and the weights under them."""
     assert config.sparsity is not None  # `prune` was given one
     if score.step is not None:
         shares = dict.fromkeys(evidence.weights, config.sparsity)

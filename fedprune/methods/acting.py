@@ -133,7 +133,6 @@ def learnt(
 
 
 def _summed(state: State, r: Round, changes: Aggregate) -> dict[str, Any]:
-    """The memories with what riders remember of the cohort's changes."""
     memories = dict(state.memories)
     for name, rider in riders_of(r.config).items():
         if rider.summed:

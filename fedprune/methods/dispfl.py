@@ -86,7 +86,6 @@ def _init(model: Model, r: Round) -> Memory:
 
 
 def _own(model: Model, memory: Memory, partition: int) -> Model:
-    """What a client holds."""
     start = memory.starts[tier_of(memory.whose, partition, len(memory.starts))]
     weights = memory.weights.get(partition, memory.begin)
     return replace(model, weights=weights).under(memory.masks.get(partition, start))

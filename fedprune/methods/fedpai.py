@@ -52,7 +52,6 @@ class Memory:
 
 
 def _own(model: Model, memory: Memory, partition: int) -> Model:
-    """What a client holds of the model."""
     return model.under(memory.masks.get(partition, model.masks))
 
 
@@ -79,7 +78,6 @@ def _trained(model: Model, memory: Memory, r: Round) -> Talk[Trained]:
 
 
 def _settled(model: Model, memory: Memory, r: Round, _: Any) -> Talk[Step]:
-    """How sparse the clients' own models are."""
     yield from ()
     if r.options.masks == "server":
         return Step(model, memory)

@@ -46,11 +46,7 @@ def thin(
 ) -> Talk[Step]:
     """Score and prune, in as many steps and stages as the configuration says.
 
-    Args:
-        model: what is pruned.
-        memory: that of the method.
-        r: the round.
-        further: what else the answers change of the pruned model.
+    `further`: what else the answers change of the pruned model.
     """
     notes = Notes()
     for sparsity in _steps(model, r):
@@ -104,7 +100,6 @@ def _decides_at_once(wanted: Wanted, r: Round) -> bool:
 
 
 def _held(model: Model, r: Round) -> tuple[Masks, Tensors]:
-    """Masks and weights of all that is prunable."""
     names = r.layout.prunable
     return some_of(model.masks, names), some_of(model.weights, names)
 

@@ -68,7 +68,6 @@ def _parted(model: Model, memory: Memory, r: Round) -> Talk[Step]:
 
 
 def _own(model: Model, memory: Memory, partition: int) -> Model:
-    """What the tier of a partition holds of the model."""
     if not memory.tiers:
         return model
     return part_of_client(model, memory.tiers, memory.whose, partition)

@@ -51,7 +51,6 @@ class Memory:
 
 
 def _own(model: Model, memory: Memory, partition: int) -> Model:
-    """What a client holds of the global model."""
     return model.under(memory.masks.get(partition, model.masks))
 
 
@@ -90,7 +89,6 @@ def _trained(model: Model, memory: Memory, r: Round) -> Talk[Trained]:
 
 
 def _settled(model: Model, memory: Memory, r: Round, _: Any) -> Talk[Step]:
-    """The global model, and how sparse its clients' own are."""
     yield from ()
     told = {**own_sparsity_of(_own, model, memory, r), "tickets": len(memory.masks)}
     return Step(model, replace(memory, pruned=frozenset()), Notes(method=told))

@@ -88,17 +88,11 @@ def each_by_its_rank(model: Model, r: Round, **what: Any) -> Talk[Trained]:
 
 @dataclass(frozen=True)
 class TrainedFactors:
-    """What a client made of its factors.
+    """What a client made of its factors."""
 
-    Attributes:
-        start: that it began with.
-        after: training.
-        changes: its answer.
-    """
-
-    start: Tensors
-    after: Tensors
-    changes: Aggregate
+    start: Tensors  # that it began with
+    after: Tensors  # training
+    changes: Aggregate  # its answer
 
 
 def trained_by_rank(

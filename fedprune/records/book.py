@@ -36,23 +36,14 @@ WARM = "warm"
 
 @dataclass
 class RunBook:
-    """The rows of every arm as they come, in memory and in the folder.
+    """The rows of every arm as they come, in memory and in the folder."""
 
-    Attributes:
-        config: of the run.
-        folder: where its results go; None keeps nothing.
-        watch: who looks on.
-        rows: of all arms so far.
-        states: where arms stood that have begun, and the end of the warm-up.
-        differences: what the run goes on with that it did not begin with.
-    """
-
-    config: RunConfig
-    folder: Path | None
-    watch: Watch
-    rows: list[Row]
-    states: dict[str, State]
-    differences: Sequence[str] = ()
+    config: RunConfig  # of the run
+    folder: Path | None  # where its results go; None keeps nothing
+    watch: Watch  # who looks on
+    rows: list[Row]  # of all arms so far
+    states: dict[str, State]  # where arms stood that have begun, and the end of the warm-up
+    differences: Sequence[str] = ()  # what the run goes on with that it did not begin with
 
     def start(self, arm: str, fresh: State) -> State:
         """Where an arm begins: its checkpoint, the shared end of the warm-up, or the beginning.

@@ -65,12 +65,8 @@ def began_with(
 ) -> Began:
     """What a run that begins now begins with.
 
-    Args:
-        config_text: of ``config.toml``.
-        plugin: path of the plug-in; "": none.
-        data: digest of the shards, "" where they are not here.
-        models: folders of runs that this one begins with or learns from, by option; "": none.
-        profiles: file of classes of devices; "": none.
+    `data`: digest of the shards, "" where they are not here. `models`: folders of runs that this
+    one begins with or learns from, by option; "": none.
     """
     own = hashlib.sha256(source_of(plugin)).hexdigest() if plugin else ""
     found = {"config.toml": hashlib.sha256(config_text).hexdigest(), "data": data, "plugin": own}
@@ -102,10 +98,7 @@ def keep_began(folder: Path, began: Began) -> None:
 def gone_on_with(folder: Path, now: Began, *, anyway: bool) -> list[str]:
     """What differs from what the run began with, this time and the times before.
 
-    Args:
-        folder: the run's.
-        now: what it would go on with.
-        anyway: go on all the same, and write the differences down.
+    `anyway`: go on all the same, and write the differences down.
 
     Returns:
         A line for each difference that was gone on with, another engine too.
@@ -130,10 +123,7 @@ def gone_on_with(folder: Path, now: Began, *, anyway: bool) -> list[str]:
 def rounds_added(folder: Path, digest: str, line: str) -> None:
     """Write down that a run has more rounds from now on.
 
-    Args:
-        folder: the run's.
-        digest: of its new configuration.
-        line: what differs, where what was played would have been otherwise; "": nothing.
+    `line`: what differs, where what was played would have been otherwise; "": nothing.
     """
     path = folder / "checkpoint" / NAME
     before, told = _read(path)
@@ -151,7 +141,6 @@ def began_in(folder: Path) -> Began:
 
 
 def _read(path: Path) -> tuple[Began, list[str]]:
-    """What a run began with, and the lines that were gone on with."""
     content = read_verified(path)
     try:
         said = read_object(content)

@@ -28,10 +28,7 @@ from fedprune.tensors.named import Tensors, over_bytes
 def save_state(state: State, path: Path, beside: Iterable[Path] = ()) -> None:
     """Write the state so that `path` is at any moment the old file or the new one, whole.
 
-    Args:
-        state: what to write.
-        path: where.
-        beside: files that only grow, whose content so far belongs to the state.
+    `beside`: files that only grow, whose content so far belongs to the state.
     """
     tensors: Tensors = {}
     rest: dict[str, Any] = {}
@@ -90,10 +87,8 @@ def load_state(
 ) -> State:
     """The state that `save_state` wrote, bit for bit.
 
-    Args:
-        path: where.
-        kinds: the types of memories by name (`fedprune.methods.catalog.memories_of`).
-        held: the weights that a state of a model which is not kept in memory is about.
+    `kinds`: the types of memories by name (`fedprune.methods.catalog.memories_of`). `held`: the
+    weights that a state of a model which is not kept in memory is about.
 
     Raises:
         FileNotFoundError: there is none.
@@ -148,7 +143,6 @@ def check_beside(path: Path) -> dict[str, int]:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], Tensors]:
-    """What a checkpoint says beside its tensors, and these."""
     if not path.is_file():
         raise FileNotFoundError(f"resume={path}: no checkpoint there; allowed: a run's folder")
     content = read_verified(path)

@@ -38,11 +38,7 @@ def figures_of(
 ) -> Figures:
     """What can be counted about a model, without a clock and without data.
 
-    Args:
-        model: in eval mode on the CPU.
-        config: of the task it is for.
-        masks: True = kept; None: what is not 0.0 counts as kept.
-        edits: what was edited in its shape.
+    `masks`: True = kept; None: what is not 0.0 counts as kept.
 
     Returns:
         ``parameters``, ``nonzeros``, ``bytes_dense`` (fp32), ``bytes_held`` (in memory),
@@ -114,12 +110,7 @@ def figures_of_run(
 
     Without a cut there is nothing to time: both do the same products.
 
-    Args:
-        model: the run's.
-        config: what ran.
-        masks: True = kept.
-        edits: what was edited in its shape.
-        dense: the dense model's state where it is at hand; then no other one is built for it.
+    `dense`: the dense model's state where it is at hand; then no other one is built for it.
     """
     pruned = figures_of(model, config, masks, edits)
     if not edits and dense is not None:

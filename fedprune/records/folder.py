@@ -100,10 +100,7 @@ def _check_none_gone(folder: Path, arms: Sequence[str], known: int) -> None:
 def begin(folder: Path, config: RunConfig, data: str = "") -> None:
     """Make the folder and put the configuration in it: what was given, and what followed.
 
-    Args:
-        folder: of the run.
-        config: what runs.
-        data: digest of the shards, where they are known.
+    `data`: digest of the shards, where they are known.
     """
     folder.mkdir(parents=True, exist_ok=True)
     # Without its own folder, which holds this run: so the file runs again as it is.
@@ -121,11 +118,7 @@ def _began(text: bytes, config: RunConfig, data: str) -> Began:
 def gone_on(folder: Path, config: RunConfig, data: str = "", *, anyway: bool = False) -> list[str]:
     """Check that a run goes on with what it began with.
 
-    Args:
-        folder: of the run.
-        config: what would go on.
-        data: digest of the shards, where they are known.
-        anyway: go on with something else, and write that down.
+    `anyway`: go on with something else, and write that down.
 
     Returns:
         What differs and was gone on with, a line each.
@@ -189,12 +182,8 @@ def rewind(
 ) -> tuple[list[Row], dict[str, State]]:
     """The rows so far and the states to go on from; rows past a checkpoint are cut off.
 
-    Args:
-        folder: of the run.
-        arms: whose.
-        known: from `check_resumable`; nothing vouches for what comes after so many bytes.
-        kinds: the types of memories by name.
-        held: weights that states of models which are not kept in memory are about.
+    `known`: from `check_resumable`; nothing vouches for what comes after so many bytes. `held`:
+    weights that states of models which are not kept in memory are about.
     """
     paths = {a: checkpoint_path(folder, a) for a in arms}
     found = {a: load_state(p, kinds, held) for a, p in paths.items() if p.is_file()}
@@ -212,9 +201,7 @@ def rewind(
 def read_rows(path: Path, size: int | None = None) -> list[Row]:
     """The rows of a file; a last line that a crash cut short, without its end, is not one.
 
-    Args:
-        path: of the file.
-        size: how many of its bytes are read; None: all.
+    `size`: how many of its bytes are read; None: all.
 
     Raises:
         ValueError: another line is damaged; its number is named.

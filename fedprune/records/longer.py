@@ -22,11 +22,8 @@ from fedprune.records.bound import began_in, rounds_added
 def longer(before: RunConfig, rounds: Any, *, anyway: bool = False) -> RunConfig:
     """The configuration of a run with more rounds.
 
-    Args:
-        before: of the run as it was planned.
-        rounds: how many there are to be.
-        anyway: although what was played would have been played otherwise: all but the rounds, and
-            what falls with them, stays as it was.
+    `anyway`: although what was played would have been played otherwise: all but the rounds, and
+    what falls with them, stays as it was.
 
     Raises:
         ConfigError: they are fewer, or what was played would have been played otherwise.
@@ -80,11 +77,7 @@ def _taught(config: RunConfig) -> range:
 def lengthened(folder: Path, text: str, before: RunConfig, after: RunConfig) -> None:
     """Write down that the run in a folder has more rounds from now on.
 
-    Args:
-        folder: of the run.
-        text: what its configuration's file holds.
-        before: that configuration.
-        after: the longer one.
+    `text`: what its configuration's file holds.
     """
     new = to_toml(with_values(after, {"out": ""}))
     began = began_in(folder)

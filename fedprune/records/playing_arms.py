@@ -67,11 +67,7 @@ def play_arms(
 ) -> ArmsPlayed:
     """Play every arm to its end; if the first comes to nothing, no other.
 
-    Args:
-        world: where.
-        starts: what each begins with; emptied on the way, so that it is let go of.
-        blank: the plan of the dense model.
-        arms: their configurations.
+    `starts`: what each begins with; emptied on the way, so that it is let go of.
     """
     out, book = ArmsPlayed(), world.book
     for arm, its_config in arms.items():
@@ -105,7 +101,6 @@ def play_arms(
 
 
 def _alone_played(world: ArmsWorld, fresh: State, plan: Plan) -> State:
-    """What clients come to that each prune and tune alone."""
     state = world.book.states.get(LOCAL) or State(0, Model({}, {}), tested={}, tested_own={})
     for state in played_alone(  # noqa: B020 (the last state is the result)
         state, fresh, plan, world.shown(LOCAL), _finished
@@ -132,7 +127,6 @@ def _tested(end: State, plan: Plan, port: Port) -> State:
 
 
 def _on_newcomers(end: State, r: Round, port: Port) -> tuple[State, Totals]:
-    """Test totals of the clients that never trained."""
     new = [p for p in port.measuring() if p in newcomers_of(r.config)]
     if not new:
         return end, {}

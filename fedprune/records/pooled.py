@@ -33,12 +33,8 @@ def pooled_arm(
 ) -> tuple[RunConfig, Port, dict[str, float]]:
     """The configuration of the arm, the port to its one client, and the examples trained on.
 
-    Args:
-        config: of the run.
-        arm: of the arm, as `fedprune.records.arms.arms_of` has it.
-        port: to the run's clients: who of them trains, and who is measured on.
-        rows: of the run, all rounds of its pruned arm among them.
-        steps: part of its steps that each client takes; none: all.
+    `arm`: of the arm, as `fedprune.records.arms.arms_of` has it. `rows`: of the run, all rounds of
+    its pruned arm among them. `steps`: part of its steps that each client takes; none: all.
 
     Returns:
         Configuration and port, and how many examples a round trains on: the mean of the federated
@@ -96,11 +92,7 @@ def federated_examples(
 
     Those of a client that failed count for nothing, as they do for the model.
 
-    Args:
-        config: of the run.
-        sizes: training examples, by partition.
-        rows: of its pruned arm.
-        steps: part of its steps that each client takes (`fedprune.server.plan.Plan.steps`).
+    `steps`: part of its steps that each client takes (`fedprune.server.plan.Plan.steps`).
     """
 
     def seen_by(p: int) -> int:
@@ -121,7 +113,6 @@ def _failed(row: Row) -> Collection[int]:
 
 
 def _only(config: RunConfig, arm: RunConfig, seen: float, whole: int, clients: int) -> RunConfig:
-    """The configuration for one client with so many examples."""
     changes: dict[str, Any] = {"clients": 1, "hosts": 1, "engine": "inline"}
     if trains(config):
         passes, rest = divmod(seen, whole)

@@ -20,9 +20,6 @@ _TIMEOUT = 10
 def provenance_of(began: Began) -> dict[str, str]:
     """What a summary says of where its run comes from, besides its configuration and command.
 
-    Args:
-        began: what the run began with: versions, digests of data and plug-in.
-
     Returns:
         ``date`` (UTC, when the summary was written), ``commit`` of the repository that the code
         lies in with "+" behind it where files differ from it ("" without one), ``machine`` and

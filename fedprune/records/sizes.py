@@ -77,7 +77,6 @@ def _short(config: Pruning, sparsity: float, end: State, plan: Plan | None) -> f
 
 
 def _why_short(config: Pruning, end: State) -> str:
-    """Why a run may come short of what was asked for."""
     if end.pending and (void := end.round - end.completed):
         return f"{void} of {counted(end.round, 'round')} void, in which nothing changes"
     if config.target_bytes or config.target_flops:

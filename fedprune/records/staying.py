@@ -60,10 +60,6 @@ def nearly_empty(layers: Sequence[Mapping[str, Any]], unit: str) -> list[str]:
     """Names of the tensors that keep almost nothing: under 1 %, or under 8 weights and 10 %.
 
     Where units are whole tensors, those that are gone are none of these.
-
-    Args:
-        layers: as in ``summary.json``.
-        unit: what was removed together.
     """
     wholly = UNITS[unit].tensors == "all"
     return [

@@ -56,12 +56,7 @@ def summary_of(
 ) -> Summary:
     """What a run came to.
 
-    Args:
-        config: what ran.
-        layout: the dense model's layout.
-        end: the pruned arm's last state.
-        tests: test totals over all partitions, by arm, the pruned one first.
-        about: the rest.
+    `tests`: test totals over all partitions, by arm, the pruned one first.
     """
     task = tasks_of(config.plugin)[config.task]
     return {
@@ -112,7 +107,6 @@ def _quality(config: RunConfig, end: State, tests: Mapping[str, Totals]) -> Summ
 
 
 def _intervals(end: State, tests: Mapping[str, Totals]) -> Summary:
-    """The 95 % intervals of what was measured on test; none where sums were not resampled."""
     (_, final), *baselines = tests.items()
     every = {"dense_at_pruning": end.dense_at_pruning, "final": final, **dict(baselines)}
     every |= {"newcomers": end.tested_new, "own": end.tested_own}

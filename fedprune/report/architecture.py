@@ -27,8 +27,7 @@ def spans(kept: Sequence[int]) -> list[tuple[int, int]]:
 def architecture_figure(groups: Sequence[Row]) -> Figure:
     """One strip a group, from the top in model order; what is filled is left.
 
-    Args:
-        groups: `structure` of a summary: path, kind, how many units there were, which are left.
+    `groups`: `structure` of a summary: path, kind, how many units there were, which are left.
     """
     shown = groups[:MOST_ROWS]
     figure, axes = canvas("", height=0.6 + 0.17 * len(shown))

@@ -88,7 +88,6 @@ def best_lines(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _over_clients(summary: Mapping[str, Any]) -> list[str]:
-    """How quality is spread over clients."""
     told = summary.get("client_spread") or {}
     names = {"worst_tenth": "worst tenth", "p10": "10 %", "p50": "median", "p90": "90 %"}
     return [
@@ -101,7 +100,6 @@ def _over_clients(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _devices(summary: Mapping[str, Any]) -> list[str]:
-    """What a run took the simulated devices."""
     told = summary.get("devices")
     if not told:
         return []
@@ -110,7 +108,6 @@ def _devices(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _earlier(summary: Mapping[str, Any]) -> list[str]:
-    """What has become of the task of the run that this one continues."""
     before = summary.get("before")
     if not before:
         return []
@@ -133,7 +130,6 @@ def _reduced(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _smaller(summary: Mapping[str, Any]) -> list[str]:
-    """What was really taken out of the model."""
     left, whole = summary["parameters_left"], summary["parameters"]
     if left == whole:
         return []

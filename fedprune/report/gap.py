@@ -15,8 +15,7 @@ BY_CONSTRUCTION = (
 def gap_words(told: Mapping[str, Any] | None) -> list[str]:
     """What a summary says of the gap, a sentence each; nothing where it says nothing.
 
-    Args:
-        told: ``gap_closure`` of a summary, as `fedprune.records.gap.gap_of` has it.
+    `told`: ``gap_closure`` of a summary, as `fedprune.records.gap.gap_of` has it.
     """
     if not told:
         return []

@@ -101,6 +101,5 @@ def write_html(folder: Path, run: Run, made: dict[str, Picture]) -> Path:
 
 
 def _commands(run: Run) -> list[tuple[str, str]]:
-    """What to type to have this run again or to go on with it."""
     told = (("Repeat", run.summary.get("command")), ("Resume", run.summary.get("resume")))
     return [(what, str(command)) for what, command in told if command]

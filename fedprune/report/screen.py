@@ -77,10 +77,7 @@ class Screen:
     def opening(self, config: RunConfig, folder: Path | None, *, own_data: bool = False) -> None:
         """What will run, as far as the configuration tells.
 
-        Args:
-            config: of the run.
-            folder: where its results go.
-            own_data: whether clients are devices, which have data of their own.
+        `own_data`: whether clients are devices, which have data of their own.
         """
         task = tasks_of(config.plugin)[config.task]
         self.metric, self.pace = task.metric, RoundTimes(config)

@@ -53,10 +53,7 @@ def framed(header: str, main: str, images: bool = False) -> str:
 
     It takes its `title` and a `kicker`, the line above: the command that it is of.
 
-    Args:
-        header: what is below its title.
-        main: the rest; may use the macros `table` and `figure`.
-        images: its figures hold some.
+    `main`: the rest; may use the macros `table` and `figure`. `images`: its figures hold some.
     """
     allowed = "img-src data:; " if images else ""
     return f"""\

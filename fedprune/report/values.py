@@ -25,9 +25,7 @@ def with_told_marks(figure: Figure, body: str) -> str:
     A `data-value` for the page's script, and a title, which browsers show without one. Lines
     without marks say nothing. The figure must have been drawn.
 
-    Args:
-        figure: with the lines.
-        body: what matplotlib wrote for it, in units of 1/72 inch.
+    `body`: what matplotlib wrote for it, in units of 1/72 inch.
     """
     told = [point for axes in figure.axes for line in axes.lines for point in _points(axes, line)]
 

@@ -41,19 +41,12 @@ Labels = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Patches:
-    """Parts of one weight that belong to units, all of one shape, in the (out, columns) view.
+    """Parts of one weight that belong to units, all of one shape, in the (out, columns) view."""
 
-    Attributes:
-        copies: (patches,), the copy of the batch that a patch is taken off.
-        rows: (patches, height).
-        columns: (patches, width).
-        weights: (patches, height, width), 0 where a place inside does not belong to the unit.
-    """
-
-    copies: Tensor
-    rows: Tensor
-    columns: Tensor
-    weights: Tensor
+    copies: Tensor  # (patches,), the copy of the batch that a patch is taken off
+    rows: Tensor  # (patches, height)
+    columns: Tensor  # (patches, width)
+    weights: Tensor  # (patches, height, width), 0 where a place inside does not belong to the unit
 
 
 class _NotBatched(Exception):
@@ -187,10 +180,8 @@ def _columns(layer: nn.Module, x: Tensor) -> int:
 def _take_off(outputs: Tensor, inputs: Tensor, patch: Patches) -> None:
     """What the patches add to the outputs of their copies goes, in place.
 
-    Args:
-        outputs: (copies, rows of data, out).
-        inputs: (copies, rows of data, columns).
-        patch: some patches; no two of one copy share a row of the weight.
+    `outputs`: (copies, rows of data, out). `inputs`: (copies, rows of data, columns). `patch`: some
+    patches; no two of one copy share a row of the weight.
     """
     x = inputs[patch.copies]
     columns = patch.columns[:, None, :].expand(-1, x.shape[1], -1)

@@ -68,9 +68,7 @@ def sums_of(name: str) -> str:
 def inputs_ask(each: _Each, *, square: bool = False) -> Statistic:
     """The question for such sums, in a pass of their own (1 forward) or while tuning.
 
-    Args:
-        each: what is added up.
-        square: whether that is (columns, columns) instead of (columns,).
+    `square`: whether that is (columns, columns) instead of (columns,).
     """
 
     def shapes(layout: Layout, names: Sequence[str], _unit: str, _probes: int) -> Shapes:

@@ -30,10 +30,6 @@ LINEAR = (gradient, taylor)
 def collect_together(ask: Statistic, probes: Sequence[Probe]) -> list[Tensors] | None:
     """What each client sums for an ask, to rounding; None where this ask goes one by one.
 
-    Args:
-        ask: of a score.
-        probes: of the clients, about the same model.
-
     Raises:
         RuntimeError: the model does what vmap cannot follow.
         ValueError: what it gives, or what goes into a layer, does not have the rows first.

@@ -22,11 +22,8 @@ def summed_twice(
 
     What several weights read alike is summed once, where `shapes` has it for the first of them.
 
-    Args:
-        probe: the model and the client's batches.
-        names: of the weights.
-        shapes: of the sums, by `inputs_of`, `sums_of` and `rows_of`.
-        first: of every number by itself.
+    `shapes`: of the sums, by `inputs_of`, `sums_of` and `rows_of`. `first`: of every number by
+    itself.
     """
     device = next(probe.model.parameters()).device
     sums = {n: torch.zeros(s, dtype=torch.float64, device=device) for n, s in shapes.items()}

@@ -22,14 +22,7 @@ def scopes_of(unit: str) -> tuple[str, ...]:
 
 
 def conflict(unit: str, scope: str, *, min_density: float = 0.0, max_density: float = 1.0) -> str:
-    """Why units cannot be selected under a scope and these limits, "" if they can.
-
-    Args:
-        unit: a name in `fedprune.selection.units.UNITS`.
-        scope: a name in `SCOPES`.
-        min_density: part of every tensor that has to stay.
-        max_density: part of any tensor that may stay.
-    """
+    """Why units cannot be selected under a scope and these limits, "" if they can."""
     allowed = scopes_of(unit)
     if scope not in allowed:
         return f"unit {unit} cannot be ranked so"

@@ -30,10 +30,8 @@ def cut_at(
 ) -> tuple[Any, int]:
     """The `count`-th lowest key of the pools, and how many equal ones the `count` lowest have.
 
-    Args:
-        keys: the values compared, (size,) each, no NaN; gone through several times.
-        pools: who takes part; None is everybody.
-        count: at least 1, at most as many as take part.
+    `keys`: the values compared, (size,) each, no NaN; gone through several times. `pools`: who
+    takes part; None is everybody. `count`: at least 1, at most as many as take part.
     """
     size, types = 0, set()
     for key, pool in zip(keys, pools, strict=True):

@@ -161,11 +161,9 @@ def removed_counts(
     outside [must, most] are fixed at that limit, those on the side that weighs more first, and the
     rest is shared out again among the others.
 
-    Args:
-        limits: what has to and may go, by tensor.
-        total: between the sums of `must` and of `most`.
-        shares: what each should lose; they sum to `total`, but for rounding.
-        weights: proportions in which the others share what a fixed one cannot take.
+    `total`: between the sums of `must` and of `most`. `shares`: what each should lose; they sum to
+    `total`, but for rounding. `weights`: proportions in which the others share what a fixed one
+    cannot take.
     """
     fixed: dict[int, int] = {}
     while True:

@@ -95,11 +95,8 @@ def ladder(
 ) -> list[Masks]:
     """Nested masks of growing sparsity, each different from the one before; none below `alive`.
 
-    Args:
-        choose: the masks of a sparsity within what an earlier mask kept. A ValueError means that
-            floors or units do not allow it: the ladder ends there.
-        alive: the masks in force.
-        sparsities: ascending.
+    `choose`: the masks of a sparsity within what an earlier mask kept. A ValueError means that
+    floors or units do not allow it: the ladder ends there.
     """
     rungs = [alive]
     for sparsity in sparsities:
@@ -121,12 +118,7 @@ def ladder_up_to(
 ) -> list[Masks]:
     """A `ladder`; where whole units are larger than all of its steps, one rung of one such unit.
 
-    Args:
-        most: the sparsity that is not to be exceeded.
-        choose: as in `ladder`.
-        alive: the masks in force.
-        now: their sparsity.
-        sparsities: ascending.
+    `most`: the sparsity that is not to be exceeded.
     """
     masks, top = ladder(choose, alive, sparsities), sparsities[-1]
     while not masks and top < most:

@@ -75,11 +75,7 @@ def drop(
 ) -> list[Bools]:
     """What is alive in the layers, without the `count` lowest ranked of all of them.
 
-    Args:
-        layers: what is ranked.
-        count: at most what is alive.
-        scores: instead of those in the layers; gone through several times, one after the other.
-        sizes: instead of the magnitudes in the layers.
+    `scores`: instead of those in the layers; gone through several times, one after the other.
 
     Returns:
         New arrays, (size,) each.
@@ -129,12 +125,8 @@ def ranked_together(
     make up for it; those on the side that weighs more first, since that moves the cut of the others
     away from no limit they kept.
 
-    Args:
-        layers: what is ranked.
-        total: weights gone in the end, those gone before included; between the sums of `must` and
-            of `most`.
-        scores: as of `drop`.
-        sizes: as of `drop`.
+    `total`: weights gone in the end, those gone before included; between the sums of `must` and of
+    `most`.
     """
 
     def left_of(those: Sequence[int], count: int) -> list[Bools]:
@@ -161,11 +153,6 @@ def _split(
     keys: Sequence[Array], pools: Sequence[Bools | None], count: int
 ) -> tuple[list[Bools], list[Bools], int]:
     """The pools cut at their `count`-th lowest key.
-
-    Args:
-        keys: the values compared, (size,) each.
-        pools: who takes part; None is everybody.
-        count: at least 1, at most as many as take part.
 
     Returns:
         The members above the cut, the members equal to it, and how many of the equal belong to

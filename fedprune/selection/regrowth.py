@@ -86,13 +86,6 @@ def redistributed(
     in all come back, in each tensor in proportion to the mean size of what it kept before
     (Dettmers & Zettlemoyer 2019, arXiv 1907.04840, section 3.2, with sizes in place of momentum),
     as far as there is room, drawn among all that are not kept now.
-
-    Args:
-        masks: True = kept.
-        sizes: absolute weights.
-        fraction: part of each tensor's kept weights that go.
-        gen: what draws.
-        floor: the weights of each tensor that stay.
     """
     left: Masks = {}
     for name, mask in masks.items():

@@ -125,14 +125,7 @@ def left_of_units(
 ) -> Iterator[Bools]:
     """What is left of each layer where whole units go that do not overlap, as many as fit.
 
-    Args:
-        layers: what is ranked; gone through once.
-        sizes: the same, for all but their scores.
-        labels: each tensor's unit numbers, flat.
-        total: weights gone in the end, at most.
-        rules: what masks are chosen by.
-        ground: what densities are made of.
-        layout: the model's.
+    `layers`: what is ranked; gone through once. `sizes`: the same, for all but their scores.
     """
     staying = staying_units(layout, rules.unit)
     units = competing(ranked(layers, labels, rules.pool), staying)

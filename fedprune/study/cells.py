@@ -21,19 +21,12 @@ from fedprune.runtime.sums import sha256_of
 
 @dataclass(frozen=True)
 class GridCell:
-    """One run of a study.
+    """One run of a study."""
 
-    Attributes:
-        name: of its folder: what tells it from the others, and the start of its digest.
-        labels: what it is called in each factor of the grid.
-        config: what it runs.
-        digest: SHA-256 of all that its result depends on: see `cell_digest`.
-    """
-
-    name: str
-    labels: Mapping[str, str]
-    config: RunConfig
-    digest: str
+    name: str  # of its folder: what tells it from the others, and the start of its digest
+    labels: Mapping[str, str]  # what it is called in each factor of the grid
+    config: RunConfig  # what it runs
+    digest: str  # SHA-256 of all that its result depends on: see `cell_digest`
 
 
 Levels = dict[str, dict[str, Any]]
@@ -42,10 +35,6 @@ Levels = dict[str, dict[str, Any]]
 
 def cells_of(base: Mapping[str, Any], levels: Mapping[str, Levels]) -> Iterator[GridCell]:
     """A cell for every combination of levels.
-
-    Args:
-        base: keys of all cells.
-        levels: by factor.
 
     Raises:
         ConfigError: a combination is refused; it is named.
@@ -93,9 +82,7 @@ def cell_digest(config: RunConfig, files: dict[str, str]) -> str:
     The configuration without what changes no bit, the user's files, that of the devices' classes,
     the plug-in, the versions of the packages. Not of it: data that comes with an installed package.
 
-    Args:
-        config: what would run.
-        files: digests of files and folders by path, which is filled.
+    `files`: digests of files and folders by path, which is filled.
     """
     free = {key: RunConfig.model_fields[key].default for key in (*RESUMABLE, "out")}
     text = to_toml(with_values(config, free)).encode()

@@ -96,13 +96,7 @@ class Paired:
 
 
 def paired_tests(blocks: QualityBlocks, labels: Sequence[str], *, higher: bool) -> list[Paired]:
-    """Every two labels against each other, corrected for how many comparisons there are.
-
-    Args:
-        blocks: values in one metric.
-        labels: of the factor compared.
-        higher: whether more is better.
-    """
+    """Every two labels against each other, corrected for how many comparisons there are."""
     found = [
         _paired(first, second, pairs, 1 if higher else -1)
         for first, second in itertools.combinations(labels, 2)
@@ -183,10 +177,7 @@ def _within(span: tuple[str, ...], others: Sequence[tuple[str, ...]]) -> bool:
 def ranking_of(blocks: QualityBlocks, labels: Sequence[str], *, higher: bool) -> Ranking | None:
     """The mean ranks of the labels; None where fewer than two blocks have them all.
 
-    Args:
-        blocks: values; blocks of other metrics may be among them where these go the same way.
-        labels: of the factor compared, two or more.
-        higher: whether more is better.
+    `blocks`: values; blocks of other metrics may be among them where these go the same way.
     """
     whole = [[block[label] for label in labels] for block in blocks if block.keys() >= {*labels}]
     if len(whole) < 2 or len(labels) < 2:
@@ -215,9 +206,7 @@ def is_higher(metric: str) -> bool:
 def front_of(points: Sequence[tuple[float, float]], *, higher: bool) -> list[int]:
     """The places of the points that no other beats: at most the cost, and better, or the reverse.
 
-    Args:
-        points: cost (less is better) and quality of each.
-        higher: whether more quality is better.
+    `points`: cost (less is better) and quality of each.
 
     Returns:
         In order of their cost; of equal points the first.

@@ -52,19 +52,12 @@ class Factors:
 
 @dataclass(frozen=True)
 class Design:
-    """What a study's file asks for.
+    """What a study's file asks for."""
 
-    Attributes:
-        title: of the page.
-        factors: of the grid.
-        cells: the runs.
-        usual: factors of which the file said nothing.
-    """
-
-    title: str
-    factors: Factors
-    cells: tuple[GridCell, ...]
-    usual: tuple[str, ...] = ()
+    title: str  # of the page
+    factors: Factors  # of the grid
+    cells: tuple[GridCell, ...]  # the runs
+    usual: tuple[str, ...] = ()  # factors of which the file said nothing
 
 
 def read_design(path: Path) -> Design:
@@ -98,9 +91,7 @@ def _usual(document: Mapping[str, Any]) -> dict[str, list[Any]]:
 def design_of(document: Mapping[str, Any], title: str) -> Design:
     """As `read_design`, of what is in the file.
 
-    Args:
-        document: tables ``base``, ``grid`` and ``study``.
-        title: where the document gives none.
+    `title`: where the document gives none.
 
     Raises:
         ConfigError: see `read_design`.
@@ -127,10 +118,8 @@ def factors_of(
 ) -> Factors:
     """The factors, and which of them is compared over which.
 
-    Args:
-        levels: labels by factor.
-        said: ``compare`` and ``over``, where they are given.
-        grid: the values, of which tables are methods to be compared.
+    `said`: ``compare`` and ``over``, where they are given. `grid`: the values, of which tables are
+    methods to be compared.
 
     Raises:
         ConfigError: what is given is no factor.

@@ -21,23 +21,14 @@ RESULTS_NAME = "results.csv"
 
 @dataclass(frozen=True)
 class StudyOutcome:
-    """A run of a study.
+    """A run of a study."""
 
-    Attributes:
-        name: of its folder.
-        labels: what it is called in each factor.
-        folder: where it is.
-        run: what is in it; None where it has no result.
-        reason: why it has none, or what of it was not done; "" where all was.
-        digest: of its cell, "" where it is of no study.
-    """
-
-    name: str
-    labels: Mapping[str, str]
-    folder: Path
-    run: Run | None
-    reason: str = ""
-    digest: str = ""
+    name: str  # of its folder
+    labels: Mapping[str, str]  # what it is called in each factor
+    folder: Path  # where it is
+    run: Run | None  # what is in it; None where it has no result
+    reason: str = ""  # why it has none, or what of it was not done; "" where all was
+    digest: str = ""  # of its cell, "" where it is of no study
 
     @property
     def metric(self) -> str:

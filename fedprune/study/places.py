@@ -51,11 +51,6 @@ class RunPlace:
 def place_at(address: str, out: Path, cells: Sequence[GridCell]) -> Iterator[RunPlace]:
     """Within the block the cluster at an address, or this machine where there is none.
 
-    Args:
-        address: of a Ray cluster; "": none.
-        out: the study's folder, which is there.
-        cells: what will be played.
-
     Raises:
         ConfigError: the cluster, a node of it or a cell cannot take part.
     """

@@ -69,13 +69,9 @@ def play(
 ) -> None:
     """Play the cells that are not there yet; one that was interrupted goes on where it was.
 
-    Args:
-        cells: of the study. A cell has the folder of its digest, so one that is there was made from
-            the same configuration, data and versions.
-        out: the study's folder.
-        place: where they are played.
-        jobs: how many run at once.
-        tell: told of every cell that has ended. What it raises ends those that run, too.
+    `cells`: of the study. A cell has the folder of its digest, so one that is there was made from
+    the same configuration, data and versions. `tell`: told of every cell that has ended. What it
+    raises ends those that run, too.
     """
     (out / CELLS).mkdir(parents=True, exist_ok=True)
     there = [cell for cell in cells if is_there(cell_folder(cell, out))]
@@ -106,7 +102,6 @@ class _Playing:
 
 
 def _started(cell: GridCell, out: Path, place: RunPlace) -> RunProcess:
-    """What plays a cell, or goes on with it."""
     shows = cell_folder(cell, out) / SUMS_NAME
     return place.start(lambda: _words(cell, out), shows, log_of(cell, out))
 
@@ -122,7 +117,6 @@ def _words(cell: GridCell, out: Path) -> list[str]:
 
 
 def _error_of(cell: GridCell, out: Path) -> str:
-    """Why a cell has no result; "" where it has one."""
     return "" if is_there(cell_folder(cell, out)) else last_line(log_of(cell, out))
 
 

@@ -77,7 +77,6 @@ def panels_of(outcomes: Sequence[StudyOutcome], factors: Factors) -> list[Panel]
 
 
 def _spot(outcome: StudyOutcome, factors: Factors) -> tuple[str, str]:
-    """The row and the column that a run is in."""
     column = outcome.labels[factors.over] if factors.over else ""
     return outcome.labels[factors.compared], column
 
