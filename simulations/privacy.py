@@ -135,26 +135,23 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    out.add_argument(
+    add = out.add_argument
+    add(
         "--parts",
         default=",".join(QUICK),
         metavar="NAME,...",
         help="which (default: all but study)",
     )
-    out.add_argument(
-        "--seeds", type=int, default=3, metavar="N", help="repetitions with spread (default: 3)"
-    )
-    out.add_argument(
+    add("--seeds", type=int, default=3, metavar="N", help="repetitions with spread (default: 3)")
+    add(
         "--epsilon",
         default="1,10,1000",
         metavar="X,...",
         help="epsilons of attacked releases, and of the runs in utility and study "
         "(default: 1,10,1000)",
     )
-    out.add_argument(
-        "--steps", type=int, default=120, metavar="N", help="of every search (default: 120)"
-    )
-    out.add_argument("--out", default="runs/privacy", metavar="DIR", help="where to write")
+    add("--steps", type=int, default=120, metavar="N", help="of every search (default: 120)")
+    add("--out", default="runs/privacy", metavar="DIR", help="where to write")
     return out
 
 

@@ -33,7 +33,7 @@ READING = (
 
 
 def canary_findings(
-    seeds: Sequence[int], delta: float, tick: Callable[[], None] | None = None
+    seeds: Sequence[int], delta: float, tick: Callable[[], None] = lambda: None
 ) -> tuple[Passage, dict[str, Any]]:
     """The section about one noised sum at several noise multipliers, and its figures.
 
@@ -48,8 +48,7 @@ def canary_findings(
             found = [_audited(mechanism, delta, seed) for seed in seeds]
             figures.append({"z": z, "claim": claim, "mechanism": name, **_summed(found, claim)})
             rows.append(_row(figures[-1]))
-            if tick is not None:
-                tick()
+            tick()
     columns = ["noise z", "mechanism", "claimed epsilon", "bound, mean", "bound, largest", "cap"]
     table = Table([*columns, "caught"], rows, ("mechanism",))
     text = (

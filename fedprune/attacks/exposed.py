@@ -7,7 +7,7 @@ says what happens to it before somebody looks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -99,6 +99,17 @@ def noise_like(scene: Scene, like: Tensor, seed: int, clients: int = 1) -> Expos
     drawn = torch.randn(like.numel(), generator=gen, dtype=torch.float64) * like.std()
     signed = scene.quantity.signed
     return _named(scene, drawn if signed else drawn.abs(), clients, True, signed)
+
+
+CHANCE = "random message"
+
+
+def views(
+    scene: Scene, messages: Sequence[Tensor], known: Mapping[str, MessageProtection], seed: int
+) -> dict[str, Exposed]:
+    """What is seen of the first of the messages under each protection, and by chance."""
+    found = {name: exposed(scene, messages, p, seed) for name, p in known.items()}
+    return found | {CHANCE: noise_like(scene, messages[0], seed)}
 
 
 def _named(scene: Scene, flat: Tensor, clients: int, unknown: bool, signed: bool) -> Exposed:

@@ -9,7 +9,6 @@ and which label, is then what the known model would have answered with.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import torch
@@ -21,7 +20,6 @@ from fedprune.randomness import generator
 from fedprune.scores.inputs import inputs_of, rows_of
 from fedprune.structure.layers import layers_of
 from fedprune.tasks.task import Part
-from fedprune.tensors.models import load_into
 
 _STEPS = 300
 
@@ -67,9 +65,8 @@ def _statistic(scene: Scene, seen: Exposed, name: str) -> tuple[Tensor, Tensor] 
         kept = kept * (sent | ~sent.any(0)).double()
     if scene.quantity.votes:
         return seen.values[name], kept
-    assert scene.quantity.each is not None
     # What a gradient of 1 would be released as: 1, |w|, or minus one; 0 where nothing is.
-    return seen.values[name], kept * scene.quantity.each(w, torch.ones_like(w))
+    return seen.values[name], kept * scene.quantity.of(w, torch.ones_like(w))
 
 
 def _of_inputs(seen: Exposed, name: str, shape: torch.Size) -> Part:
@@ -184,10 +181,7 @@ def _deltas_of(
     scene: Scene, name: str, shape: torch.Size, flat: Tensor
 ) -> Callable[[Tensor], Tensor]:
     """From brightnesses (s,) to δ (s, labels, rows) of the layer, in float64."""
-    host = scene.host
-    model = copy.deepcopy(host.model)
-    load_into(model, scene.question.weights)
-    model.double().eval()
+    host, model = scene.host, scene.model().double().eval()
     (layer,) = layers_of(model, [name])[name]
     assert host.task.classes is not None  # a classifier
     classes = host.task.classes(host.config)

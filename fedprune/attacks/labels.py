@@ -9,7 +9,6 @@ for the mixture of classes whose release would look most like the message.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +18,6 @@ from fedprune.attacks.exposed import Exposed
 from fedprune.attacks.scene import Scene
 from fedprune.randomness import generator
 from fedprune.tasks.task import output_of
-from fedprune.tensors.models import load_into
 
 _NOISE_IMAGES, _STEPS, _COLUMNS = 32, 80, 48
 
@@ -80,8 +78,7 @@ def _mixture(scene: Scene, seen: Exposed, templates: Templates) -> Tensor:
 def _would(scene: Scene, templates: Templates, shares: Tensor) -> Tensor:
     """(mixtures, rows, columns): what clients with these shares of labels would release."""
     mixed = torch.einsum("mc,crk->mrk", shares, templates.each)
-    assert scene.quantity.each is not None
-    return mixed if scene.quantity.root else scene.quantity.each(templates.weight, mixed)
+    return mixed if scene.quantity.root else scene.quantity.of(templates.weight, mixed)
 
 
 def _profile(values: Tensor, signed: bool) -> Tensor:
@@ -98,9 +95,7 @@ def _likeness(would: Tensor, seen: Tensor, *, centred: bool) -> Tensor:
 def templates_of(scene: Scene, shape: torch.Size, seed: int = 0) -> Templates:
     """What noise images of each class give, of the released matrix nearest to the output."""
     host, gen = scene.host, generator(seed, "noise images")
-    model = copy.deepcopy(host.model)
-    load_into(model, scene.question.weights)
-    model.double().eval()
+    model = scene.model().double().eval()
     sent = host.layout.shapes if scene.quantity.kind == "tune" else host.layout.prunable
     found = {n: p for n, p in model.named_parameters() if n in sent and p.dim() > 1}
     name, weight = list(found.items())[-1]

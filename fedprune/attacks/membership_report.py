@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from fedprune.attacks.membership import each_in_turn
 from fedprune.attacks.page import Passage, Picture, Table
-from fedprune.attacks.roc import AtRate, Sides, auc, found_at, roc
+from fedprune.attacks.roc import Sides, auc, found_at, roc
 from fedprune.attacks.shadows import Attacked, dense_and_pruned
 from fedprune.config import configure
 from fedprune.report.drawing import INK, SERIES, canvas, legend, percentages, styled
@@ -45,7 +45,7 @@ STUDIED = {
 
 
 def membership_study(
-    seed: int, models: int = _MODELS, tick: Callable[[], None] | None = None
+    seed: int, models: int = _MODELS, tick: Callable[[], None] = lambda: None
 ) -> tuple[Passage, dict[str, Any]]:
     """The section about small models of the digits, dense and pruned, and its figures.
 
@@ -66,12 +66,9 @@ def membership_study(
 
 def rates_of(sides: Sides) -> dict[str, Any]:
     """The figures of one attack, for a file."""
-    found = {f"tpr_at_{rate:g}": _numbers(found_at(*sides, rate)) for rate in RATES}
+    at = {rate: found_at(*sides, rate) for rate in RATES}
+    found = {f"tpr_at_{rate:g}": {"share": f.share, **vars(f)} for rate, f in at.items()}
     return {"auc": auc(*sides), **found, "members": len(sides[0]), "others": len(sides[1])}
-
-
-def _numbers(found: AtRate) -> dict[str, Any]:
-    return {"share": found.share, **vars(found)}
 
 
 def cells(figures: Mapping[str, Any]) -> list[str]:

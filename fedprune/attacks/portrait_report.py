@@ -39,7 +39,7 @@ _TEXT = (
 
 
 def portrait_findings(
-    seeds: Sequence[int], tick: Callable[[], None] | None = None
+    seeds: Sequence[int], tick: Callable[[], None] = lambda: None
 ) -> tuple[list[Passage], dict[str, Any]]:
     """The section about finished models, and its figures.
 
@@ -63,8 +63,7 @@ def portrait_findings(
             figures.append({"quantity": name, "seed": seed, **measured})
             if seed == seeds[0]:
                 shown.append((name, _rows(made)))
-            if tick is not None:
-                tick()
+            tick()
     cells = {
         "correlation": number_cell("correlation"),
         "own class": share_cell("own"),

@@ -36,9 +36,15 @@ class Quantity:
     votes: bool = False
     root: bool = False
 
+    def of(self, w: Tensor, g: Tensor) -> Tensor:
+        """What is released of a weight and a gradient, up to a factor."""
+        assert self.each is not None
+        return self.each(w, g)
 
-def _absolute(w: Tensor, g: Tensor) -> Tensor:
-    return gradient(w, g, 1).abs()
+    def check_matchable(self) -> None:
+        """Raise a ValueError if it is not of gradients, so that there is nothing to match."""
+        if self.each is None:
+            raise ValueError("quantity=Σx²: is not of gradients; allowed: those that are")
 
 
 def _product(w: Tensor, g: Tensor) -> Tensor:
@@ -62,7 +68,7 @@ QUANTITIES: dict[str, Quantity] = {
     "|g|": Quantity(
         "|Σ g|, --score gradient --combine mean-absolute",
         {"score": "gradient", "combine": "mean-absolute"},
-        each=_absolute,
+        each=lambda w, g: gradient(w, g, 1).abs(),
     ),
     "g²": Quantity(
         "Σ g² over examples, --score second_moment_per_example",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedprune.attacks.quantities import QUANTITIES, Quantity
 from fedprune.client.host import Host, build_host
@@ -20,16 +21,26 @@ from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Question
 from fedprune.server.state import first_state
 from fedprune.tasks.task import Part, Shard
+from fedprune.tensors.models import load_into
 from fedprune.tensors.named import Masks, Tensors, masked
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Clients, what they were sent, and what they are asked."""
+    """Clients, what they were sent, and what they are asked.
+
+    An attack knows the model and the question, as the server does; it does not look at the shards.
+    """
 
     quantity: Quantity  # what they release
     host: Host  # serves them; partition p holds the p-th part
     question: Question  # with the weights and the mask that everyone knows
+
+    def model(self) -> nn.Module:
+        """A copy of the model as it was sent."""
+        model = copy.deepcopy(self.host.model)
+        load_into(model, self.question.weights)
+        return model
 
     @property
     def form(self) -> Form:

@@ -113,7 +113,7 @@ def train_shadow(on: _Setting, part: Part, masks: Masks, which: int, stage: int)
 
 
 def dense_and_pruned(
-    config: RunConfig, sparsities: Sequence[float], models: int, tick: _Tick | None = None
+    config: RunConfig, sparsities: Sequence[float], models: int, tick: _Tick = lambda: None
 ) -> list[Attacked]:
     """Models of several sparsities, each from the same dense one, all trained for as long.
 
@@ -137,8 +137,7 @@ def dense_and_pruned(
             load_into(on.model, masked(before, masks))
             train_shadow(on, own, masks, which, stage)
             found[sparsity].append((confidences(on.model, on.task, pool), _right(on, pool)))
-        if tick is not None:
-            tick()
+        tick()
     return [_attacked(s, inside, both) for s, both in found.items()]
 
 

@@ -13,8 +13,6 @@ from fedprune.report.reading import NO_VALUE
 Figure = dict[str, Any]
 """One trial: `quantity`, `protection`, `seed`, and what was measured."""
 
-CHANCE = "random message"
-
 _EXACT = 1e-9
 """A mean squared error of pixels below which nothing is left to guess."""
 

@@ -9,7 +9,6 @@ of the squares of those vectors with weights that are not negative.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -19,7 +18,6 @@ from fedprune.attacks.exposed import Exposed
 from fedprune.attacks.scene import Scene
 from fedprune.scores.inputs import inputs_of
 from fedprune.structure.layers import layers_of
-from fedprune.tensors.models import load_into
 
 
 def evidence(scene: Scene, seen: Exposed, table: str, readers: Sequence[str]) -> Tensor:
@@ -48,9 +46,7 @@ def found_tokens(likely: Tensor, count: int) -> list[int]:
 
 def token_vectors(scene: Scene, table: str, reader: str) -> Tensor:
     """What goes into the layer for each token by itself, (V, width) float64."""
-    model = copy.deepcopy(scene.host.model)
-    load_into(model, scene.question.weights)
-    model.double().eval()
+    model = scene.model().double().eval()
     (layer,) = layers_of(model, [reader])[reader]
     inputs: list[Tensor] = []
     size = scene.host.layout.shapes[table][0]
@@ -84,10 +80,9 @@ def _energies(scene: Scene, seen: Exposed, reader: str) -> Tensor:
         return seen.values[inputs_of(reader)].clamp(min=0)
     values = seen.values[reader].clamp(min=0)
     w = scene.question.weights[reader].double()
-    assert scene.quantity.each is not None
     if not scene.quantity.votes:
         # What a gradient of 1 would be released as is divided out.
-        values = values / scene.quantity.each(w, torch.ones_like(w)).clamp(min=1e-3)
+        values = values / scene.quantity.of(w, torch.ones_like(w)).clamp(min=1e-3)
     squares = values if scene.quantity.root or scene.quantity.votes else values.square()
     return squares.sum(0)
 

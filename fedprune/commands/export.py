@@ -13,7 +13,7 @@ from fedprune.export.exporting import export
 from fedprune.export.offered import ROUNDING
 from fedprune.export.quantise import Precision
 from fedprune.methods.catalog import CALIBRATE, memories_of
-from fedprune.options.refusal import ConfigError
+from fedprune.options.refusal import ConfigError, refuse
 from fedprune.protocol.models import layout_at
 from fedprune.records.arms import PRUNED
 from fedprune.records.checkpoint import load_state
@@ -70,9 +70,7 @@ def _sums(looked: Subject, by: str) -> dict[str, LayerSums]:
     memory: Any = None if state is None else state.memories.get(CALIBRATE)
     if state is None or memory is None or not memory.sums:
         allowed = f"{ROUNDING}, or a run that was made with --quantise-by {by}"
-        raise ConfigError(
-            f"quantise-by={by!r}: {looked.name} has no sums for it; allowed: {allowed}"
-        )
+        refuse("quantise-by", by, f"{looked.name} has no sums for it", f"{allowed}")
     before, now = (layout_at(looked.config, edits) for edits in (state.edits, looked.edits))
     return layer_sums(memory.sums, columns_left(before, now))
 

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table as Screen
 
 from fedprune.codec.coded_file import CODED_NAME
+from fedprune.commands.inputs import quality_of
 from fedprune.commands.memory import peak_of
-from fedprune.commands.quality import quality_of
 from fedprune.commands.subject import Subject, chosen_subject, given_keys, subject
 from fedprune.config import RunConfig, configure
 from fedprune.options.refusal import ConfigError

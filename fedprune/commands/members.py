@@ -58,7 +58,7 @@ def by_threshold(looked: Subject, people: People) -> Sides:
 
 
 def by_shadows(
-    looked: Subject, people: People, shadows: int, tick: Callable[[], None] | None = None
+    looked: Subject, people: People, shadows: int, tick: Callable[[], None] = lambda: None
 ) -> Sides:
     """LiRA (offline) against the run's model, by models that are trained here.
 
@@ -82,13 +82,12 @@ def by_shadows(
 
 
 def _shadow(
-    looked: Subject, pool: Part, chosen: Flags, which: int, tick: Callable[[], None] | None
+    looked: Subject, pool: Part, chosen: Flags, which: int, tick: Callable[[], None]
 ) -> Floats:
     c = looked.config
     model, _ = shaped(with_values(c, {"seed": c.seed + 1 + which}), looked.edits)
     _train(model, rows(pool, chosen), looked, which)
-    if tick is not None:
-        tick()
+    tick()
     return confidences(model, looked.task, pool)
 
 

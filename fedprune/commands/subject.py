@@ -17,7 +17,7 @@ from fedprune.config import RunConfig, configure, recorded
 from fedprune.export.folders import load
 from fedprune.export.manifest import MANIFEST_NAME, read_manifest
 from fedprune.options.plugins import with_code_of
-from fedprune.options.refusal import ConfigError
+from fedprune.options.refusal import ConfigError, refuse
 from fedprune.protocol.models import dense_model
 from fedprune.protocol.origin import origin_of
 from fedprune.records.folder import CONFIG_NAME
@@ -153,8 +153,6 @@ def _edits_of(about: Mapping[str, Any]) -> Edits:
 
 def _pretrained(path: str, keys: Mapping[str, Any]) -> Subject:
     if (Path(path) / MANIFEST_NAME).is_file() or (Path(path) / CONFIG_NAME).is_file():
-        raise ConfigError(
-            f"task={keys['task']!r}: {path} says itself what it is for; allowed: without --task"
-        )
+        refuse("task", keys["task"], f"{path} says itself what it is for", "without --task")
     config = configure(keys)
     return Subject(path, dense_model(config).eval(), config)

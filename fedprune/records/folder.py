@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from fedprune.config import RunConfig, recorded, to_toml, with_values
-from fedprune.options.refusal import ConfigError
+from fedprune.options.refusal import ConfigError, refusal, refuse
 from fedprune.privacy.ledger_file import LEDGER_NAME
 from fedprune.records.bound import ENGINE, Began, began_with, gone_on_with, keep_began
 from fedprune.records.checkpoint import check_beside, load_state, save_state
@@ -40,16 +40,10 @@ def fresh_folder(config: RunConfig) -> Path:
     name = f"{config.task}-{datetime.now():%Y%m%d-%H%M%S}"
     folder = Path(config.out) if config.out else Path("runs") / name
     if (folder / CONFIG_NAME).exists():
-        raise ConfigError(
-            f"out={str(folder)!r}: holds a run already; "
-            f"allowed: another folder, or --resume {folder}"
-        )
+        refuse("out", str(folder), "holds a run already", f"another folder, or --resume {folder}")
     home = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not home.is_dir() or not os.access(home, os.W_OK):
-        raise ConfigError(
-            f"out={str(folder)!r}: {home} is no folder that can be written to; "
-            "allowed: another folder"
-        )
+        refuse("out", str(folder), f"{home} is no folder that can be written to", "another folder")
     return folder
 
 
@@ -71,9 +65,7 @@ def check_resumable(folder: Path) -> dict[str, int]:
             known |= {n: max(size, known.get(n, 0)) for n, size in check_beside(path).items()}
         _check_none_gone(folder, [path.stem for path in paths], known.get(ROWS_NAME, 0))
     except ValueError as error:
-        raise ConfigError(
-            f"resume={str(folder)!r}: {error}; allowed: a run's folder as it was left"
-        ) from None
+        raise refusal("resume", str(folder), f"{error}", "a run's folder as it was left") from None
     return known
 
 

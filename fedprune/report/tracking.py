@@ -17,7 +17,7 @@ from typing import Any
 
 from fedprune.config import RunConfig
 from fedprune.config.options import TRACKERS, Results
-from fedprune.options.refusal import ConfigError
+from fedprune.options.refusal import ConfigError, refuse
 from fedprune.records.arms import PRUNED
 from fedprune.report.board import STEP, scalars, tests_of
 from fedprune.report.callback import Callback
@@ -50,9 +50,7 @@ class Tracker(Callback):
             ConfigError: the run has no folder, or the library refuses; one line.
         """
         if folder is None:
-            raise ConfigError(
-                f"track={config.track!r}: the run keeps no folder; allowed: a folder, or no tracker"
-            )
+            refuse("track", config.track, "the run keeps no folder", "a folder, or no tracker")
         self.last, self.begun = {}, False
         told = config.model_dump(mode="json", exclude_none=True)
         try:

@@ -130,6 +130,12 @@ def aliases(given: Container[str], layout: Layout, names: Sequence[str]) -> dict
     }
 
 
+def no_sums(model: nn.Module, shapes: Shapes) -> Tensors:
+    """Zeros of these shapes, float64, where the model is."""
+    device = next(model.parameters()).device
+    return {n: torch.zeros(s, dtype=torch.float64, device=device) for n, s in shapes.items()}
+
+
 _AT_ONCE = 512
 """Lines of a sum that are added to at once: to widen all would take as much memory again."""
 
@@ -184,10 +190,7 @@ def _watched(
     for name, found in layers.items():
         if not found or any(groups(layer) > 1 for layer in found):
             raise _no_inputs(name)
-    device = next(model.parameters()).device
-    sums = {
-        n: torch.zeros(shape, dtype=torch.float64, device=device) for n, shape in shapes.items()
-    }
+    sums = no_sums(model, shapes)
 
     def seen(name: str, layer: nn.Module, x: Tensor, _y: Tensor) -> None:
         alike.note(name, x)

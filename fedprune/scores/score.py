@@ -21,8 +21,7 @@ from fedprune.tensors.named import Masks, Tensors
 Shapes = Mapping[str, torch.Size]
 
 
-def _forgetful(kept: Tensors) -> None:
-    del kept
+def _forgetful(_: Tensors) -> None:
     raise ValueError("remember: only in the last ask of a score that has remembers=True")
 
 
@@ -60,6 +59,10 @@ class Probe:
     by_block: bool = False
     remembered: Tensors = field(default_factory=dict)
     remember: Callable[[Tensors], None] = _forgetful
+
+    def total_loss(self) -> float:
+        """The loss summed over all batches."""
+        return sum(float(self.loss(self.model, batch).total) for batch in self.batches)
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,14 @@ class Watcher:
 
     sums: Tensors
     after_backward: Callable[[int], None] | None = None
+
+
+def unrecognised(score: str, what: str) -> ValueError:
+    """The refusal of a model without what a score is of."""
+    return ValueError(
+        f"score={score!r}: no {what} were recognised in this model; "
+        "allowed: models of the families in --list, or another score"
+    )
 
 
 Watching = Callable[[nn.Module, Layout, Sequence[str]], AbstractContextManager[Watcher]]

@@ -14,7 +14,7 @@ from typing import Any
 from fedprune.config import RunConfig, configure, to_toml, with_values
 from fedprune.config.profiles import profiles_in
 from fedprune.methods.catalog import check_method
-from fedprune.options.refusal import ConfigError
+from fedprune.options.refusal import ConfigError, refuse
 from fedprune.records.bound import RESUMABLE, began_with
 from fedprune.runtime.sums import sha256_of
 
@@ -55,9 +55,7 @@ def cells_of(base: Mapping[str, Any], levels: Mapping[str, Levels]) -> Iterator[
 
 def _check_own(config: RunConfig) -> None:
     if config.out:
-        raise ConfigError(
-            f"out={config.out!r}: every run has a folder of the study's; allowed: --out"
-        )
+        refuse("out", config.out, "every run has a folder of the study's", "--out")
     if config.engine == "flower":
         raise ConfigError("engine='flower': started by flwr run; allowed: auto, ray, inline")
     if config.profiles:
