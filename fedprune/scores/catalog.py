@@ -29,7 +29,7 @@ from fedprune.scores.gradient_statistics import (
 from fedprune.scores.grasp import ASKS as ASKS_GRASP
 from fedprune.scores.grasp import grasp
 from fedprune.scores.inputs import absolutes, inputs_ask, nonzeros, products, squares
-from fedprune.scores.means import (
+from fedprune.scores.columns import (
     fisher,
     magnitude,
     mean_magnitude,

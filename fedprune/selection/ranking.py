@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedprune.selection.cut import cut_at
-from fedprune.selection.made import Made
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 Array = NDArray[Any]
 Bools = NDArray[np.bool_]
@@ -180,3 +181,19 @@ def _within(mask: Bools, pool: Bools | None) -> Bools:
 
 def _union(left: Sequence[Bools], right: Sequence[Bools]) -> list[Bools]:
     return [np.logical_or(a, b, out=a) for a, b in zip(left, right, strict=True)]
+
+
+_T = TypeVar("_T")
+
+
+class Made(Sequence[_T]):
+    """As many elements as there are keys, each made of its key."""
+
+    def __init__(self, keys: Iterable[Any], make: Callable[[Any], _T]) -> None:
+        self.keys, self.make = tuple(keys), make
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, at: Any) -> Any:
+        return self.make(self.keys[at])

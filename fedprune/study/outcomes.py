@@ -1,4 +1,4 @@
-"""What several runs came to, each as a record: a row of ``results.csv``."""
+"""What several runs came to, each as a record: a row of ``results.csv``; and what they lack."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ from fedprune.report.reading import Run, number, read_run
 from fedprune.runtime.files import write_atomically
 from fedprune.study.cells import GridCell
 from fedprune.study.playing import cell_folder, is_there, last_line, log_of
+from collections.abc import Sequence
+from fedprune.methods.catalog import FOLLOWING
+from fedprune.report.reading import arms
+from fedprune.study.design import SEED
 
 RESULTS_NAME = "results.csv"
 
@@ -152,3 +156,26 @@ def write_outcomes(out: Path, outcomes: Sequence[StudyOutcome]) -> Path:
     writer.writerows(records)
     write_atomically(out / RESULTS_NAME, text.getvalue().encode())
     return out / RESULTS_NAME
+
+
+_SEEDS = 3
+"""Fewer give a spread that says little."""
+
+
+def lacking(outcomes: Sequence[StudyOutcome]) -> list[str]:
+    """Of what Blalock et al. 2020 (arXiv 2003.03033, ShrinkBench) ask for, what is not there.
+
+    Several amounts of pruning, repetitions, and a random mask and magnitude as baselines. That
+    runs of a seed begin with the same weights, and what they send and compute, is always so.
+    """
+    runs = [o.run for o in outcomes if o.run is not None]
+    pruned = {run.summary.get("sparsity_asked") for run in runs} - {0.0, None}
+    plain = {run.config.get("score") for run in runs if run.config.get("method") in FOLLOWING}
+    beside = plain.union(*(arms(run.rows) for run in runs))
+    found = {
+        "several sparsities": len(pruned) < 2,
+        "three seeds": len({o.labels.get(SEED) for o in outcomes}) < _SEEDS,
+        "a random mask": "random" not in beside,
+        "magnitude": "magnitude" not in beside,
+    }
+    return [what for what, lacks in found.items() if lacks and pruned]

@@ -17,7 +17,7 @@ from fedprune.study.comparison import is_higher, least_p, metrics_in, paired_tes
 from fedprune.study.design import SEED, Factors
 from fedprune.study.outcomes import write_outcomes
 from fedprune.study.pictures import Collected, mask_pictures, panel_pictures, rank_pictures
-from fedprune.study.rules import lacking
+from fedprune.study.outcomes import lacking
 from fedprune.study.tables import (
     Panel,
     panels_of,
