@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from fedprune.client.host import Host
 from fedprune.client.memory import Recollection
 from fedprune.client.tuning import VARIATE
+from fedprune.config import RunConfig
 from fedprune.config.kinds import KINDS
 from fedprune.learning.variates import own_variate, parameters_in
-from fedprune.protocol.messages import Answer, Question
-from fedprune.tensors.lazy import shapes_of
-from fedprune.tensors.named import Tensors, gathered, scattered
-import torch
-from fedprune.config import RunConfig
 from fedprune.protocol.choice import Wanted, chosen
+from fedprune.protocol.messages import Answer, Question
 from fedprune.structure.layout import Layout
-from fedprune.tensors.named import count_kept, gathered, scattered
+from fedprune.tensors.lazy import shapes_of
+from fedprune.tensors.named import Tensors, count_kept, gathered, scattered
 
 RESIDUAL = "residual"
 """What error feedback remembers.

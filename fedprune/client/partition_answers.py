@@ -12,9 +12,8 @@ from torch import nn
 from fedprune.client.answers import answer
 from fedprune.client.context import ClientContext, warn_once
 from fedprune.client.host import Host
-from fedprune.client.kept_back import with_kept_back
+from fedprune.client.kept_back import on_own_choice, with_kept_back
 from fedprune.client.memory import Recollection
-from fedprune.client.kept_back import on_own_choice
 from fedprune.client.teacher import teacher_model
 from fedprune.codec.stochastic_rounding import BITS
 from fedprune.codec.wire import Packet, digest_of

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import ssl
 import time
 import tomllib
@@ -19,8 +21,6 @@ from fedprune.commands.programs import become, check_address
 from fedprune.engines.flower.clocks import CLOCK, clock_off
 from fedprune.engines.flower.node_config import device_of
 from fedprune.options.refusal import ConfigError, Refused
-import os
-import signal
 
 _PAIR = re.compile(r"""\s*([^\s=]+)\s*=\s*("[^"]*"|'[^']*'|[^\s"']+)(?=\s|$)""")
 

@@ -29,7 +29,7 @@ def run(arguments: Namespace) -> int:
     looked = chosen_subject(arguments)
     folder = _folder(looked, arguments)
     check_folder("out", str(folder))
-    command = _command(looked)
+    command = "" if looked.run is None else str(summary_in(looked.run).get("command", ""))
     given = (looked.model, looked.config, looked.edits, looked.masks, precision, command)
     sums = _sums(looked, arguments.quantise_by)
     exported = ExportedModel(*given, arguments.type, sums)
@@ -38,10 +38,6 @@ def run(arguments: Namespace) -> int:
         print(f"{path}  {size(path.stat().st_size)}")
     print(checked)
     return 0
-
-
-def _command(looked: Subject) -> str:
-    return "" if looked.run is None else str(summary_in(looked.run).get("command", ""))
 
 
 def _precision(arguments: Namespace) -> Precision | None:

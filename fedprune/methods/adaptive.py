@@ -168,7 +168,17 @@ def _by_layer(
     most = _allowed(model.masks, r.config.sparsity or 0.0, r.layout)
     allowance = _limit(pace, losses[0], r)[1] - losses[0]
     points = along(way_of(curves, most), allowance, len(sparsities))
-    layers = _layers(model.masks, r.layout, ladders, measured)
+    layers = [
+        {
+            "name": part,
+            "sparsity": _part_sparsity({n: model.masks[n] for n in masks[0]}, r.layout),
+            "tried": [
+                [_part_sparsity(m, r.layout), measured[part, i]] for i, m in enumerate(masks, 1)
+            ],
+        }
+        for part, masks in ladders.items()
+        if masks
+    ]
     names_of = [{n: float(i) for part, i in p.rungs.items() for n in parts[part]} for p in points]
     candidates = [HERE, *(Candidate(apart=apart) for apart in names_of)]
     together: list[float] | None = losses[:1]
@@ -189,24 +199,6 @@ def _curves(
         part: [(kept[part] - count_kept(m), losses[part, i] - here) for i, m in enumerate(masks, 1)]
         for part, masks in ladders.items()
     }
-
-
-def _layers(
-    alive: Masks,
-    layout: Layout,
-    ladders: Mapping[str, Sequence[Masks]],
-    losses: Mapping[tuple[str, int], float],
-) -> list[dict[str, Any]]:
-    """For every part its sparsity and, for each rung, the sparsity there and the loss."""
-    return [
-        {
-            "name": part,
-            "sparsity": _part_sparsity({n: alive[n] for n in masks[0]}, layout),
-            "tried": [[_part_sparsity(m, layout), losses[part, i]] for i, m in enumerate(masks, 1)],
-        }
-        for part, masks in ladders.items()
-        if masks
-    ]
 
 
 def _part_sparsity(masks: Masks, layout: Layout) -> float:

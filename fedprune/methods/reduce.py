@@ -15,31 +15,27 @@ import torch
 
 from fedprune.methods.factors import Told, edited, in_factors, replaceable
 from fedprune.methods.method import Rider
+from fedprune.options.refusal import ConfigError
 from fedprune.protocol.forms import form_of
 from fedprune.protocol.port import Ask
 from fedprune.redundancy.dead import UnitsOfLayers, never_active, never_read
 from fedprune.redundancy.duplicates import equal_matrices
 from fedprune.redundancy.merging import merged
 from fedprune.redundancy.moments import Inputs, inputs_from, measurable, questions, together
+from fedprune.redundancy.principal import in_basis, principal
 from fedprune.redundancy.unit_weights import without_units
+from fedprune.scores.inputs import inputs_of
 from fedprune.server.diagnostics import Notes
+from fedprune.server.plan import Plan
 from fedprune.server.round import Round, Step, Talk
-from fedprune.server.shrink import shrunk
+from fedprune.server.shrink import fitted, shrunk
 from fedprune.server.state import Model
 from fedprune.structure.cuts import alive_units
 from fedprune.structure.edits import Edit
 from fedprune.structure.layout import Layout
-from fedprune.tensors.named import count_kept
-from dataclasses import replace
-from fedprune.methods.factors import Told, edited
-from fedprune.options.refusal import ConfigError
-from fedprune.redundancy.principal import in_basis, principal
-from fedprune.scores.inputs import inputs_of
-from fedprune.server.plan import Plan
-from fedprune.server.round import Round, Talk
-from fedprune.server.shrink import fitted, shrunk
 from fedprune.structure.slicing import residual_path, width_left
-from fedprune.tensors.named import all_true
+from fedprune.tensors.named import all_true, count_kept
+
 
 @dataclass(frozen=True)
 class Memory:

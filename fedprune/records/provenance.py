@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fedprune.records.bound import Began
-import shlex
 from fedprune.config import RunConfig
 from fedprune.options.values import for_flower
 from fedprune.protocol.port import Port
+from fedprune.records.bound import Began
 from fedprune.records.folder import CONFIG_NAME
 from fedprune.runtime.connection import CONNECTION
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from fedprune.records.staying import empty_summary
 from fedprune.report.privacy_lines import after
-from fedprune.report.reading import SPACE, size, worded
+from fedprune.report.reading import SPACE, significant, size, worded
 from fedprune.report.round_table import reduced_cell
 from fedprune.report.unpruned import model_word
 from fedprune.tasks.measures import beside, metric_of
-from fedprune.report.reading import significant
+
 
 def came_short(summary: Mapping[str, Any]) -> str:
     """Why a run that has ended is a failed one; "" where it is not.

@@ -9,8 +9,8 @@ from pathlib import Path
 from markupsafe import Markup
 
 from fedprune.records.staying import empty_summary
-from fedprune.report.figures import figures_in
 from fedprune.report.closing import ALONE, gap_words
+from fedprune.report.figures import figures_in
 from fedprune.report.picture import Picture, svg, write_plots
 from fedprune.report.pictures import pictures
 from fedprune.report.privacy import (

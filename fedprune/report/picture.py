@@ -1,21 +1,22 @@
 """A figure of a page with the sentence that says what it shows, as PNG and as inline SVG."""
 
+from __future__ import annotations
+
 import html
 import io
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
-from matplotlib.figure import Figure
-
-from fedprune.report import drawing
-from __future__ import annotations
-from collections.abc import Iterator
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
+
+from fedprune.report import drawing
 from fedprune.report.reading import percent, significant
 
 CSS_VARIABLES = {

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from fedprune.selection.arrays import as_masks, layer_of, layer_sizes, ranking_layers
 from fedprune.selection.densities import Ground, Limits
-from fedprune.selection.ranking import Made
-from fedprune.selection.ranking import Array, Layer, ranked_together
+from fedprune.selection.ranking import Array, Layer, Made, ranked_together
 from fedprune.selection.row_ranking import patterned
 from fedprune.selection.rules import Rules
 from fedprune.selection.scopes import SCOPES, counter, total_of

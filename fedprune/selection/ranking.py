@@ -9,16 +9,14 @@ threshold would remove all of the tied, or none.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedprune.selection.cut import cut_at
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
 
 Array = NDArray[Any]
 Bools = NDArray[np.bool_]

@@ -9,16 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedprune.methods.catalog import FOLLOWING
 from fedprune.options.refusal import ConfigError
 from fedprune.records.folder import CONFIG_NAME
-from fedprune.report.reading import Run, number, read_run
+from fedprune.report.reading import Run, arms, number, read_run
 from fedprune.runtime.files import write_atomically
 from fedprune.study.cells import GridCell
-from fedprune.study.playing import cell_folder, is_there, last_line, log_of
-from collections.abc import Sequence
-from fedprune.methods.catalog import FOLLOWING
-from fedprune.report.reading import arms
 from fedprune.study.design import SEED
+from fedprune.study.playing import cell_folder, is_there, last_line, log_of
 
 RESULTS_NAME = "results.csv"
 
