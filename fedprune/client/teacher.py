@@ -97,9 +97,6 @@ def check_distillation(config: RunConfig, student: nn.Module, teacher: bytes) ->
     """Refuse a teacher that the student has nothing to learn from, by one example without data.
 
     `teacher`: another run's model; empty: the student's own.
-
-    Raises:
-        ValueError: key=value: what is wrong; allowed: what is.
     """
     task = tasks_of(config.plugin)[config.task]
     if not distils(config) or task.dummy is None:

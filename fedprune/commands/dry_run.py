@@ -16,11 +16,7 @@ from fedprune.tasks.coverage import reading_of
 
 
 def dry_run(arguments: list[str], program: str) -> int:
-    """Print the configuration and what it would take; gives back the exit code.
-
-    Raises:
-        SystemExit: after --help.
-    """
+    """Print the configuration and what it would take; gives back the exit code."""
     screen = Screen()
     try:
         config, _, _ = run_asked_for(arguments, program)

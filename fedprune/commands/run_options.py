@@ -247,9 +247,6 @@ def told_at_once(arguments: list[str], program: str) -> int:
 
     Nothing is imported for it that takes long. What of several options contradicts each other is
     said later, and so is what needs a file or a plug-in.
-
-    Raises:
-        SystemExit: after --help.
     """
     return ended(lambda: _told_at_once(arguments, program), program)
 

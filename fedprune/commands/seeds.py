@@ -33,11 +33,7 @@ def seeds_in(text: str) -> list[int]:
 
 
 def run_seeds(arguments: list[str], program: str) -> int:
-    """Play a run for each seed and write the page about them; gives back the exit code.
-
-    Raises:
-        SystemExit: after --help.
-    """
+    """Play a run for each seed and write the page about them; gives back the exit code."""
     try:
         design, out = design_asked_for(arguments, program)
         return played(design, out, shlex.join([program, *arguments]))
@@ -46,11 +42,7 @@ def run_seeds(arguments: list[str], program: str) -> int:
 
 
 def design_asked_for(arguments: list[str], program: str) -> tuple[Design, Path]:
-    """The runs that a command line with ``--seeds`` asks for, and where they go.
-
-    Raises:
-        ConfigError: one line with the key, the value and what is allowed.
-    """
+    """The runs that a command line with ``--seeds`` asks for, and where they go."""
     given = values_given(arguments, program)
     seeds = seeds_in(given["seeds"])
     for key in ("resume", "resume_anyway", "list", "dry_run", SEED):

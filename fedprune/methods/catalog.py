@@ -169,11 +169,7 @@ def _read(key: str, value: Any, annotation: Any) -> Any:
 
 
 def check_method(config: RunConfig) -> None:
-    """Refuse a method that there is not, or that does not go with the rest of the configuration.
-
-    Raises:
-        ConfigError: one line with the key, the value and what is allowed.
-    """
+    """Refuse a method that there is not, or that does not go with the rest of the configuration."""
     methods, name = methods_of(config.plugin), method_name(config)
     follows = followed_method(config)
     named(("method", name), methods)
@@ -194,9 +190,6 @@ def config_checked(config: RunConfig, *, resumed: bool) -> RunConfig:
 
     One that goes on may give what its method does not read, which an earlier version took: it is
     as if it were not given, and every value stays as it was.
-
-    Raises:
-        ConfigError: as `check_method`.
     """
     while True:
         try:

@@ -191,9 +191,6 @@ def sliced(model: Model, r: Round) -> Talk[tuple[Model, Round, Told] | None]:
     """The narrower model with its round, and what the directions left hold; None: too few answered.
 
     Units that pruning has emptied are cut out first.
-
-    Raises:
-        ConfigError: as `rotatable`.
     """
     model, plan = rotatable(model, r.plan)
     r = replace(r, plan=plan)

@@ -192,10 +192,6 @@ def check_trackers(config: Results) -> None:
 
 
 def trackers_of(config: Results) -> list[Callback]:
-    """The trackers that a configuration asks for, each once.
-
-    Raises:
-        ConfigError: as `check_trackers`.
-    """
+    """The trackers that a configuration asks for, each once."""
     check_trackers(config)
     return [_KINDS[name]() for name in TRACKERS if name in config.track]

@@ -55,11 +55,7 @@ def sparsity_for(
 
 
 def sparsest(choose: Callable[[float], Masks], lowest: float, n: int) -> Masks:
-    """The masks of the largest sparsity, in whole weights, that can be chosen; by bisection.
-
-    Raises:
-        ValueError: what `choose` raises for the lowest.
-    """
+    """The masks of the largest sparsity, in whole weights, that can be chosen; by bisection."""
     low, high, found = int(lowest * n + 0.5), n + 1, choose(lowest)
     while high - low > 1:
         middle = (low + high) // 2

@@ -33,9 +33,6 @@ def overlapping(
     `labels`: the unit that each weight counts for in the scores, -1 for none; flat. `along`: a
     second unit that takes the weight with it, -1 for none; flat. `evenly`: units of every group
     lose the same share of it, one at a time, instead of going by their scores across groups.
-
-    Raises:
-        ValueError: as `ranked`.
     """
     units = ranked(layers, labels, pool)
     rank = _evenly(units) if evenly else units.rank

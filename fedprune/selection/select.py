@@ -135,11 +135,7 @@ def left_of_units(
 
 
 def check_reachable(weights: Mapping[str, Tensor], sparsity: float, rules: Rules) -> None:
-    """Refuse what `select` would of dense tensors and single weights, without ranking any.
-
-    Raises:
-        ValueError: as `select`.
-    """
+    """Refuse what `select` would of dense tensors and single weights, without ranking any."""
     # One tensor as an array at a time: of bfloat16 it takes twice the memory.
     layers = [
         layer_sizes(layer)
@@ -164,11 +160,7 @@ def removed_count(
     densities: Mapping[str, float] | None = None,
     progress: float = 1.0,
 ) -> int:
-    """How many weights `select` removes: exactly, but for units larger than a weight at most.
-
-    Raises:
-        ValueError: as `select`.
-    """
+    """How many weights `select` removes: exactly, but for units larger than a weight at most."""
     if unit == "n:m":
         unit_kind(unit, unit_shape)
         n, m = unit_shape or (0, 0)

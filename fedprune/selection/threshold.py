@@ -38,9 +38,6 @@ def _above(layer: Layer, threshold: float) -> Bools:
         if layer.alive is None
         else layer.alive & (layer.scores > threshold)
     )
-    return kept if np.count_nonzero(kept) >= layer.least else _bare(layer)
-
-
-def _bare(layer: Layer) -> Bools:
-    """The layer's highest ranked weights, as few as its floor allows."""
-    return drop([layer], layer.most - layer.gone)[0]
+    return (
+        kept if np.count_nonzero(kept) >= layer.least else drop([layer], layer.most - layer.gone)[0]
+    )

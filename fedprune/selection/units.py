@@ -149,11 +149,7 @@ def shape_misfit(unit: str, unit_shape: Shape | None) -> str:
 
 
 def removable(layout: Layout, unit: str, unit_shape: Shape | None = None) -> int:
-    """How many weights are in units of the kind: no selection can remove more.
-
-    Raises:
-        ValueError: as `unit_labels`.
-    """
+    """How many weights are in units of the kind: no selection can remove more."""
     if unit == "weight":
         return sum(layout.shapes[name].numel() for name in layout.prunable)
     labels = unit_labels(layout, unit, unit_shape)
