@@ -49,19 +49,13 @@ class Draw:
 
 @dataclass(frozen=True)
 class Audited:
-    """What is audited.
+    """What is audited."""
 
-    Attributes:
-        draws: all that was released.
-        sampling: "fixed": a cohort of rate times the population; "poisson": each by itself.
-        clipping: False breaks it: vectors are added as they come.
-        noise: factor of the noise that is really added; 0.0 breaks it.
-    """
-
-    draws: tuple[Draw, ...]
+    draws: tuple[Draw, ...]  # all that was released
+    # "fixed": a cohort of rate times the population; "poisson": each by itself
     sampling: str = "fixed"
-    clipping: bool = True
-    noise: float = 1.0
+    clipping: bool = True  # False breaks it: vectors are added as they come
+    noise: float = 1.0  # factor of the noise that is really added; 0.0 breaks it
 
 
 @dataclass(frozen=True)

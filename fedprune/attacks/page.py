@@ -20,20 +20,14 @@ __all__ = ["Passage", "Picture", "Table", "write_findings"]
 
 @dataclass(frozen=True)
 class Passage:
-    """What one attack found.
-
-    Attributes:
-        title: heading.
-        text: paragraphs, one a string: what was attacked, how to read the figures, what they do
-            not say. Escaped.
-        table: the figures, or None.
-        pictures: shown below the table; their names are unique on a page.
-    """
+    """What one attack found."""
 
     title: str
+    # paragraphs, one a string: what was attacked, how to read the figures, what they do not say.
+    # Escaped.
     text: tuple[str, ...]
-    table: Table | None = None
-    pictures: tuple[Picture, ...] = ()
+    table: Table | None = None  # the figures, or None
+    pictures: tuple[Picture, ...] = ()  # shown below the table; their names are unique on a page
 
 
 PAGE = framed(

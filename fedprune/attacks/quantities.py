@@ -16,25 +16,16 @@ _Each = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Quantity:
-    """What a client is asked for.
-
-    Attributes:
-        summary: one line.
-        keys: configuration keys that make a client release it.
-        signed: whether its values may be negative.
-        each: what it is of a weight and a gradient; None: it is not of gradients at all.
-        kind: of the question.
-        votes: flags are released, not values.
-        root: the values are sums of squares of what the observer is after.
-    """
+    """What a client is asked for."""
 
     summary: str
-    keys: Mapping[str, Any]
-    signed: bool = False
+    keys: Mapping[str, Any]  # configuration keys that make a client release it
+    signed: bool = False  # whether its values may be negative
+    # what it is of a weight and a gradient; None: it is not of gradients at all
     each: _Each | None = None
-    kind: str = "score"
-    votes: bool = False
-    root: bool = False
+    kind: str = "score"  # of the question
+    votes: bool = False  # flags are released, not values
+    root: bool = False  # the values are sums of squares of what the observer is after
 
     def of(self, w: Tensor, g: Tensor) -> Tensor:
         """What is released of a weight and a gradient, up to a factor."""

@@ -33,19 +33,13 @@ _Tick = Callable[[], None]
 
 @dataclass(frozen=True)
 class Attacked:
-    """Several models of one kind, and how sure each is of every example.
+    """Several models of one kind, and how sure each is of every example."""
 
-    Attributes:
-        sparsity: of the prunable weights; 0.0: dense.
-        confidence: (models, examples).
-        inside: whether a model was trained on an example, (models, examples).
-        accuracy: right answers on the examples inside and outside, means over the models; None for
-            a task that has no classes.
-    """
-
-    sparsity: float
-    confidence: Floats
-    inside: Flags
+    sparsity: float  # of the prunable weights; 0.0: dense
+    confidence: Floats  # (models, examples)
+    inside: Flags  # whether a model was trained on an example, (models, examples)
+    # right answers on the examples inside and outside, means over the models; None for a task that
+    # has no classes
     accuracy: tuple[float, float] | None
 
 

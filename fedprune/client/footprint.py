@@ -49,21 +49,14 @@ PATIENCE = 60.0
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a process that serves clients takes.
+    """What a process that serves clients takes."""
 
-    Attributes:
-        memory: bytes resident at its peak; 0: not known.
-        card: bytes of a card at its peak; 0: none is used.
-        card_room: bytes that a card here has free.
-        turn: seconds of a client that takes one step, of the processor where there is no card; 0:
-            not known.
-        step: seconds of the step; where nobody trains, of scoring and measuring as many examples.
-    """
-
-    memory: float = 0.0
-    card: float = 0.0
-    card_room: float = 0.0
+    memory: float = 0.0  # bytes resident at its peak; 0: not known
+    card: float = 0.0  # bytes of a card at its peak; 0: none is used
+    card_room: float = 0.0  # bytes that a card here has free
+    # seconds of a client that takes one step, of the processor where there is no card; 0: not known
     turn: float = 0.0
+    # seconds of the step; where nobody trains, of scoring and measuring as many examples
     step: float = 0.0
 
 

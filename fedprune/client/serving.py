@@ -97,21 +97,14 @@ def understood_question(host: Host, packet: Packet) -> tuple[Question, Form, Lay
 
 @dataclass(frozen=True)
 class _Asked:
-    """A question as a host serves it: the model that it is about, and the form of its answers.
+    """A question as a host serves it: the model that it is about, and the form of its answers."""
 
-    Attributes:
-        host: around that model.
-        question: what is asked.
-        form: of the answers.
-        seconds: how long a partition may take, by how many are still to answer.
-        memory: what its partitions remember.
-    """
-
-    host: Host
-    question: Question
-    form: Form
+    host: Host  # around that model
+    question: Question  # what is asked
+    form: Form  # of the answers
+    # how long a partition may take, by how many are still to answer
     seconds: Callable[[int], float]
-    memory: ClientMemory
+    memory: ClientMemory  # what its partitions remember
 
 
 def _asked(host: Host, packet: Packet, memory: ClientMemory | None = None) -> _Asked:

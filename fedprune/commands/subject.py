@@ -33,23 +33,16 @@ _KEYS = ("data", "encoding", "text_column", "label_column", "length", "plugin")
 
 @dataclass(frozen=True)
 class Subject:
-    """A model and what is known about it.
+    """A model and what is known about it."""
 
-    Attributes:
-        name: what the user typed.
-        model: in eval mode on the CPU, with the shape and the values it was saved with.
-        config: of its run; else the defaults of its task, with the seed 0.
-        masks: True = kept, of the prunable tensors; None where nobody wrote them down.
-        run: the run's folder, with its summary; None where the model comes from elsewhere.
-        edits: what was done to the shape of the dense model.
-    """
-
-    name: str
-    model: nn.Module
-    config: RunConfig
+    name: str  # what the user typed
+    model: nn.Module  # in eval mode on the CPU, with the shape and the values it was saved with
+    config: RunConfig  # of its run; else the defaults of its task, with the seed 0
+    # True = kept, of the prunable tensors; None where nobody wrote them down
     masks: Masks | None = None
+    # the run's folder, with its summary; None where the model comes from elsewhere
     run: Path | None = None
-    edits: Edits = ()
+    edits: Edits = ()  # what was done to the shape of the dense model
 
     @property
     def task(self) -> Task:

@@ -37,18 +37,12 @@ from fedprune.tensors.named import Masks, Tensors, count_kept
 
 @dataclass(frozen=True)
 class Trial:
-    """A ladder of masks and what was measured on it.
+    """A ladder of masks and what was measured on it."""
 
-    Attributes:
-        rungs: the ladder.
-        candidates: the model as it is, then ascending in sparsity.
-        losses: theirs; none, if too few answered.
-        layers: the loss curve of every part, where each had a ladder of its own.
-    """
-
-    rungs: Tensors
-    candidates: Sequence[Candidate]
-    losses: list[float] | None
+    rungs: Tensors  # the ladder
+    candidates: Sequence[Candidate]  # the model as it is, then ascending in sparsity
+    losses: list[float] | None  # theirs; none, if too few answered
+    # the loss curve of every part, where each had a ladder of its own
     layers: list[dict[str, Any]] | None = None
 
     @property

@@ -34,17 +34,11 @@ class Nothing:
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of a round's training.
+    """What came of a round's training."""
 
-    Attributes:
-        model: with the clients' changes; None: too few came, and the round is void.
-        changes: who answered, their totals, and what else their answers hold.
-        memory: what the method remembers of it, where the round counts; None: what it did.
-    """
-
-    model: Model | None
-    changes: Aggregate
-    memory: Any = None
+    model: Model | None  # with the clients' changes; None: too few came, and the round is void
+    changes: Aggregate  # who answered, their totals, and what else their answers hold
+    memory: Any = None  # what the method remembers of it, where the round counts; None: what it did
 
 
 def nothing(model: Model, memory: Any, *_: Any) -> Talk[Step]:

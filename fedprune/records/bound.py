@@ -37,18 +37,13 @@ _ANYWAY = "anyway"
 
 @dataclass(frozen=True)
 class Going:
-    """How a run goes on.
+    """How a run goes on."""
 
-    Attributes:
-        resume: from its checkpoints; False: it begins.
-        anyway: although it is not with what it began with.
-        data: gives the digest of the shards, where this process has them.
-        held: the model's weights before round one, which checkpoints may be about.
-    """
-
-    resume: bool = False
-    anyway: bool = False
+    resume: bool = False  # from its checkpoints; False: it begins
+    anyway: bool = False  # although it is not with what it began with
+    # gives the digest of the shards, where this process has them
     data: Callable[[], str] = lambda: ""
+    # the model's weights before round one, which checkpoints may be about
     held: Mapping[str, Tensor] = field(default_factory=dict)
 
 

@@ -45,21 +45,16 @@ class ArmsWorld:
 
 @dataclass
 class ArmsPlayed:
-    """What the arms of a run came to.
+    """What the arms of a run came to."""
 
-    Attributes:
-        ends: last states and their plans, by arm.
-        tests: test totals by arm, the pruned one first.
-        adapters: of the pruned arm, before they were merged.
-        alone: of clients that are each played by themselves, where there are some.
-        said: what a summary says of arms beside their quality.
-    """
-
+    # last states and their plans, by arm
     ends: dict[str, tuple[State, Plan]] = field(default_factory=dict)
+    # test totals by arm, the pruned one first
     tests: dict[str, Totals] = field(default_factory=dict)
-    adapters: Tensors = field(default_factory=dict)
+    adapters: Tensors = field(default_factory=dict)  # of the pruned arm, before they were merged
+    # of clients that are each played by themselves, where there are some
     alone: State | None = None
-    said: Summary = field(default_factory=dict)
+    said: Summary = field(default_factory=dict)  # what a summary says of arms beside their quality
 
 
 def play_arms(

@@ -41,22 +41,14 @@ from fedprune.tensors.named import Masks, Tensors, copied, full_masks, masked
 
 @dataclass(frozen=True)
 class PreviousRun:
-    """A run that another one continues.
+    """A run that another one continues."""
 
-    Attributes:
-        folder: where it is.
-        config: what ran.
-        weights: its last state, and its frozen parameters.
-        masks: its masks.
-        edits: what was edited in its model.
-        quality: what it measured on its own test split; empty where it kept no summary.
-    """
-
-    folder: Path
-    config: RunConfig
-    weights: Tensors
+    folder: Path  # where it is
+    config: RunConfig  # what ran
+    weights: Tensors  # its last state, and its frozen parameters
     masks: Masks
-    edits: Edits
+    edits: Edits  # what was edited in its model
+    # what it measured on its own test split; empty where it kept no summary
     quality: Mapping[str, Any]
 
 

@@ -32,22 +32,16 @@ OWN_DATA = "devices' own"
 
 @dataclass(frozen=True)
 class About:
-    """What a summary says beside the states.
+    """What a summary says beside the states."""
 
-    Attributes:
-        model: the model's class.
-        sizes: labels in each partition's training part.
-        seconds: how long it took.
-        naive: what label frequencies alone reach on test, by measure.
-        plan: the plan of the last state, with the layout that its model has come to.
-        own_data: whether clients were devices with data of their own: then nothing was split.
-    """
-
-    model: str
-    sizes: Mapping[int, int]
-    seconds: float
+    model: str  # the model's class
+    sizes: Mapping[int, int]  # labels in each partition's training part
+    seconds: float  # how long it took
+    # what label frequencies alone reach on test, by measure
     naive: Mapping[str, float] = field(default_factory=dict)
+    # the plan of the last state, with the layout that its model has come to
     plan: Plan | None = None
+    # whether clients were devices with data of their own: then nothing was split
     own_data: bool = False
 
 

@@ -93,18 +93,13 @@ class Some(NamedTuple):
 
 @dataclass
 class ExampleGradients:
-    """Takes gradients of single examples of a model in eval mode, which stays as it is.
+    """Takes gradients of single examples of a model in eval mode, which stays as it is."""
 
-    Attributes:
-        model: holds the weights.
-        loss: sums over a batch, to which every example adds what it would by itself.
-        names: the parameters asked about.
-        at_once: whether batches of a size can be taken at once, by size, as far as is known.
-    """
-
-    model: nn.Module
+    model: nn.Module  # holds the weights
+    # sums over a batch, to which every example adds what it would by itself
     loss: Callable[[nn.Module, Part], Loss]
-    names: Sequence[str]
+    names: Sequence[str]  # the parameters asked about
+    # whether batches of a size can be taken at once, by size, as far as is known
     at_once: dict[int, bool] = field(default_factory=dict)
 
     def of(self, batch: Part) -> Iterator[Some]:

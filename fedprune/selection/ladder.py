@@ -41,17 +41,12 @@ ADAPTIVE = {
 
 @dataclass(frozen=True)
 class AdaptiveState:
-    """Where an adaptive schedule stands between two rounds.
+    """Where an adaptive schedule stands between two rounds."""
 
-    Attributes:
-        step: how far beyond the sparsity in force the next tries reach.
-        reference: lowest mean loss before a pruning so far; None: nothing was measured yet.
-        done: nothing more will be tried.
-    """
-
-    step: float
+    step: float  # how far beyond the sparsity in force the next tries reach
+    # lowest mean loss before a pruning so far; None: nothing was measured yet
     reference: float | None = None
-    done: bool = False
+    done: bool = False  # nothing more will be tried
 
 
 def tries(now: float, final: float, step: float, n: int) -> list[float]:
@@ -156,17 +151,12 @@ def ladder_parts(layout: Layout, unit: str) -> dict[str, tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class Point:
-    """A place on the way that takes the cheapest step first.
+    """A place on the way that takes the cheapest step first."""
 
-    Attributes:
-        rungs: by part, how many rungs it has climbed; those that are not named, none.
-        removed: weights that are gone by that, beyond those gone before.
-        rise: by how much the loss rises, if the rises of single parts add up.
-    """
-
+    # by part, how many rungs it has climbed; those that are not named, none
     rungs: Mapping[str, int]
-    removed: int = 0
-    rise: float = 0.0
+    removed: int = 0  # weights that are gone by that, beyond those gone before
+    rise: float = 0.0  # by how much the loss rises, if the rises of single parts add up
 
 
 _Curve = Sequence[tuple[int, float]]

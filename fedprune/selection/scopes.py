@@ -23,23 +23,16 @@ from fedprune.selection.densities import (
 
 @dataclass(frozen=True)
 class Scope:
-    """Who competes with whom.
+    """Who competes with whom."""
 
-    Attributes:
-        summary: one line for ``--list``.
-        shares: what each tensor loses, before rounding; None: all tensors are one ranking.
-        lines: which lines of the (out, in) view are rankings of their own; "": none.
-        scaled: the shares are brought to sum to the asked count.
-        own_total: the shares say how much goes, whatever the sparsity is.
-        looks: the shares depend on the scores of all tensors.
-    """
-
-    summary: str
+    summary: str  # one line for ``--list``
+    # what each tensor loses, before rounding; None: all tensors are one ranking
     shares: Callable[[Ground], list[Fraction]] | None
+    # which lines of the (out, in) view are rankings of their own; "": none
     lines: Literal["", "row", "column"] = ""
-    scaled: bool = False
-    own_total: bool = False
-    looks: bool = False
+    scaled: bool = False  # the shares are brought to sum to the asked count
+    own_total: bool = False  # the shares say how much goes, whatever the sparsity is
+    looks: bool = False  # the shares depend on the scores of all tensors
 
 
 SCOPES: dict[str, Scope] = {

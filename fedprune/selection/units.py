@@ -34,22 +34,17 @@ from fedprune.tensors.lazy import LazyTensors
 
 @dataclass(frozen=True)
 class Unit:
-    """A kind of unit.
+    """A kind of unit."""
 
-    Attributes:
-        summary: one line for ``--list``.
-        labels: number of every weight's unit, (out, in) int32 by tensor, from the layout and the
-            unit's shape; -1 = in no unit.
-        tensors: how many tensors a unit is in: "one", or "many"; "all" of several, wholly.
-        shape: what the two numbers of its shape mean; "" where it has none.
-        along: where units overlap: the number of a second unit whose removal takes the weight with
-            it, though the weight does not count for that unit's score.
-    """
-
-    summary: str
+    summary: str  # one line for ``--list``
+    # number of every weight's unit, (out, in) int32 by tensor, from the layout and the unit's
+    # shape; -1 = in no unit
     labels: Callable[[Layout, Shape], dict[str, Tensor]]
+    # how many tensors a unit is in: "one", or "many"; "all" of several, wholly
     tensors: str = "one"
-    shape: str = ""
+    shape: str = ""  # what the two numbers of its shape mean; "" where it has none
+    # where units overlap: the number of a second unit whose removal takes the weight with it,
+    # though the weight does not count for that unit's score
     along: Callable[[Layout], dict[str, Tensor]] | None = None
 
 

@@ -144,20 +144,13 @@ def least_p(pairs: int) -> float:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Mean ranks over blocks that have every label, rank 1 for the best, ties shared.
+    """Mean ranks over blocks that have every label, rank 1 for the best, ties shared."""
 
-    Attributes:
-        ranks: mean rank by label, best first.
-        blocks: how many.
-        p: of Friedman's test that all labels are alike; NaN of fewer than three labels.
-        critical: mean ranks that differ by less are not told apart at 5 % by Nemenyi's test
-            (Demsar 2006, section 3.2.2, whose q is the quantile of the studentised range over
-            the square root of 2).
-    """
-
-    ranks: Mapping[str, float]
-    blocks: int
-    p: float
+    ranks: Mapping[str, float]  # mean rank by label, best first
+    blocks: int  # how many
+    p: float  # of Friedman's test that all labels are alike; NaN of fewer than three labels
+    # mean ranks that differ by less are not told apart at 5 % by Nemenyi's test (Demsar 2006,
+    # section 3.2.2, whose q is the quantile of the studentised range over the square root of 2)
     critical: float
 
     def together(self) -> list[tuple[str, ...]]:

@@ -31,18 +31,13 @@ _NAME = "name"
 
 @dataclass(frozen=True)
 class Factors:
-    """The factors of several runs, and what they are for.
+    """The factors of several runs, and what they are for."""
 
-    Attributes:
-        names: in the order of the grid.
-        compared: the one whose values are compared with each other, by default the first whose
-            values are tables, else the first that is not the seed.
-        over: the one on the horizontal axis; "" for none. By default sparsity, where it is one.
-    """
-
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # in the order of the grid
+    # the one whose values are compared with each other, by default the first whose values are
+    # tables, else the first that is not the seed
     compared: str
-    over: str
+    over: str  # the one on the horizontal axis; "" for none. By default sparsity, where it is one.
 
     @property
     def rest(self) -> tuple[str, ...]:

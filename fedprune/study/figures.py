@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -23,46 +24,38 @@ DASHES = ("-", "--", ":", "-.")
 
 @dataclass(frozen=True)
 class Cost:
-    """What quality is held against.
-
-    Attributes:
-        key: short name.
-        words: of the axis.
-        of: its value for a run; NaN where unknown.
-        share: it is between 0 and 1, and shown as a percentage.
-        log: it spans orders of magnitude.
-    """
+    """What quality is held against."""
 
     key: str
-    words: str
-    share: bool = False
-    log: bool = False
-
-    def of(self, outcome: StudyOutcome) -> float:
-        """Its value for a run; NaN where unknown."""
-        return _VALUES[self.key](outcome)
+    words: str  # of the axis
+    of: Callable[[StudyOutcome], float]  # its value for a run; NaN where unknown
+    share: bool = False  # it is between 0 and 1, and shown as a percentage
+    log: bool = False  # it spans orders of magnitude
 
 
-def _ratio(part: object, whole: object) -> float:
-    return number(part) / number(whole) if number(whole) else math.nan
+def _part(o: StudyOutcome, key: str, part: str) -> Any:
+    return (o.said(key) or {}).get(part)
 
 
-_VALUES = {
-    "density": lambda o: 1 - number(o.said("sparsity")),
-    "bytes": lambda o: (number(o.said("bytes_up")) + number(o.said("bytes_down"))) / 1e6,
-    "disk": lambda o: number((o.said("bytes_on_disk") or {}).get("pruned")) / 1e3,
-    "flops": lambda o: _ratio(o.said("flops_kept"), o.said("flops_dense")),
-    "clock": lambda o: number((o.said("devices") or {}).get("seconds")),
-    "epsilon": lambda o: number((o.said("privacy") or {}).get("total")),
-}
+def _flops(o: StudyOutcome) -> float:
+    dense = number(o.said("flops_dense"))
+    return number(o.said("flops_kept")) / dense if dense else math.nan
+
 
 COSTS = (
-    Cost("density", "weights kept, of prunable", share=True),
-    Cost("bytes", "MB sent up and down by all clients"),
-    Cost("disk", "kB on disk"),
-    Cost("flops", "FLOPs of kept weights, of dense", share=True),
-    Cost("clock", "seconds of simulated devices", log=True),
-    Cost("epsilon", "epsilon", log=True),
+    Cost("density", "weights kept, of prunable", lambda o: 1 - number(o.said("sparsity")), True),
+    Cost(
+        *("bytes", "MB sent up and down by all clients"),
+        lambda o: (number(o.said("bytes_up")) + number(o.said("bytes_down"))) / 1e6,
+    ),
+    Cost("disk", "kB on disk", lambda o: number(_part(o, "bytes_on_disk", "pruned")) / 1e3),
+    Cost("flops", "FLOPs of kept weights, of dense", _flops, share=True),
+    Cost(
+        *("clock", "seconds of simulated devices"),
+        lambda o: number(_part(o, "devices", "seconds")),
+        log=True,
+    ),
+    Cost("epsilon", "epsilon", lambda o: number(_part(o, "privacy", "total")), log=True),
 )
 
 

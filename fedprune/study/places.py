@@ -33,18 +33,13 @@ class RunProcess(Protocol):
 
 @dataclass(frozen=True)
 class RunPlace:
-    """Where runs are played.
+    """Where runs are played."""
 
-    Attributes:
-        start: begins one. It is given what gives the words of the command, a file that is there
-            when the run has ended well, and the log.
-        jobs: how many are played at once, unless somebody says.
-        told: in words; "": here.
-    """
-
+    # begins one. It is given what gives the words of the command, a file that is there when the run
+    # has ended well, and the log.
     start: Callable[[Callable[[], list[str]], Path, Path], RunProcess]
-    jobs: int
-    told: str = ""
+    jobs: int  # how many are played at once, unless somebody says
+    told: str = ""  # in words; "": here
 
 
 @contextmanager

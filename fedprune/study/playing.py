@@ -24,20 +24,13 @@ CELLS = "cells"
 
 @dataclass(frozen=True)
 class CellEnded:
-    """How far a study has come.
+    """How far a study has come."""
 
-    Attributes:
-        cell: that has ended.
-        seconds: it took; 0.0: it was there already.
-        error: the last line that it wrote where it left no result; "": it left one.
-        done: cells that have ended, this one among them.
-        left: seconds that the others may take, by those that were played; None: not known yet.
-    """
-
-    cell: GridCell
-    seconds: float
-    error: str
-    done: int
+    cell: GridCell  # that has ended
+    seconds: float  # it took; 0.0: it was there already
+    error: str  # the last line that it wrote where it left no result; "": it left one
+    done: int  # cells that have ended, this one among them
+    # seconds that the others may take, by those that were played; None: not known yet
     left: float | None
 
 
