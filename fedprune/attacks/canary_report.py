@@ -35,11 +35,7 @@ READING = (
 def canary_findings(
     seeds: Sequence[int], delta: float, tick: Callable[[], None] = lambda: None
 ) -> tuple[Passage, dict[str, Any]]:
-    """The section about one noised sum at several noise multipliers, and its figures.
-
-    Raises:
-        ValueError: dp-accounting or scipy is missing.
-    """
+    """The section about one noised sum at several noise multipliers, and its figures."""
     rows, figures = list[list[str]](), list[dict[str, Any]]()
     for z in NOISES:
         claim = rdp_epsilon([Counter({Event(z=z): 1})], ADD_OR_REMOVE, delta)

@@ -100,10 +100,6 @@ def closed_form_findings(
     """Sections about single images by inversion in closed form, and their figures.
 
     `seeds`: another model and other images for each of them.
-
-    Raises:
-        FileNotFoundError: scikit-learn is not installed.
-        ValueError: dp-accounting is not installed.
     """
     data, known = all_digits(), protections(epsilons, _CLIENTS)
     figures, rows = list[Figure](), list[tuple[str, list[Tensor | None]]]()
@@ -171,10 +167,6 @@ def search_findings(
 
     `seeds`: another model and another image for each of them. `epsilons`: the largest of them is
     shown.
-
-    Raises:
-        FileNotFoundError: scikit-learn is not installed.
-        ValueError: dp-accounting is not installed.
     """
     data, known = all_digits(), protections(epsilons[-1:], _SEARCHED)
     search, figures = Search(steps=steps, restarts=1), list[Figure]()

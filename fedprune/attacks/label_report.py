@@ -51,12 +51,7 @@ DOMINANT = (
 def label_findings(
     seeds: Sequence[int], epsilons: Sequence[float], tick: Callable[[], None] = lambda: None
 ) -> tuple[list[Passage], dict[str, Any]]:
-    """Sections about shares of labels, and their figures.
-
-    Raises:
-        FileNotFoundError: scikit-learn is not installed.
-        ValueError: dp-accounting is not installed.
-    """
+    """Sections about shares of labels, and their figures."""
     data, sections, told = all_digits(), list[Passage](), dict[str, Any]()
     known = protections(epsilons, _CLIENTS)
     for size in _SIZES:

@@ -50,10 +50,6 @@ def membership_study(
     """The section about small models of the digits, dense and pruned, and its figures.
 
     `models`: how many of each sparsity; even, from 6.
-
-    Raises:
-        FileNotFoundError: scikit-learn is not installed.
-        ValueError: scipy is not installed.
     """
     config = configure({**STUDIED, "seed": seed})
     what = (

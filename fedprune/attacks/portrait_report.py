@@ -41,11 +41,7 @@ _TEXT = (
 def portrait_findings(
     seeds: Sequence[int], tick: Callable[[], None] = lambda: None
 ) -> tuple[list[Passage], dict[str, Any]]:
-    """The section about finished models, and its figures.
-
-    Raises:
-        FileNotFoundError: scikit-learn is not installed.
-    """
+    """The section about finished models, and its figures."""
     data = all_digits()
     means, figures = class_means(data["images"], data["labels"], CLASSES), list[Figure]()
     shown = [("class means", _rows(means))]

@@ -44,11 +44,7 @@ class Attacked:
 
 
 def pooled_parts(parts: Sequence[Part]) -> Part:
-    """Parts as one; texts of different lengths, whose rows do not fit together, are refused.
-
-    Raises:
-        ValueError: their rows have different shapes.
-    """
+    """Parts as one; texts of different lengths, whose rows do not fit together, are refused."""
     first = parts[0]
     for name in first:
         shapes = {tuple(part[name].shape[1:]) for part in parts}

@@ -31,9 +31,6 @@ def spelled(
     """The ids of a text of `length` tokens and the one that follows, length + 1 in all.
 
     `table`: name of the embeddings. `candidates`: the ids that may occur.
-
-    Raises:
-        ValueError: the quantity is not of gradients, so that there is nothing to match.
     """
     scene.quantity.check_matchable()
     model = scene.model().eval()

@@ -60,10 +60,6 @@ def text_findings(
     """Sections about the characters of a text and their order, and their figures.
 
     `steps`: of the search for the order; 0 leaves it out.
-
-    Raises:
-        FileNotFoundError: the plays are not installed.
-        ValueError: dp-accounting or scipy is not installed.
     """
     shards = TASKS["shakespeare"].shards(
         configure({"task": "shakespeare", "clients": _CLIENTS, "length": _LENGTH})

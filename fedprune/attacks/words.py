@@ -88,11 +88,7 @@ def _energies(scene: Scene, seen: Exposed, reader: str) -> Tensor:
 
 
 def _in_columns(energies: Tensor, squares: Tensor) -> Tensor:
-    """Weights >= 0 of the tokens whose squares add up to the energies, by least squares.
-
-    Raises:
-        ValueError: the package scipy is missing.
-    """
+    """Weights >= 0 of the tokens whose squares add up to the energies, by least squares."""
     try:
         from scipy.optimize import nnls
     except ImportError:

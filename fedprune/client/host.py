@@ -83,9 +83,6 @@ def build_host(
 
     What was `tried` before is not again. Clients tune by `train`, which takes and returns what
     `fedprune.learning.local_training.tune` does.
-
-    Raises:
-        ValueError: as `fedprune.tasks.shards.shards_of` and `fedprune.client.rehearsal.try_out`.
     """
     if config.batched > 1 and train is not tune:
         why = "clients train by code of their own, each by itself"

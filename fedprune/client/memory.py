@@ -178,11 +178,7 @@ def keep_content(memory: ClientMemory, key: Key, since: int, content: bytes) -> 
 
 
 def kept_content(memory: ClientMemory, key: Key) -> bytes | None:
-    """What was kept, as a file holds it; None: nothing.
-
-    Raises:
-        ValueError: it is damaged.
-    """
+    """What was kept, as a file holds it; None: nothing."""
     if memory.folder is None:
         return memory.held.get(key[:2], {}).get(key[2])
     path = _path(memory.folder, key)

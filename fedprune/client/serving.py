@@ -69,11 +69,7 @@ def _in_the_open(host: Host) -> None:
 def parts_of(
     host: Host, packet: Packet, partitions: Sequence[int], memory: ClientMemory | None = None
 ) -> list[PartitionPart]:
-    """What each of the partitions sends, in their order: what a device answers.
-
-    Raises:
-        ValueError: as for `serve`.
-    """
+    """What each of the partitions sends, in their order: what a device answers."""
     _in_the_open(host)
     asked = _asked(host, packet, memory)
     with handlers():

@@ -53,9 +53,6 @@ def listing(plugin: str, wanted: str = "") -> str:
 
     `wanted`: the option whose table is wanted, in the singular or the plural; "": all, and the
     rules for what may stand beside each other.
-
-    Raises:
-        ConfigError: no option has such a table.
     """
     tables = {"model": _models(plugin), "method": _methods(plugin)}
     for key, table in names_of(plugin).items():

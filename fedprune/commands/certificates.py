@@ -73,11 +73,7 @@ def _server(folder: Path, name: str, alternatives: str, days: int) -> None:
 
 
 def _alternative(name: str) -> str:
-    """A name or an address as a certificate has it.
-
-    Raises:
-        ConfigError: it is neither.
-    """
+    """A name or an address as a certificate has it."""
     try:
         return f"IP:{ipaddress.ip_address(name)}"
     except ValueError:
@@ -89,11 +85,7 @@ def _alternative(name: str) -> str:
 
 
 def check_there(folder: Path, names: Sequence[str], how: str) -> list[str]:
-    """The absolute paths of files of a folder.
-
-    Raises:
-        ConfigError: one is not there; how it is made is said.
-    """
+    """The absolute paths of files of a folder."""
     for name in names:
         if not (folder / name).is_file():
             allowed = f"fedprune devices certificates {folder} {how}"
@@ -108,11 +100,7 @@ def show(command: Sequence[str], settings: Mapping[str, str] | None = None) -> N
 
 
 def _do(command: Sequence[str]) -> None:
-    """Print a command and run it.
-
-    Raises:
-        ConfigError: its program is not there, or it failed.
-    """
+    """Print a command and run it."""
     show(command)
     try:
         done = subprocess.run(

@@ -26,11 +26,7 @@ _PAIR = re.compile(r"""\s*([^\s=]+)\s*=\s*("[^"]*"|'[^']*'|[^\s"']+)(?=\s|$)""")
 
 
 def become_node(given: Namespace) -> NoReturn:
-    """Become the SuperNode of a device, once its keys and its data are there.
-
-    Raises:
-        ConfigError: they are not.
-    """
+    """Become the SuperNode of a device, once its keys and its data are there."""
     check_address(given)
     folder, config = Path(given.folder), node_config_in(given.config)
     try:

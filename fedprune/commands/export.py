@@ -53,11 +53,7 @@ def _precision(arguments: Namespace) -> Precision | None:
 
 
 def _sums(looked: Subject, by: str) -> dict[str, LayerSums]:
-    """What the run's clients have summed to quantise by.
-
-    Raises:
-        ConfigError: it is no run, or none that did.
-    """
+    """What the run's clients have summed to quantise by."""
     if by == ROUNDING:
         return {}
     path = None if looked.run is None else checkpoint_path(looked.run, PRUNED)

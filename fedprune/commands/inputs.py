@@ -27,9 +27,6 @@ def inputs_of_clients(looked: Subject, layout: Layout) -> Inputs:
     """Σ x xᵀ of every prunable layer over the training parts of all partitions.
 
     The shards are those of the subject's configuration: the same data, split and seed.
-
-    Raises:
-        FileNotFoundError: the task's data is not here.
     """
     model, config, shards = looked.model, looked.config, looked.task.shards(looked.config)
     client, pieces = _client(looked, layout, shards[0]), []
@@ -46,9 +43,6 @@ def quality_of(looked: Subject) -> dict[str, Any] | None:
     """Loss and what else the task measures, over all test parts.
 
     The shards are those of the subject's configuration: the same data, split and seed.
-
-    Raises:
-        FileNotFoundError: the task's data is not here.
     """
     config, task = looked.config, looked.task
     question = Question("evaluate", 0, state_of(looked.model), {}, part="test")

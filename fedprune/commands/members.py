@@ -36,11 +36,7 @@ class People:
 
 
 def people_of(looked: Subject, rounds: Iterable[Row]) -> People:
-    """Members and others of a run.
-
-    Raises:
-        FileNotFoundError: the task's data is not here.
-    """
+    """Members and others of a run."""
     c, task = looked.config, looked.task
     trained = {p for row in rounds for p in row.get("cohort") or ()} or set(range(c.clients))
     shards = read_with(looked.edits, task, dict(enumerate(task.shards(c))))

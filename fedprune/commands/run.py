@@ -124,11 +124,7 @@ def _run(
 
 
 def _with_engine(host: Host, screen: Screen) -> tuple[Host, Footprint]:
-    """The host of a run whose engine is known, and what a worker would take.
-
-    Raises:
-        ConfigError: what was asked for is not there.
-    """
+    """The host of a run whose engine is known, and what a worker would take."""
     config = host.config
     if config.engine == "inline":
         screen.engine("inline", "this process, as asked")

@@ -16,11 +16,7 @@ _MOST = 1000
 
 
 def seeds_in(text: str) -> list[int]:
-    """Seeds as ``0-4`` or ``0,3,7``, or both.
-
-    Raises:
-        ConfigError: it is something else, a seed is there twice, or there are over a thousand.
-    """
+    """Seeds as ``0-4`` or ``0,3,7``, or both."""
     out = list[int]()
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")

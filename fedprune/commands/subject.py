@@ -56,11 +56,7 @@ class Subject:
 
 
 def chosen_subject(arguments: Namespace) -> Subject:
-    """The subject that a command line names.
-
-    Raises:
-        ConfigError, FileNotFoundError, ValueError: one line that says what is wrong.
-    """
+    """The subject that a command line names."""
     return subject(arguments.model, arguments.task, given_keys(arguments))
 
 

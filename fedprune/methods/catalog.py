@@ -140,11 +140,7 @@ def method_of(config: RunConfig) -> Method:
 
 
 def method_options_of(config: RunConfig) -> Section:
-    """The options of a run's method, as its type has them.
-
-    Raises:
-        ConfigError: one that it does not have, or a value that it does not take.
-    """
+    """The options of a run's method, as its type has them."""
     name, kind = method_name(config), method_of(config).options
     fields = kind.model_fields
     for key, value in config.method_options.items():

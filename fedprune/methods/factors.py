@@ -80,11 +80,7 @@ def _matrix(name: str, model: Model, layout: Layout, moments: Inputs | None) -> 
 
 
 def _seen(moments: Inputs | None, name: str) -> Tensor | None:
-    """The second moments of a layer's inputs, where they were measured.
-
-    Raises:
-        ConfigError: they were, and no row went through the layer.
-    """
+    """The second moments of a layer's inputs, where they were measured."""
     if moments is not None and moments.rows.get(name) == 0:
         raise ConfigError(
             f"rank-by='activations': no row went through the layer of {name} at any client asked; "

@@ -51,9 +51,6 @@ def check_seen(evidence: Evidence, config: RunConfig) -> None:
     """Refuse to score a layer by inputs that no client had, as if they all were 0.
 
     With noise the number of rows is noised too, and says nothing about that.
-
-    Raises:
-        ConfigError: no row went through it.
     """
     lost = unseen(evidence.sums) if config.dp == "none" else []
     if lost:

@@ -67,11 +67,7 @@ def _about_held(model: Model, tensors: Tensors) -> dict[str, Any]:
 def _with_held(
     state: State, said: Mapping[str, Any], tensors: Tensors, held: Mapping[str, Tensor]
 ) -> State:
-    """The state with its weights, of those held.
-
-    Raises:
-        ValueError: these are others.
-    """
+    """The state with its weights, of those held."""
     origin = holding_of(held).origin
     if in_memory(held) or getattr(origin, "digest", "") != said["digest"]:
         raise ValueError("it is about a model of other files, or one that was streamed")

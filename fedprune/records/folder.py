@@ -114,9 +114,6 @@ def gone_on(folder: Path, config: RunConfig, data: str = "", *, anyway: bool = F
 
     Returns:
         What differs and was gone on with, a line each.
-
-    Raises:
-        ConfigError: something differs; it is named.
     """
     try:
         text = _with_rounds(folder, config, anyway=anyway)

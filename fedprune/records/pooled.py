@@ -65,11 +65,7 @@ def joined_parts(parts: Sequence[Part]) -> Part:
 
 
 def check_poolable(config: RunConfig) -> None:
-    """Refuse data that are not one where a baseline wants them so, before anything starts.
-
-    Raises:
-        ConfigError: clients' examples differ in their shapes or types.
-    """
+    """Refuse data that are not one where a baseline wants them so, before anything starts."""
     if CENTRAL not in config.baselines:
         return
     kinds = {

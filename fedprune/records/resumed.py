@@ -50,9 +50,6 @@ def text_at(path: Path, key: str, wanted: str = "a TOML file of options") -> str
     """The text of a file that an option names.
 
     `wanted`: what it should have named, where there is no such file.
-
-    Raises:
-        ConfigError: there is none, or it cannot be read.
     """
     if not path.is_file():
         raise ConfigError(f"{key}={str(path)!r}: no such file; allowed: {wanted}")

@@ -44,11 +44,7 @@ class Callback(Protocol):
 
 
 def callbacks_of(plugin: str) -> list[Callback]:
-    """The values of a plug-in's ``CALLBACKS``.
-
-    Raises:
-        ConfigError: it is something else than a dictionary of callbacks by name.
-    """
+    """The values of a plug-in's ``CALLBACKS``."""
     try:
         return list(table_in(plugin, "CALLBACKS", Callback).values())
     except ImportError as error:

@@ -178,11 +178,7 @@ _KINDS = {"wandb": WandbTracker, "mlflow": MlflowTracker, "csv": CsvTracker}
 
 
 def check_trackers(config: Results) -> None:
-    """Refuse a tracker whose library is not installed.
-
-    Raises:
-        ConfigError: one line with the command that installs it.
-    """
+    """Refuse a tracker whose library is not installed."""
     for name in config.track:
         if name != "csv" and importlib.util.find_spec(name) is None:
             raise ConfigError(

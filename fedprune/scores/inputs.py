@@ -167,11 +167,7 @@ class SameInputs:
             self._seen[name] += float(x.detach().sum(dtype=torch.float64))
 
     def check(self) -> None:
-        """Refuse a model in which one reads something else.
-
-        Raises:
-            ValueError: it does.
-        """
+        """Refuse a model in which one reads something else."""
         for name in self._alike:
             seen, source = self._seen[name], self.sources[name]
             if seen != self._seen[source] and math.isfinite(seen):

@@ -53,11 +53,7 @@ class Pooling:
                 _add(self.total, piece.labels, self.pool.of(values))
 
     def scores(self, count: Ints) -> Array:
-        """The score of each unit, of so many weights each, (units,) float64.
-
-        Raises:
-            ValueError: infinities of both signs in one unit.
-        """
+        """The score of each unit, of so many weights each, (units,) float64."""
         scores = self.pool.end(self.total, count)
         if np.isnan(scores).any():
             raise ValueError(f"pool={self.name!r}: a unit has scores inf and -inf; allowed: max")

@@ -112,11 +112,7 @@ def sparsity_at(
 def prunes_at(
     schedule: str, round_: int, steps: Steps, table: Mapping[str, Schedule] = SCHEDULES
 ) -> bool:
-    """Whether `round_` is a step that changes the masks (of one-shot, only the first does).
-
-    Raises:
-        ValueError: as in `sparsity_at`.
-    """
+    """Whether `round_` is a step that changes the masks (of one-shot, only the first does)."""
     step, n = steps.done(round_)
     # Any final sparsity would do: whether a step raises it does not depend on how high it gets.
     reached, before = (_reached(schedule, i, n, 0.5, table) for i in (step, step - 1))

@@ -53,11 +53,7 @@ SCOPES: dict[str, Scope] = {
 
 
 def total_of(ground: Ground, scope: str) -> int:
-    """How many weights are gone in the end under a scope.
-
-    Raises:
-        ValueError: as the scope's shares.
-    """
+    """How many weights are gone in the end under a scope."""
     shares = SCOPES[scope].shares
     if SCOPES[scope].own_total and shares is not None and ground.densities:
         return math.floor(sum(shares(ground)) + Fraction(1, 2))

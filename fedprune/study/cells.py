@@ -34,11 +34,7 @@ Levels = dict[str, dict[str, Any]]
 
 
 def cells_of(base: Mapping[str, Any], levels: Mapping[str, Levels]) -> Iterator[GridCell]:
-    """A cell for every combination of levels.
-
-    Raises:
-        ConfigError: a combination is refused; it is named.
-    """
+    """A cell for every combination of levels."""
     files: dict[str, str] = {}
     for combination in itertools.product(*(its.items() for its in levels.values())):
         labels = dict(zip(levels, (label for label, _ in combination), strict=True))

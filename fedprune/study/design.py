@@ -87,9 +87,6 @@ def design_of(document: Mapping[str, Any], title: str) -> Design:
     """As `read_design`, of what is in the file.
 
     `title`: where the document gives none.
-
-    Raises:
-        ConfigError: see `read_design`.
     """
     for key in document.keys() - set(_TABLES):
         raise ConfigError(f"{key}: no table of a study; allowed: {', '.join(_TABLES)}")
@@ -115,9 +112,6 @@ def factors_of(
 
     `said`: ``compare`` and ``over``, where they are given. `grid`: the values, of which tables are
     methods to be compared.
-
-    Raises:
-        ConfigError: what is given is no factor.
     """
     names = tuple(levels)
     for key in ("compare", "over"):

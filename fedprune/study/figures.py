@@ -13,7 +13,15 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from fedprune.report.drawing import INK, SERIES, canvas, legend, percentages, styled
-from fedprune.report.reading import density, number, percent, series, without_middle, worded
+from fedprune.report.reading import (
+    density,
+    number,
+    percent,
+    ratio,
+    series,
+    without_middle,
+    worded,
+)
 from fedprune.study.comparison import Ranking, SeedSpread, front_of, is_higher, seed_spread
 from fedprune.study.outcomes import StudyOutcome
 from fedprune.tasks.measures import metric_of
@@ -37,11 +45,6 @@ def _part(o: StudyOutcome, key: str, part: str) -> Any:
     return (o.said(key) or {}).get(part)
 
 
-def _flops(o: StudyOutcome) -> float:
-    dense = number(o.said("flops_dense"))
-    return number(o.said("flops_kept")) / dense if dense else math.nan
-
-
 COSTS = (
     Cost("density", "weights kept, of prunable", lambda o: 1 - number(o.said("sparsity")), True),
     Cost(
@@ -49,7 +52,11 @@ COSTS = (
         lambda o: (number(o.said("bytes_up")) + number(o.said("bytes_down"))) / 1e6,
     ),
     Cost("disk", "kB on disk", lambda o: number(_part(o, "bytes_on_disk", "pruned")) / 1e3),
-    Cost("flops", "FLOPs of kept weights, of dense", _flops, share=True),
+    Cost(
+        *("flops", "FLOPs of kept weights, of dense"),
+        lambda o: ratio(o.said("flops_kept"), o.said("flops_dense")),
+        share=True,
+    ),
     Cost(
         *("clock", "seconds of simulated devices"),
         lambda o: number(_part(o, "devices", "seconds")),
