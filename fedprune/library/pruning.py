@@ -33,19 +33,14 @@ STAND_IN: Part = {"inputs": torch.zeros(3, 1), "labels": torch.zeros(3)}
 
 @dataclass(frozen=True)
 class Pruned:
-    """A pruned copy of a model.
+    """A pruned copy of a model."""
 
-    Attributes:
-        model: the copy, in eval mode; removed weights are exactly 0.0. `fedprune.keep_zeros` keeps
-            them so while it is trained further. With ``score="flap"`` layers that lost inputs have
-            biases for them.
-        masks: True = kept, by parameter name.
-        sparsity: part of the prunable weights that is gone.
-    """
-
+    # the copy, in eval mode; removed weights are exactly 0.0. `fedprune.keep_zeros` keeps them so
+    # while it is trained further. With ``score="flap"`` layers that lost inputs have biases for
+    # them.
     model: nn.Module
-    masks: Masks
-    sparsity: float
+    masks: Masks  # True = kept, by parameter name
+    sparsity: float  # part of the prunable weights that is gone
 
     def __repr__(self) -> str:
         return f"Pruned({type(self.model).__name__}, sparsity {self.sparsity:.4g})"

@@ -61,17 +61,14 @@ def _otherwise(before: RunConfig, after: RunConfig) -> str:
         return f"lr-schedule {before.lr_schedule} would fall more slowly (constant does not)"
     if [prunes_in(before, r) for r in planned] != [prunes_in(after, r) for r in planned]:
         return f"schedule {before.schedule} would prune in other rounds"
-    if distils(before) and any(factor(before, r) != factor(after, r) for r in _taught(before)):
+    taught = range(before.warmup + 1, before.rounds + 1)
+    if distils(before) and any(factor(before, r) != factor(after, r) for r in taught):
         return "distil-schedule linear would fall more slowly (constant does not)"
     if not measures_in(after, before.rounds):
         return f"round {before.rounds} was measured as the last one, and would not be"
     if method_of(after).planned:
         return f"method {after.method} looks at how many rounds there are"
     return ""
-
-
-def _taught(config: RunConfig) -> range:
-    return range(config.warmup + 1, config.rounds + 1)
 
 
 def lengthened(folder: Path, text: str, before: RunConfig, after: RunConfig) -> None:

@@ -32,16 +32,11 @@ _PARAMS = 100
 
 
 class Tracker(Callback):
-    """What the trackers share: names of metrics, and a resumed run's rows told again.
-
-    Attributes:
-        last: the last round of each arm so far.
-        begun: whether the library has opened its run, which is then to be closed.
-    """
+    """What the trackers share: names of metrics, and a resumed run's rows told again."""
 
     def __init__(self) -> None:
-        self.last: dict[str, int] = {}
-        self.begun = False
+        self.last: dict[str, int] = {}  # the last round of each arm so far
+        self.begun = False  # whether the library has opened its run, which is then to be closed
 
     def started(self, config: RunConfig, folder: Path | None, rows: Sequence[Row]) -> None:
         """Begin a run of the tracker.

@@ -70,29 +70,21 @@ def quality_blocks(outcomes: Sequence[StudyOutcome], factors: Factors) -> Qualit
 
 @dataclass(frozen=True)
 class Paired:
-    """Two labels over the blocks that have both.
-
-    Attributes:
-        first, second: the labels.
-        count: pairs.
-        difference: mean of first - second, in the metric.
-        deviation: its standard deviation over pairs.
-        effect: matched-pairs rank-biserial correlation: rank sum of the pairs in which `first` is
-            better, less that of the others, over both; -1 to 1, 0 where all pairs are equal.
-            Kerby 2014, The simple difference formula, equation 3.
-        p: two-sided, of Wilcoxon's signed-rank test (Wilcoxon 1945; pairs without a difference are
-            left out); 1.0 where no pair differs.
-        corrected: by Holm's method (1979) over all comparisons.
-    """
+    """Two labels over the blocks that have both."""
 
     first: str
     second: str
-    count: int
-    difference: float
-    deviation: float
+    count: int  # pairs
+    difference: float  # mean of first - second, in the metric
+    deviation: float  # its standard deviation over pairs
+    # matched-pairs rank-biserial correlation: rank sum of the pairs in which `first` is better,
+    # less that of the others, over both; -1 to 1, 0 where all pairs are equal. Kerby 2014, The
+    # simple difference formula, equation 3
     effect: float
+    # two-sided, of Wilcoxon's signed-rank test (Wilcoxon 1945; pairs without a difference are left
+    # out); 1.0 where no pair differs
     p: float
-    corrected: float = math.nan
+    corrected: float = math.nan  # by Holm's method (1979) over all comparisons
 
 
 def paired_tests(blocks: QualityBlocks, labels: Sequence[str], *, higher: bool) -> list[Paired]:

@@ -29,23 +29,16 @@ from fedprune.tasks.measures import metric_of
 class Panel:
     """The runs that differ in the compared factor, in the one they are compared over, and the seed.
 
-    Attributes:
-        place: labels of the other factors.
-        metric: of all its runs that count.
-        rows, columns: labels of the compared factor, and of the one over which; one column, "",
-            without such.
-        cells: the spread of test quality over repetitions, by row and column.
-        seeds: of these repetitions.
-        alone: whether the runs of this place have one metric; else each has a panel.
+    Spreads are of test quality over repetitions.
     """
 
-    place: GridPlace
-    metric: str
-    rows: tuple[str, ...]
-    columns: tuple[str, ...]
-    cells: dict[tuple[str, str], SeedSpread]
-    seeds: dict[tuple[str, str], frozenset[str]]
-    alone: bool = True
+    place: GridPlace  # labels of the other factors
+    metric: str  # of all its runs that count
+    rows: tuple[str, ...]  # labels of the compared factor
+    columns: tuple[str, ...]  # of the one over which; one column, "", without such
+    cells: dict[tuple[str, str], SeedSpread]  # by row and column
+    seeds: dict[tuple[str, str], frozenset[str]]  # of these repetitions
+    alone: bool = True  # whether the runs of this place have one metric; else each has a panel
 
     @property
     def name(self) -> GridPlace:
