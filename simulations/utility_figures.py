@@ -35,8 +35,7 @@ class Cell:
     overlap: list[float] = field(default_factory=list)
 
 
-TALLEST = 40.0
-"""The largest perplexity in the picture."""
+TALLEST = 40.0  # The largest perplexity in the picture
 
 
 def utility_table(cells: Sequence[Cell], metric: str) -> Table:

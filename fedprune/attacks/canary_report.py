@@ -15,8 +15,7 @@ from fedprune.privacy.events import Event
 from fedprune.privacy.noise import seeded_source
 
 CANARIES = 1000
-NOISES = (0.3, 1.0, 2.2, 4.0)
-"""Noise multipliers that are audited."""
+NOISES = (0.3, 1.0, 2.2, 4.0)  # Noise multipliers that are audited
 
 BROKEN: dict[str, dict[str, Any]] = {
     "intact": {},

@@ -17,8 +17,7 @@ from fedprune.tasks.task import Loss, Part, Task, batches, examples
 
 Flags = npt.NDArray[np.bool_]
 
-FEW_SHADOWS = 64
-"""With fewer shadow models than this one spread is taken for all examples."""
+FEW_SHADOWS = 64  # With fewer shadow models than this one spread is taken for all examples
 
 
 @torch.no_grad()

@@ -16,8 +16,7 @@ from fedprune.attacks.shadows import Attacked, dense_and_pruned
 from fedprune.config import configure
 from fedprune.report.drawing import INK, SERIES, canvas, legend, percentages, styled
 
-RATES = (0.01, 0.001)
-"""False positive rates at which true positives are told."""
+RATES = (0.01, 0.001)  # False positive rates at which true positives are told
 
 HOW = (
     "An attack accuses the examples whose statistic is above a threshold. AUC is how often a "
@@ -73,8 +72,7 @@ def cells(figures: Mapping[str, Any]) -> list[str]:
     return [f"{figures['auc']:.3f}", *map(_share, rates)]
 
 
-RATE_COLUMNS = ["AUC", "TPR at 1 %", "TPR at 0.1 %"]
-"""Of `cells`."""
+RATE_COLUMNS = ["AUC", "TPR at 1 %", "TPR at 0.1 %"]  # Of `cells`
 
 
 def _share(found: Mapping[str, Any]) -> str:

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from fedprune.report.drawing import styled
 
-TILE = 0.62
-"""Inches."""
+TILE = 0.62  # Inches
 
 
 @styled

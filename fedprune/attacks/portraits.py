@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 _STEPS = 150
-SMOOTH = 2.0
-"""Factor of the total variation."""
+SMOOTH = 2.0  # Factor of the total variation
 
 
 def portraits(model: nn.Module, classes: int, shape: torch.Size) -> Tensor:

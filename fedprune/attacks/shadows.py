@@ -27,8 +27,7 @@ from fedprune.tasks.task import Part, Shard, Task, examples
 from fedprune.tensors.models import load_into, state_of
 from fedprune.tensors.named import Masks, Tensors, copied, full_masks, masked
 
-_Tick = Callable[[], None]
-"""Told that one more model is trained."""
+_Tick = Callable[[], None]  # Told that one more model is trained
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,9 @@ from typing import Any
 from fedprune.attacks.page import Table
 from fedprune.report.reading import NO_VALUE
 
-Figure = dict[str, Any]
-"""One trial: `quantity`, `protection`, `seed`, and what was measured."""
+Figure = dict[str, Any]  # One trial: `quantity`, `protection`, `seed`, and what was measured
 
-_EXACT = 1e-9
-"""A mean squared error of pixels below which nothing is left to guess."""
+_EXACT = 1e-9  # A mean squared error of pixels below which nothing is left to guess
 
 
 def pivot(figures: Sequence[Figure], cell: Callable[[Sequence[Figure]], str]) -> Table:

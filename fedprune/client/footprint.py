@@ -37,14 +37,12 @@ from fedprune.tasks.task import Shard, examples
 from fedprune.tensors.models import state_of
 from fedprune.tensors.named import copied, full_masks, on_cpu
 
-SUMS = 3
-"""Copies of a sum in float64 that a worker has at once: its own, encoded, and with Ray."""
+SUMS = 3  # Copies of a sum in float64 that a worker has at once: its own, encoded, and with Ray
 
 CONTEXT = 0.6 * 2**30
 """Bytes of a card that a process takes before it has anything there: CUDA's own."""
 
-PATIENCE = 60.0
-"""Seconds that the trial may take; what takes longer is not known."""
+PATIENCE = 60.0  # Seconds that the trial may take; what takes longer is not known
 
 
 @dataclass(frozen=True)

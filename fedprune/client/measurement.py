@@ -55,8 +55,7 @@ def _measured(part: Part, client: ClientContext) -> dict[str, float]:
     return totals
 
 
-LOST = 1e30
-"""The loss of a candidate whose loss is no number: it cannot win, and spoils no sum."""
+LOST = 1e30  # The loss of a candidate whose loss is no number: it cannot win, and spoils no sum
 
 
 @torch.no_grad()

@@ -47,8 +47,7 @@ def client_probe(
     )
 
 
-REMEMBERED = "score"
-"""What a score remembers."""
+REMEMBERED = "score"  # What a score remembers
 
 
 def scored_examples(question: Question, client: ClientContext) -> Part:

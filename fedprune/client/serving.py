@@ -31,8 +31,7 @@ from fedprune.runtime.process import one_thread
 from fedprune.structure.layout import Layout
 from fedprune.tensors.models import reset
 
-Tick = Callable[[int], None]
-"""Told how many more partitions have answered, or failed."""
+Tick = Callable[[int], None]  # Told how many more partitions have answered, or failed
 
 
 def serve(

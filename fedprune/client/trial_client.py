@@ -25,11 +25,9 @@ from fedprune.tasks.task import Part, Shard, Task
 from fedprune.tensors.models import state_of
 from fedprune.tensors.named import Tensors, on_cpu
 
-EXAMPLES_TRIED = 4
-"""How many of a partition's examples are tried."""
+EXAMPLES_TRIED = 4  # How many of a partition's examples are tried
 
-FEW_TRIED = 2
-"""How many of them where the model is large."""
+FEW_TRIED = 2  # How many of them where the model is large
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from fedprune.options.refusal import ConfigError
 
-AUTHORITY, SERVER = "ca", "server"
-"""Names of files without their endings."""
+AUTHORITY, SERVER = "ca", "server"  # Names of files without their endings
 
 _CURVE = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-384", "-nodes")
 _AUTHORITY_DAYS = 3650

@@ -18,8 +18,7 @@ from fedprune.study.outcomes import RESULTS_NAME, StudyOutcome, outcome_in
 from fedprune.study.page import write_study
 from fedprune.study.pictures import Collected
 
-_ALL = "configuration"
-"""The factor of all keys in which runs differ, but the seed and the sparsity."""
+_ALL = "configuration"  # The factor of all keys in which runs differ, but the seed and the sparsity
 
 
 def run(arguments: Namespace) -> int:

@@ -64,8 +64,7 @@ _AHEAD, _BEHIND = 5, 300
 """Seconds that Flower allows a registered device's clock to differ from its SuperLink's."""
 
 
-_LOOK_AGAIN = 15.0
-"""Seconds between looks at a clock that is wrong."""
+_LOOK_AGAIN = 15.0  # Seconds between looks at a clock that is wrong
 
 
 def await_clock(address: str, ca: str) -> float:

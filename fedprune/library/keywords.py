@@ -12,8 +12,7 @@ from fedprune.methods.catalog import METHODS
 from fedprune.options.option import options_of
 from fedprune.options.refusal import ConfigError
 
-_FORM = "allowed: "
-"""What every refusal has in its line, whichever package it comes from."""
+_FORM = "allowed: "  # What every refusal has in its line, whichever package it comes from
 
 _KEY = re.compile(r"^[a-z][a-z0-9-]*(?==)")
 _FLAG = re.compile(

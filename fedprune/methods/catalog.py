@@ -104,8 +104,7 @@ FOLLOWING = {
 }
 """Methods that other options ask for, and which."""
 
-CALIBRATE = "calibrate"
-"""The rider whose memory an export reads."""
+CALIBRATE = "calibrate"  # The rider whose memory an export reads
 
 RIDERS: dict[str, Rider] = {
     "vocabulary": vocabulary.RIDER,

@@ -27,8 +27,7 @@ from fedprune.structure.surgery import ordered
 from fedprune.tensors.lazy import joined_to, shapes_of, some_of
 from fedprune.tensors.named import Tensors
 
-Told = dict[str, Any]
-"""What a step says about itself in the row of its round."""
+Told = dict[str, Any]  # What a step says about itself in the row of its round
 
 
 BUDGETS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)

@@ -30,8 +30,7 @@ from fedprune.server.rows import Row
 from fedprune.server.state import BeforeTest, State, reverted, untested
 from fedprune.server.watch import Watch
 
-WARM = "warm"
-"""Name of the checkpoint at the end of the warm-up, which all arms share."""
+WARM = "warm"  # Name of the checkpoint at the end of the warm-up, which all arms share
 
 
 @dataclass

@@ -23,8 +23,7 @@ from fedprune.runtime.json_text import read_object
 
 NAME = "began.json"
 
-_PACKAGES = ("fedprune", "torch", "numpy", "transformers")
-"""Those that bits depend on."""
+_PACKAGES = ("fedprune", "torch", "numpy", "transformers")  # Those that bits depend on
 
 ENGINE = "engine"
 """The one thing that may differ unasked: every engine has the same bits. It is written down."""

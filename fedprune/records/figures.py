@@ -138,5 +138,4 @@ def _kept_whole(
     return {"nonzeros": nonzeros, "bytes_sparse": _coded(model, config, full, ())}
 
 
-BATCH, REPEATS = 8, 10
-"""Examples of a pass that a report times, and how often."""
+BATCH, REPEATS = 8, 10  # Examples of a pass that a report times, and how often

@@ -16,11 +16,9 @@ from fedprune.records.bound import Began
 from fedprune.records.folder import CONFIG_NAME
 from fedprune.runtime.connection import CONNECTION
 
-_HOME = Path(__file__).parents[2]
-"""The repository, where the package was not installed elsewhere."""
+_HOME = Path(__file__).parents[2]  # The repository, where the package was not installed elsewhere
 
-_TIMEOUT = 10
-"""Seconds that git may take."""
+_TIMEOUT = 10  # Seconds that git may take
 
 
 def provenance_of(began: Began) -> dict[str, str]:
@@ -41,8 +39,7 @@ def provenance_of(began: Began) -> dict[str, str]:
     }
 
 
-_ELSEWHERE = {"config.toml", "engine"}
-"""What a summary or the folder says in other places."""
+_ELSEWHERE = {"config.toml", "engine"}  # What a summary or the folder says in other places
 
 
 def _commit() -> str:

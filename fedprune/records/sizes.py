@@ -24,8 +24,7 @@ from fedprune.structure.groups import Group
 from fedprune.structure.layout import Layout, as_rows
 from fedprune.tensors.named import Masks, count_kept, digest, kept_in
 
-Summary = dict[str, Any]
-"""What a run came to, as JSON has it."""
+Summary = dict[str, Any]  # What a run came to, as JSON has it
 
 
 def sizes_of_model(config: Pruning, layout: Layout, end: State, plan: Plan | None) -> Summary:
@@ -87,16 +86,14 @@ def _why_short(config: Pruning, end: State) -> str:
     return "the next unit is larger than what is left to remove"
 
 
-LEAST_MISSED = 1e-3
-"""Sparsities that differ by less are the same to a reader."""
+LEAST_MISSED = 1e-3  # Sparsities that differ by less are the same to a reader
 
 
 MOST_NUMBERS = 2**21
 """Larger matrices have no spectrum in a summary: `fedprune analyse` takes its time."""
 
 
-MOST_IN_ALL = 2**25
-"""Nor have those of models with more prunable weights than this."""
+MOST_IN_ALL = 2**25  # Nor have those of models with more prunable weights than this
 
 
 def _rank(name: str, end: State, now: Layout) -> Summary:

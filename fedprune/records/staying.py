@@ -13,8 +13,7 @@ from fedprune.structure.layout import Layout
 Kinds = dict[str, dict[str, Any]]
 """Of each kind of parameter that stays dense: its share of all parameters, how many, and names."""
 
-_FEW, _LEAST = 8, 0.01
-"""Fewer weights than this, or a smaller part of a tensor, is almost nothing."""
+_FEW, _LEAST = 8, 0.01  # Fewer weights than this, or a smaller part of a tensor, is almost nothing
 
 
 def staying_kinds(layout: Layout) -> Kinds:

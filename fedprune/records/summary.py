@@ -26,8 +26,7 @@ from fedprune.tasks.coverage import reading_of
 from fedprune.tasks.resampling import intervals
 from fedprune.tasks.task import class_names_of
 
-OWN_DATA = "devices' own"
-"""What a summary says of the split where there was none."""
+OWN_DATA = "devices' own"  # What a summary says of the split where there was none
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ from fedprune.report.reading import Run, short_name, whole
 from fedprune.server.rows import Row
 
 PLURALS = {"head": "heads", "neuron": "neurons", "channel": "channels", "expert": "experts"}
-MOST_ROWS = 64
-"""More groups than this are not drawn one by one; the table of layers has them."""
+MOST_ROWS = 64  # More groups than this are not drawn one by one; the table of layers has them
 
 
 def spans(kept: Sequence[int]) -> list[tuple[int, int]]:

@@ -181,8 +181,7 @@ def figure(value: float | None, digits: int) -> str:
     return f"{value:.{digits}f}" if abs(value) < _WIDE else f"{value:.{digits + 1}g}"
 
 
-_WIDE = 1e5
-"""From here on a number is shown by its first digits and an exponent."""
+_WIDE = 1e5  # From here on a number is shown by its first digits and an exponent
 
 
 def in_bytes(count: float) -> str:

@@ -86,8 +86,7 @@ def svg(picture: Picture) -> str:
 
 
 _MARK = re.compile(r'<use xlink:href="([^"]*)" x="([-\d.]+)" y="([-\d.]+)"([^>]*)/>')
-_NEAR = 0.05
-"""Points of 1/72 inch within which a drawn mark is a value's."""
+_NEAR = 0.05  # Points of 1/72 inch within which a drawn mark is a value's
 
 
 def with_told_marks(figure: Figure, body: str) -> str:

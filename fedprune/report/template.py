@@ -44,8 +44,7 @@ FIGURE = """\
 """
 """The macro that draws a `fedprune.report.picture.Picture`, whose `svg` is not escaped."""
 
-_CONTENTS = "<!-- contents -->"
-"""Where the list of sections goes."""
+_CONTENTS = "<!-- contents -->"  # Where the list of sections goes
 
 
 def framed(header: str, main: str, images: bool = False) -> str:

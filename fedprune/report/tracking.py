@@ -23,12 +23,10 @@ from fedprune.report.board import STEP, scalars, tests_of
 from fedprune.report.callback import Callback
 from fedprune.server.rows import Row
 
-PROJECT = "fedprune"
-"""Project of W&B, unless WANDB_PROJECT names one, and experiment of MLflow."""
+PROJECT = "fedprune"  # Project of W&B, unless WANDB_PROJECT names one, and experiment of MLflow
 
 CSV_NAME = "rounds.csv"
-_PARAMS = 100
-"""As many options as MLflow takes in one call."""
+_PARAMS = 100  # As many options as MLflow takes in one call
 
 
 class Tracker(Callback):

@@ -29,8 +29,7 @@ from fedprune.structure.layout import Layout, as_rows
 from fedprune.tasks.task import Part, examples
 from fedprune.tensors.named import Tensors
 
-_CHANGES = "ablation"
-"""The summand of larger units: Σ L(without) - L(with), for every unit."""
+_CHANGES = "ablation"  # The summand of larger units: Σ L(without) - L(with), for every unit
 
 _AT_ONCE = 2**15
 """How many numbers of a batch's largest tensor go through at once, all copies together."""

@@ -19,8 +19,7 @@ from fedprune.tensors.hooks import removed_after
 from fedprune.tensors.lazy import shapes_of
 from fedprune.tensors.named import Tensors
 
-INFLUENCE = "block_influence"
-"""The summand: a row (Σ 1 - cos, tokens) for every block."""
+INFLUENCE = "block_influence"  # The summand: a row (Σ 1 - cos, tokens) for every block
 
 
 def _shapes(layout: Layout, _names: Sequence[str], _unit: str, _probes: int) -> Shapes:

@@ -23,8 +23,7 @@ def wanda(evidence: Evidence) -> Tensors:
     return _by_column(evidence, lambda w, mean: w.abs() * mean.clamp_min(0.0).sqrt())
 
 
-RIA_POWER = 0.5
-"""The power a of the inputs' norm in RIA, as its authors set it."""
+RIA_POWER = 0.5  # The power a of the inputs' norm in RIA, as its authors set it
 
 
 def ria(evidence: Evidence) -> Tensors:

@@ -20,8 +20,7 @@ from fedprune.selection.units import unit_count, unit_labels
 from fedprune.structure.layout import Layout
 from fedprune.tensors.named import Tensors
 
-GATES = "gates"
-"""The summand: Σ w·∂L/∂w over the columns that read a unit, for every unit."""
+GATES = "gates"  # The summand: Σ w·∂L/∂w over the columns that read a unit, for every unit
 
 
 def _labels(layout: Layout, names: Sequence[str], unit: str) -> dict[str, Tensor]:

@@ -26,8 +26,7 @@ from fedprune.structure.layers import parameters_of
 from fedprune.tasks.task import Loss, Part, batches, examples
 from fedprune.tensors.named import Tensors, wide, wide_zeros
 
-_AT_ONCE = 2**22
-"""How many numbers the gradients of some examples may be that are held at once."""
+_AT_ONCE = 2**22  # How many numbers the gradients of some examples may be that are held at once
 
 
 @dataclass(frozen=True)

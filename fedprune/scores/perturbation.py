@@ -22,11 +22,9 @@ from fedprune.structure.layers import parameters_of
 from fedprune.structure.layout import Layout
 from fedprune.tensors.named import Tensors
 
-REMOVED = 0.1
-"""Probability that a pattern removes a weight."""
+REMOVED = 0.1  # Probability that a pattern removes a weight
 
-CHANGES = "perturbation"
-"""The summand: Σ L(with the pattern) - L(without), for every pattern."""
+CHANGES = "perturbation"  # The summand: Σ L(with the pattern) - L(without), for every pattern
 
 
 def pattern(seed: int, index: int, name: str, layout: Layout) -> Tensor:

@@ -29,8 +29,7 @@ from fedprune.selection.units import UNITS
 from fedprune.structure.layout import Layout
 from fedprune.tensors.named import Masks, Tensors, count_kept
 
-FINEST = 1e-3
-"""The smallest step in sparsity that is worth a question."""
+FINEST = 1e-3  # The smallest step in sparsity that is worth a question
 
 ADAPTIVE = {
     "global": "one sparsity for all tensors, ranked by --scope",

@@ -15,8 +15,7 @@ from fedprune.selection.densities import Limits, exactly, removed_counts
 from fedprune.selection.ranking import Bools, Layer, drop, ranked_together
 from fedprune.tensors.named import Masks, count_kept
 
-EXCHANGING = ("global", "layer", "er", "erk")
-"""The scopes that an exchange knows."""
+EXCHANGING = ("global", "layer", "er", "erk")  # The scopes that an exchange knows
 
 GROWN = ("gradient", "random")
 """By what a client grows weights: the largest gradients of every tensor, or by chance, more where

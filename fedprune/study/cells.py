@@ -29,8 +29,7 @@ class GridCell:
     digest: str  # SHA-256 of all that its result depends on: see `cell_digest`
 
 
-Levels = dict[str, dict[str, Any]]
-"""The keys of each level of a factor, by its label."""
+Levels = dict[str, dict[str, Any]]  # The keys of each level of a factor, by its label
 
 
 def cells_of(base: Mapping[str, Any], levels: Mapping[str, Levels]) -> Iterator[GridCell]:

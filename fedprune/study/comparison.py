@@ -14,8 +14,7 @@ from fedprune.study.design import Factors
 from fedprune.study.outcomes import StudyOutcome
 from fedprune.tasks.measures import metric_of
 
-GridPlace = tuple[str, ...]
-"""Labels of some factors, in their order: where in the grid a run is."""
+GridPlace = tuple[str, ...]  # Labels of some factors, in their order: where in the grid a run is
 
 
 @dataclass(frozen=True)
@@ -100,8 +99,7 @@ def paired_tests(blocks: QualityBlocks, labels: Sequence[str], *, higher: bool) 
     ]
 
 
-_DECIMALS = 12
-"""Of a difference: 0.3 - 0.2 and 0.2 - 0.1 are a tie, though not in binary."""
+_DECIMALS = 12  # Of a difference: 0.3 - 0.2 and 0.2 - 0.1 are a tie, though not in binary
 
 
 def _paired(first: str, second: str, pairs: Sequence[tuple[float, float]], sign: int) -> Paired:

@@ -13,8 +13,7 @@ from fedprune.options.refusal import ConfigError
 from fedprune.options.values import as_text
 from fedprune.study.cells import GridCell, Levels, cells_of
 
-SEED = "seed"
-"""The factor whose values are repetitions: means and spreads go over it."""
+SEED = "seed"  # The factor whose values are repetitions: means and spreads go over it
 
 COMPARED_OVER = {"sparsity": (0.5, 0.8, 0.9), SEED: (0, 1, 2)}
 """What varies where a file says nothing of it: several amounts of pruning and three repetitions, as
@@ -25,8 +24,7 @@ _AMOUNTS = {"sparsity", "threshold", "target_bytes", "target_flops", "unit_shape
 
 _TABLES = ("study", "base", "grid")
 _WORDS = ("title", "compare", "over")
-_NAME = "name"
-"""The key of a table in the grid that says what the table is called."""
+_NAME = "name"  # The key of a table in the grid that says what the table is called
 
 
 @dataclass(frozen=True)

@@ -102,8 +102,7 @@ SUMMED = (
 """Keys of a summary that are columns under their own names."""
 
 
-_OF_DEVICES = ("seconds", "joules")
-"""What simulated devices took."""
+_OF_DEVICES = ("seconds", "joules")  # What simulated devices took
 
 
 def record_of(outcome: StudyOutcome) -> dict[str, Any]:
@@ -156,8 +155,7 @@ def write_outcomes(out: Path, outcomes: Sequence[StudyOutcome]) -> Path:
     return out / RESULTS_NAME
 
 
-_SEEDS = 3
-"""Fewer give a spread that says little."""
+_SEEDS = 3  # Fewer give a spread that says little
 
 
 def lacking(outcomes: Sequence[StudyOutcome]) -> list[str]:

@@ -16,8 +16,7 @@ from fedprune.runtime.sums import SUMMARY_NAME, SUMS_NAME, check_sums
 from fedprune.study.cells import GridCell
 from fedprune.study.places import RunPlace, RunProcess
 
-_POLL = 0.1
-"""Seconds between two looks at the processes."""
+_POLL = 0.1  # Seconds between two looks at the processes
 
 CELLS = "cells"
 
@@ -133,5 +132,4 @@ def _end(processes: Sequence[RunProcess]) -> None:
             process.wait()
 
 
-_PATIENCE = 30
-"""Seconds that a run may take to end when it is told to."""
+_PATIENCE = 30  # Seconds that a run may take to end when it is told to
