@@ -9,6 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from by_hand import removed_count
 
 from fedprune import Result, RunConfig, federate
 from fedprune.config import configure, from_toml, to_toml
@@ -16,7 +17,6 @@ from fedprune.config.planned import planned as releases
 from fedprune.privacy.ledger import Ledger, open_ledger
 from fedprune.protocol.models import dense_model, layout_for
 from fedprune.protocol.port import Port
-from fedprune.selection.select import removed_count
 from fedprune.selection.units import unit_labels
 from fedprune.server.state import State
 from fedprune.server.watch import Watch
