@@ -209,11 +209,9 @@ def above(
 
 
 def _above(layer: Layer, threshold: float) -> Bools:
-    kept = (
-        layer.scores > threshold
-        if layer.alive is None
-        else layer.alive & (layer.scores > threshold)
-    )
-    return (
-        kept if np.count_nonzero(kept) >= layer.least else drop([layer], layer.most - layer.gone)[0]
-    )
+    kept = layer.scores > threshold
+    if layer.alive is not None:
+        kept &= layer.alive
+    if np.count_nonzero(kept) >= layer.least:
+        return kept
+    return drop([layer], layer.most - layer.gone)[0]
