@@ -19,11 +19,10 @@ from fedprune.attacks.exposed import (
 )
 from fedprune.attacks.inversion import inverted
 from fedprune.attacks.matching import Search, matched
-from fedprune.attacks.page import Passage, Picture
+from fedprune.attacks.page import Figure, Passage, Picture, error_cell, pivot, share_cell
 from fedprune.attacks.pictures import tiles
 from fedprune.attacks.quantities import QUANTITIES
 from fedprune.attacks.scene import Scene, message, scene
-from fedprune.attacks.tabling import Figure, error_cell, pivot, share_cell
 from fedprune.selection.select import select
 from fedprune.tasks.task import Part
 from fedprune.tensors.named import Masks, Tensors

@@ -11,10 +11,9 @@ from torch import Tensor
 from fedprune.attacks.digits import CLASSES, SHAPE, all_digits, skewed
 from fedprune.attacks.exposed import Exposed, MessageProtection, protections, views
 from fedprune.attacks.labels import Templates, correlation, histogram, templates_of
-from fedprune.attacks.page import Passage
+from fedprune.attacks.page import Figure, Passage, number_cell, pivot, share_cell
 from fedprune.attacks.quantities import QUANTITIES
 from fedprune.attacks.scene import Scene, message, scene
-from fedprune.attacks.tabling import Figure, number_cell, pivot, share_cell
 from fedprune.tasks.task import Part
 
 _CLIENTS, _TARGETS = 10, 4

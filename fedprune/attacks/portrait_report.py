@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.attacks.digits import CLASSES, SHAPE, all_digits
-from fedprune.attacks.page import Passage, Picture
+from fedprune.attacks.page import Figure, Passage, Picture, number_cell, pivot, share_cell
 from fedprune.attacks.pictures import tiles
 from fedprune.attacks.portraits import class_means, portraits, resemblance
-from fedprune.attacks.tabling import Figure, number_cell, pivot, share_cell
 from fedprune.config import configure
 from fedprune.protocol.models import dense_model
 from fedprune.run import run_federated

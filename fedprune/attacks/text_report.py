@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fedprune.attacks.exposed import Exposed, protections, views
-from fedprune.attacks.page import Passage, Table
+from fedprune.attacks.page import Figure, Passage, Table, pivot, share_cell
 from fedprune.attacks.quantities import QUANTITIES
 from fedprune.attacks.scene import Scene, message, scene
 from fedprune.attacks.spelling import in_place, spelled
-from fedprune.attacks.tabling import Figure, pivot, share_cell
 from fedprune.attacks.words import evidence, found_tokens
 from fedprune.config import configure
 from fedprune.tasks.catalog import TASKS

@@ -15,8 +15,7 @@ from fedprune.study.design import COMPARED_OVER, Design, read_design
 from fedprune.study.outcomes import RESULTS_NAME, outcome_of
 from fedprune.study.page import STUDY_PAGE_NAME, write_study
 from fedprune.study.pictures import Collected
-from fedprune.study.places import place_at
-from fedprune.study.playing import CellEnded, play
+from fedprune.study.playing import CellEnded, place_at, play
 
 
 def run(arguments: Namespace) -> int:
