@@ -9,7 +9,6 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from by_hand import removed_count
 
 from fedprune import Result, RunConfig, federate
 from fedprune.config import configure, from_toml, to_toml
@@ -21,6 +20,7 @@ from fedprune.selection.units import unit_labels
 from fedprune.server.state import State
 from fedprune.server.watch import Watch
 from fedprune.tensors.named import count_kept
+from tests.by_hand import removed_count
 
 
 @dataclass(frozen=True)
