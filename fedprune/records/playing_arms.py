@@ -100,7 +100,7 @@ def _alone_played(world: ArmsWorld, fresh: State, plan: Plan) -> State:
     for state in played_alone(  # noqa: B020 (the last state is the result)
         state, fresh, plan, world.shown(LOCAL), _finished
     ):
-        world.book.keep_alone(state)
+        world.book.keep(LOCAL, state)
     return state
 
 

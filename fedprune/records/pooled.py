@@ -7,7 +7,7 @@ release of anybody's.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -97,15 +97,12 @@ def federated_examples(
 
     found = list[float]()
     for row in rows:
-        those = [p for p in row["cohort"] if p not in _failed(row)]
+        failed = {f["partition"] for f in row["failures"] if f["phase"] == "tune"}
+        those = [p for p in row["cohort"] if p not in failed]
         seen = sum(seen_by(p) for p in those)
         # Of more than a cohort that were asked, not all counted: which ones no row says.
         found.append(seen * min(1.0, int(row["answered"]) / max(1, len(those))))
     return sum(found) / max(1, len(found))
-
-
-def _failed(row: Row) -> Collection[int]:
-    return {f["partition"] for f in row["failures"] if f["phase"] == "tune"}
 
 
 def _only(config: RunConfig, arm: RunConfig, seen: float, whole: int, clients: int) -> RunConfig:
