@@ -35,17 +35,11 @@ Findings = tuple[list[Passage], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Study:
-    """What was asked for.
+    """What was asked for."""
 
-    Attributes:
-        seeds: 0 to one less than so many.
-        epsilons: of the columns with noise, ascending.
-        steps: of every search.
-    """
-
-    seeds: range
-    epsilons: tuple[float, ...]
-    steps: int
+    seeds: range  # 0 to one less than so many
+    epsilons: tuple[float, ...]  # of the columns with noise, ascending
+    steps: int  # of every search
 
 
 @dataclass(frozen=True)

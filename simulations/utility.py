@@ -48,17 +48,11 @@ METHODS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What noise covers in a block of the table.
+    """What noise covers in a block of the table."""
 
-    Attributes:
-        name: in words.
-        keys: of the configuration.
-        methods: names in `METHODS`.
-    """
-
-    name: str
-    keys: Keys
-    methods: tuple[str, ...]
+    name: str  # in words
+    keys: Keys  # of the configuration
+    methods: tuple[str, ...]  # names in `METHODS`
 
 
 SEEDED: Keys = {"noise_source": "seeded"}

@@ -91,7 +91,6 @@ def write_findings(
 
 
 Figure = dict[str, Any]  # One trial: `quantity`, `protection`, `seed`, and what was measured
-
 _EXACT = 1e-9  # A mean squared error of pixels below which nothing is left to guess
 
 

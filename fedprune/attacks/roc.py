@@ -17,7 +17,6 @@ import numpy.typing as npt
 from fedprune.privacy.noise import Floats
 
 Sides = tuple[Floats, Floats]  # An attack's statistics of members, and of others
-
 CONFIDENCE = 0.95  # Of every interval and bound here
 
 

@@ -37,9 +37,7 @@ log = logging.getLogger("fedprune")
 FOLDER_NAME = "remembered"
 
 RUNS = 8  # Runs of which a device remembers something: the newest
-
 Remembered = dict[str, Tensors]  # Named tensors, by the name under which they were kept
-
 Key = tuple[str, int, int]  # With which question, by whom and in which round something was kept
 
 Held = dict[tuple[str, int], dict[int, bytes]]

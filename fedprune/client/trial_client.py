@@ -26,7 +26,6 @@ from fedprune.tensors.models import state_of
 from fedprune.tensors.named import Tensors, on_cpu
 
 EXAMPLES_TRIED = 4  # How many of a partition's examples are tried
-
 FEW_TRIED = 2  # How many of them where the model is large
 
 

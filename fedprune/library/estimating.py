@@ -37,9 +37,7 @@ from fedprune.tasks.catalog import known_as_own
 from fedprune.tasks.task import Task
 
 REHEARSAL = 60.0  # Seconds of rehearsing; rounds that are left then are taken to be as the last one
-
 REPORT_MEMORY = 90e6  # Bytes that the page's pictures take at the end, as measured
-
 KEEP_COST = 0.006  # Seconds that rows and a checkpoint of a round take on a disk, as measured
 
 TRAFFIC = ("bytes_up", "bytes_down", "bytes_evaluation", "bytes_dense")

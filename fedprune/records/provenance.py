@@ -17,7 +17,6 @@ from fedprune.records.folder import CONFIG_NAME
 from fedprune.runtime.connection import CONNECTION
 
 _HOME = Path(__file__).parents[2]  # The repository, where the package was not installed elsewhere
-
 _TIMEOUT = 10  # Seconds that git may take
 
 

@@ -23,7 +23,6 @@ from fedprune.structure.layout import Layout
 from fedprune.tensors.named import Tensors
 
 REMOVED = 0.1  # Probability that a pattern removes a weight
-
 CHANGES = "perturbation"  # The summand: Σ L(with the pattern) - L(without), for every pattern
 
 

@@ -14,9 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 VERY_MANY = 2**22  # Values from which on no copy of them is made
-
 _CHUNK = 2**18  # Values whose bits are looked at together
-
 _FEW = 16  # As many parts are the values in question at most one of, before they are copied
 
 _DIGIT, _BITS = 16, 64
