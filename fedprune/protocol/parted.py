@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fedprune.config import RunConfig
 from fedprune.protocol.choice import Wanted, chosen
-from fedprune.selection.positions import by_position
+from fedprune.selection.units import by_position
 from fedprune.structure.layout import Layout
 from fedprune.tensors.named import Masks, Tensors, count_kept
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 from fedprune.records.choices import sensitivity_in, tried_in
 from fedprune.report import plots
-from fedprune.report.architecture import architecture_figure, architecture_finding
 from fedprune.report.choices import (
     sensitivity_figure,
     sensitivity_finding,
@@ -13,6 +12,7 @@ from fedprune.report.choices import (
     tried_finding,
 )
 from fedprune.report.picture import Picture
+from fedprune.report.plots import architecture_figure, architecture_finding
 from fedprune.report.privacy import curve_figure, curve_finding, epsilon_figure, epsilon_finding
 from fedprune.report.reading import (
     Run,

@@ -2,7 +2,7 @@
 
 The counts are exact under any ties: scores are cut at a threshold in `above` alone. What ranks
 below what is said in `ranking`, how much each tensor loses in `densities`, what goes together in
-`units`, what cannot be combined in `combinations`.
+`units`, what cannot be combined in `scopes`.
 """
 
 from __future__ import annotations

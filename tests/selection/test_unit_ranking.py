@@ -9,8 +9,8 @@ from by_hand import bits, gone, kept, random_scores, removed_count
 from families import family
 from torch import Tensor
 
-from fedprune.selection.combinations import scopes_of
 from fedprune.selection.pools import POOLS
+from fedprune.selection.scopes import scopes_of
 from fedprune.selection.select import plain_layout, select
 from fedprune.selection.units import UNITS, unit_labels
 
