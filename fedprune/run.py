@@ -43,8 +43,7 @@ from fedprune.records.previous import (
     previous_run,
     release_of_before,
 )
-from fedprune.records.provenance import provenance_of
-from fedprune.records.repeating import commands_for
+from fedprune.records.provenance import commands_for, provenance_of
 from fedprune.records.results import write_results, write_summary
 from fedprune.records.sizes import Summary
 from fedprune.records.summary import About, failed, stopped, summary_of

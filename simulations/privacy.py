@@ -35,17 +35,11 @@ Findings = tuple[list[Passage], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Study:
-    """What was asked for.
+    """What was asked for."""
 
-    Attributes:
-        seeds: 0 to one less than so many.
-        epsilons: of the columns with noise, ascending.
-        steps: of every search.
-    """
-
-    seeds: range
-    epsilons: tuple[float, ...]
-    steps: int
+    seeds: range  # 0 to one less than so many
+    epsilons: tuple[float, ...]  # of the columns with noise, ascending
+    steps: int  # of every search
 
 
 @dataclass(frozen=True)
@@ -135,26 +129,23 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    out.add_argument(
+    add = out.add_argument
+    add(
         "--parts",
         default=",".join(QUICK),
         metavar="NAME,...",
         help="which (default: all but study)",
     )
-    out.add_argument(
-        "--seeds", type=int, default=3, metavar="N", help="repetitions with spread (default: 3)"
-    )
-    out.add_argument(
+    add("--seeds", type=int, default=3, metavar="N", help="repetitions with spread (default: 3)")
+    add(
         "--epsilon",
         default="1,10,1000",
         metavar="X,...",
         help="epsilons of attacked releases, and of the runs in utility and study "
         "(default: 1,10,1000)",
     )
-    out.add_argument(
-        "--steps", type=int, default=120, metavar="N", help="of every search (default: 120)"
-    )
-    out.add_argument("--out", default="runs/privacy", metavar="DIR", help="where to write")
+    add("--steps", type=int, default=120, metavar="N", help="of every search (default: 120)")
+    add("--out", default="runs/privacy", metavar="DIR", help="where to write")
     return out
 
 

@@ -48,17 +48,11 @@ METHODS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What noise covers in a block of the table.
+    """What noise covers in a block of the table."""
 
-    Attributes:
-        name: in words.
-        keys: of the configuration.
-        methods: names in `METHODS`.
-    """
-
-    name: str
-    keys: Keys
-    methods: tuple[str, ...]
+    name: str  # in words
+    keys: Keys  # of the configuration
+    methods: tuple[str, ...]  # names in `METHODS`
 
 
 SEEDED: Keys = {"noise_source": "seeded"}
@@ -85,11 +79,7 @@ def utility_findings(
 ) -> tuple[list[Passage], dict[str, Any]]:
     """The section about what privacy costs, and its figures.
 
-    Args:
-        task: a name in `TASKS`.
-        seeds: a run for each of them, with data, model, cohorts and noise of its own.
-        epsilons: budgets, at delta 1e-5.
-        tick: told after every run.
+    `epsilons`: budgets, at delta 1e-5.
     """
     cells = [*_scores_only(task, seeds, epsilons, tick), *_covered(task, seeds, epsilons, tick)]
     metric = "perplexity" if task == "shakespeare" else "accuracy"

@@ -16,27 +16,18 @@ from fedprune.report.drawing import canvas, legend, percentages, styled
 
 @dataclass(frozen=True)
 class Cell:
-    """One line of the study: a setting, a method and a budget, over seeds.
+    """One line of the study: a setting, a method and a budget, over seeds."""
 
-    Attributes:
-        setting: what noise covers.
-        method: how the mask was decided.
-        epsilon: the budget; None: without noise.
-        spent: what the ledger came to, the largest over seeds.
-        quality: by seed, on the panel's test parts.
-        overlap: part of the mask without noise that is kept, by seed; empty without such a mask.
-    """
-
-    setting: str
-    method: str
-    epsilon: float | None
-    spent: float
-    quality: list[float] = field(default_factory=list)
+    setting: str  # what noise covers
+    method: str  # how the mask was decided
+    epsilon: float | None  # the budget; None: without noise
+    spent: float  # what the ledger came to, the largest over seeds
+    quality: list[float] = field(default_factory=list)  # by seed, on the panel's test parts
+    # part of the mask without noise that is kept, by seed; empty without such a mask
     overlap: list[float] = field(default_factory=list)
 
 
-TALLEST = 40.0
-"""The largest perplexity in the picture."""
+TALLEST = 40.0  # The largest perplexity in the picture
 
 
 def utility_table(cells: Sequence[Cell], metric: str) -> Table:

@@ -59,10 +59,10 @@ def _nothing_pending(kept: Callable[..., Any], state: Any, r: Any, name: str, st
 FAULTS: dict[str, Fault] = {
     # scores
     "sign of a score": Fault(
-        "fedprune.scores.means.negative_mean", lambda f, e: _negative(f(e)), "target-flops"
+        "fedprune.scores.columns.negative_mean", lambda f, e: _negative(f(e)), "target-flops"
     ),
     "factor of a score dropped": Fault(
-        "fedprune.scores.means.fisher",
+        "fedprune.scores.columns.fisher",
         lambda f, e: f(replace(e, weights={n: torch.ones_like(w) for n, w in e.weights.items()})),
         "fisher-votes",
     ),

@@ -16,11 +16,11 @@ from fedprune.config.planned import planned as releases
 from fedprune.privacy.ledger import Ledger, open_ledger
 from fedprune.protocol.models import dense_model, layout_for
 from fedprune.protocol.port import Port
-from fedprune.selection.select import removed_count
 from fedprune.selection.units import unit_labels
 from fedprune.server.state import State
 from fedprune.server.watch import Watch
 from fedprune.tensors.named import count_kept
+from tests.by_hand import removed_count
 
 
 @dataclass(frozen=True)

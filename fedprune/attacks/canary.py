@@ -31,70 +31,43 @@ _LOUD = 10.0
 
 @dataclass(frozen=True)
 class Noised:
-    """One noised sum, as it was booked.
+    """One noised sum, as it was booked."""
 
-    Attributes:
-        clip: L2 norm of one client's vector.
-        z: standard deviation of the noise on the sum, in sensitivities.
-        signed: whether values may be below zero.
-    """
-
-    clip: float
-    z: float
-    signed: bool = True
+    clip: float  # L2 norm of one client's vector
+    z: float  # standard deviation of the noise on the sum, in sensitivities
+    signed: bool = True  # whether values may be below zero
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Sums that are asked of the same clients: one cohort, drawn once.
+    """Sums that are asked of the same clients: one cohort, drawn once."""
 
-    Attributes:
-        sums: what is asked.
-        rate: the part of the population that is in the cohort.
-        times: how many such cohorts there were.
-    """
-
-    sums: tuple[Noised, ...]
-    rate: float = 1.0
-    times: int = 1
+    sums: tuple[Noised, ...]  # what is asked
+    rate: float = 1.0  # the part of the population that is in the cohort
+    times: int = 1  # how many such cohorts there were
 
 
 @dataclass(frozen=True)
 class Audited:
-    """What is audited.
+    """What is audited."""
 
-    Attributes:
-        draws: all that was released.
-        sampling: "fixed": a cohort of rate times the population; "poisson": each by itself.
-        clipping: False breaks it: vectors are added as they come.
-        noise: factor of the noise that is really added; 0.0 breaks it.
-    """
-
-    draws: tuple[Draw, ...]
+    draws: tuple[Draw, ...]  # all that was released
+    # "fixed": a cohort of rate times the population; "poisson": each by itself
     sampling: str = "fixed"
-    clipping: bool = True
-    noise: float = 1.0
+    clipping: bool = True  # False breaks it: vectors are added as they come
+    noise: float = 1.0  # factor of the noise that is really added; 0.0 breaks it
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What the guesses say.
+    """What the guesses say."""
 
-    Attributes:
-        canaries: coins that were tossed.
-        guesses: coins that were guessed, the surest; how many was fixed beforehand.
-        right: guesses that were right.
-        delta: of the claim.
-        bound: epsilon is at least this, with a confidence of 95 %.
-        cap: the bound if every guess had been right: the largest that this audit could certify.
-    """
-
-    canaries: int
-    guesses: int
-    right: int
-    delta: float
-    bound: float
-    cap: float
+    canaries: int  # coins that were tossed
+    guesses: int  # coins that were guessed, the surest; how many was fixed beforehand
+    right: int  # guesses that were right
+    delta: float  # of the claim
+    bound: float  # epsilon is at least this, with a confidence of 95 %
+    cap: float  # the bound if every guess had been right: the largest that this audit could certify
 
 
 def audit(
@@ -107,13 +80,7 @@ def audit(
     6). Where one client is replaced by another, a canary's two sides are two vectors as far apart
     as the norm allows; where one is added or removed, it is there or not.
 
-    Args:
-        mechanism: what is released.
-        delta: of the claim.
-        source: of the noise.
-        canaries: how many; at least 2.
-        size: coordinates of a vector, at least two a canary.
-        seed: of coins, directions and cohorts.
+    `canaries`: how many; at least 2. `size`: coordinates of a vector, at least two a canary.
 
     Raises:
         ValueError: too few coordinates, or a clip norm that `clipping` refuses.
@@ -185,12 +152,7 @@ def _there(rate: float, sampling: str, canaries: int, gen: torch.Generator) -> T
 
 
 def _released(
-    noised: Noised,
-    mechanism: Audited,
-    sides: _Sides,
-    heads: Tensor,
-    tails: Tensor,
-    source: Source,
+    noised: Noised, mechanism: Audited, sides: _Sides, heads: Tensor, tails: Tensor, source: Source
 ) -> Tensor:
     """The noised sum, where each canary sends, (canaries, own)."""
     total = torch.zeros_like(sides.heads)

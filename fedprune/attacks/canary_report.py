@@ -15,8 +15,7 @@ from fedprune.privacy.mechanisms import Event
 from fedprune.privacy.noise import seeded_source
 
 CANARIES = 1000
-NOISES = (0.3, 1.0, 2.2, 4.0)
-"""Noise multipliers that are audited."""
+NOISES = (0.3, 1.0, 2.2, 4.0)  # Noise multipliers that are audited
 
 BROKEN: dict[str, dict[str, Any]] = {
     "intact": {},
@@ -33,18 +32,9 @@ READING = (
 
 
 def canary_findings(
-    seeds: Sequence[int], delta: float, tick: Callable[[], None] | None = None
+    seeds: Sequence[int], delta: float, tick: Callable[[], None] = lambda: None
 ) -> tuple[Passage, dict[str, Any]]:
-    """The section about one noised sum at several noise multipliers, and its figures.
-
-    Args:
-        seeds: an audit for each of them.
-        delta: of the claims.
-        tick: told after every row.
-
-    Raises:
-        ValueError: dp-accounting or scipy is missing.
-    """
+    """The section about one noised sum at several noise multipliers, and its figures."""
     rows, figures = list[list[str]](), list[dict[str, Any]]()
     for z in NOISES:
         claim = rdp_epsilon([Counter({Event(z=z): 1})], ADD_OR_REMOVE, delta)
@@ -53,8 +43,7 @@ def canary_findings(
             found = [_audited(mechanism, delta, seed) for seed in seeds]
             figures.append({"z": z, "claim": claim, "mechanism": name, **_summed(found, claim)})
             rows.append(_row(figures[-1]))
-            if tick is not None:
-                tick()
+            tick()
     columns = ["noise z", "mechanism", "claimed epsilon", "bound, mean", "bound, largest", "cap"]
     table = Table([*columns, "caught"], rows, ("mechanism",))
     text = (

@@ -7,7 +7,7 @@ says what happens to it before somebody looks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,37 +24,24 @@ from fedprune.tensors.named import Masks, Tensors, scattered
 
 @dataclass(frozen=True)
 class MessageProtection:
-    """What happens to messages before an observer sees them.
-
-    Attributes:
-        summary: one line.
-        clip: whether each is brought to a norm first: scores scaled to 1, a change clipped to 1.
-        clients: how many are added up.
-        noise: standard deviation of the noise on the sum, in sensitivities.
-    """
+    """What happens to messages before an observer sees them."""
 
     summary: str
+    # whether each is brought to a norm first: scores scaled to 1, a change clipped to 1
     clip: bool = False
-    clients: int = 1
-    noise: float = 0.0
+    clients: int = 1  # how many are added up
+    noise: float = 0.0  # standard deviation of the noise on the sum, in sensitivities
 
 
 @dataclass(frozen=True)
 class Exposed:
-    """What an observer has.
+    """What an observer has."""
 
-    Attributes:
-        values: by name, float64, 0.0 where nothing is released.
-        clients: how many messages were added up.
-        scaled: the values' scale is not known to the observer.
-        signed: they may be negative, by themselves or by noise.
-        masks: where something is released; a name without a mask: everywhere.
-    """
-
-    values: Tensors
-    clients: int = 1
-    scaled: bool = False
-    signed: bool = False
+    values: Tensors  # by name, float64, 0.0 where nothing is released
+    clients: int = 1  # how many messages were added up
+    scaled: bool = False  # the values' scale is not known to the observer
+    signed: bool = False  # they may be negative, by themselves or by noise
+    # where something is released; a name without a mask: everywhere
     masks: Masks = field(default_factory=dict)
 
 
@@ -99,6 +86,17 @@ def noise_like(scene: Scene, like: Tensor, seed: int, clients: int = 1) -> Expos
     drawn = torch.randn(like.numel(), generator=gen, dtype=torch.float64) * like.std()
     signed = scene.quantity.signed
     return _named(scene, drawn if signed else drawn.abs(), clients, True, signed)
+
+
+CHANCE = "random message"
+
+
+def views(
+    scene: Scene, messages: Sequence[Tensor], known: Mapping[str, MessageProtection], seed: int
+) -> dict[str, Exposed]:
+    """What is seen of the first of the messages under each protection, and by chance."""
+    found = {name: exposed(scene, messages, p, seed) for name, p in known.items()}
+    return found | {CHANCE: noise_like(scene, messages[0], seed)}
 
 
 def _named(scene: Scene, flat: Tensor, clients: int, unknown: bool, signed: bool) -> Exposed:

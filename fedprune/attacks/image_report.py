@@ -9,14 +9,20 @@ import torch
 from torch import Tensor
 
 from fedprune.attacks.digits import SHAPE, all_digits, one_each
-from fedprune.attacks.exposed import Exposed, MessageProtection, exposed, noise_like, protections
+from fedprune.attacks.exposed import (
+    CHANCE,
+    Exposed,
+    MessageProtection,
+    noise_like,
+    protections,
+    views,
+)
 from fedprune.attacks.inversion import inverted
 from fedprune.attacks.matching import Search, matched
-from fedprune.attacks.page import Passage, Picture
+from fedprune.attacks.page import Figure, Passage, Picture, error_cell, pivot, share_cell
 from fedprune.attacks.pictures import tiles
 from fedprune.attacks.quantities import QUANTITIES
 from fedprune.attacks.scene import Scene, message, scene
-from fedprune.attacks.tabling import CHANCE, Figure, error_cell, pivot, share_cell
 from fedprune.selection.select import select
 from fedprune.tasks.task import Part
 from fedprune.tensors.named import Masks, Tensors
@@ -29,10 +35,7 @@ FIRST = "features.1.weight"
 _PRUNED = {"|g|, 80 % pruned": ("|g|", 0.8), "|g|, 95 % pruned": ("|g|", 0.95)}
 """The same from a model that has lost its smallest weights: only what is kept is released."""
 
-DEFENDED = {
-    "change, 10 % kept back": ("change", 0.1),
-    "change, 30 % kept back": ("change", 0.3),
-}
+DEFENDED = {"change, 10 % kept back": ("change", 0.1), "change, 30 % kept back": ("change", 0.3)}
 """The largest part of it stays with the client (--defence). Of one image's most is 0 anyway."""
 
 IMAGE_CASES = {name: (name, 0.0) for name in QUANTITIES} | _PRUNED | DEFENDED
@@ -91,18 +94,11 @@ def scene_of(case: tuple[str, float], parts: Sequence[Part], model: str, seed: i
 
 
 def closed_form_findings(
-    seeds: Sequence[int], epsilons: Sequence[float], tick: _Tick | None = None
+    seeds: Sequence[int], epsilons: Sequence[float], tick: _Tick = lambda: None
 ) -> tuple[list[Passage], dict[str, Any]]:
     """Sections about single images by inversion in closed form, and their figures.
 
-    Args:
-        seeds: another model and other images for each of them.
-        epsilons: of the noised columns.
-        tick: told after every quantity of every seed.
-
-    Raises:
-        FileNotFoundError: scikit-learn is not installed.
-        ValueError: dp-accounting is not installed.
+    `seeds`: another model and other images for each of them.
     """
     data, known = all_digits(), protections(epsilons, _CLIENTS)
     figures, rows = list[Figure](), list[tuple[str, list[Tensor | None]]]()
@@ -121,8 +117,7 @@ def closed_form_findings(
                     shown.append(image)
                 if seed == seeds[0] and not target:
                     rows.append((name, shown))
-            if tick is not None:
-                tick()
+            tick()
     columns = ["original", *dict.fromkeys(f["protection"] for f in figures)]
     caption = (
         "The first image of the first seed, as it was, and what the observer makes of each release."
@@ -150,10 +145,9 @@ def _views(
     made: Scene, messages: list[Tensor], known: Mapping[str, MessageProtection], seed: int
 ) -> dict[str, Exposed]:
     """What each column has of the first of the messages; the last ones are chance."""
-    views = {n: exposed(made, messages, p, seed) for n, p in known.items()}
     most = max(p.clients for p in known.values())
-    views[CHANCE] = noise_like(made, messages[0], seed)
-    return views | {f"{CHANCE}, best of {most}": noise_like(made, messages[0], seed, most)}
+    best = {f"{CHANCE}, best of {most}": noise_like(made, messages[0], seed, most)}
+    return views(made, messages, known, seed) | best
 
 
 def _measured(found: Part, truth: Part) -> tuple[Figure, Tensor]:
@@ -166,33 +160,24 @@ def _measured(found: Part, truth: Part) -> tuple[Figure, Tensor]:
 
 
 def search_findings(
-    seeds: Sequence[int], epsilons: Sequence[float], steps: int, tick: _Tick | None = None
+    seeds: Sequence[int], epsilons: Sequence[float], steps: int, tick: _Tick = lambda: None
 ) -> tuple[list[Passage], dict[str, Any]]:
     """The section about images by search through the task's default network, and its figures.
 
-    Args:
-        seeds: another model and another image for each of them.
-        epsilons: the largest of them is shown.
-        steps: of each search.
-        tick: told after every quantity of every seed.
-
-    Raises:
-        FileNotFoundError: scikit-learn is not installed.
-        ValueError: dp-accounting is not installed.
+    `seeds`: another model and another image for each of them. `epsilons`: the largest of them is
+    shown.
     """
     data, known = all_digits(), protections(epsilons[-1:], _SEARCHED)
     search, figures = Search(steps=steps, restarts=1), list[Figure]()
     rows = list[tuple[str, list[Tensor | None]]]()
-    wanted = [n for n in known if n != "clipped" and "," not in n]
+    known = {n: p for n, p in known.items() if n != "clipped" and "," not in n}
     for seed in seeds:
         parts = one_each(data, _SEARCHED, seed)
         for name, case in MATCHED.items():
             made = scene_of(case, parts, "cnn", seed)
             messages = [message(made, p) for p in range(_SEARCHED)]
-            views = {n: exposed(made, messages, known[n], seed) for n in wanted}
-            views[CHANCE] = noise_like(made, messages[0], seed)
             shown = list[Tensor | None]([parts[0]["images"][0, 0]])
-            for column, seen in views.items():
+            for column, seen in views(made, messages, known, seed).items():
                 given = {k: torch.cat([p[k] for p in parts[: seen.clients]]) for k in parts[0]}
                 found = {"images": matched(made, seen, given, search, seed)}
                 figure, image = _measured({**found, "labels": torch.tensor([-1])}, parts[0])
@@ -200,8 +185,7 @@ def search_findings(
                 shown.append(image)
             if seed == seeds[0]:
                 rows.append((name, shown))
-            if tick is not None:
-                tick()
+            tick()
     columns = ["original", *dict.fromkeys(f["protection"] for f in figures)]
     caption = f"The image of the first seed, as it was and as {steps} steps of search have it."
     picture = Picture("search", "One image, by search", caption, tiles(columns, rows))

@@ -9,7 +9,6 @@ and which label, is then what the known model would have answered with.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import torch
@@ -21,7 +20,6 @@ from fedprune.randomness import generator
 from fedprune.scores.inputs import inputs_of, rows_of
 from fedprune.structure.layers import layers_of
 from fedprune.tasks.task import Part
-from fedprune.tensors.models import load_into
 
 _STEPS = 300
 
@@ -29,12 +27,8 @@ _STEPS = 300
 def inverted(scene: Scene, seen: Exposed, name: str, shape: torch.Size, seed: int = 0) -> Part:
     """The inputs that an observer makes of what it sees, and for one client the label.
 
-    Args:
-        scene: the model and the question, which the observer knows; its shards are not looked at.
-        seen: what it has.
-        name: weight of the linear layer that the flat input goes into.
-        shape: of one input, without the dimension of examples.
-        seed: for where sums of several clients begin.
+    `name`: weight of the linear layer that the flat input goes into. `shape`: of one input, without
+    the dimension of examples.
 
     Returns:
         `images` (n, *shape) in 0..1, n the clients in the sum, in no order; `labels` (n,), -1
@@ -71,9 +65,8 @@ def _statistic(scene: Scene, seen: Exposed, name: str) -> tuple[Tensor, Tensor] 
         kept = kept * (sent | ~sent.any(0)).double()
     if scene.quantity.votes:
         return seen.values[name], kept
-    assert scene.quantity.each is not None
     # What a gradient of 1 would be released as: 1, |w|, or minus one; 0 where nothing is.
-    return seen.values[name], kept * scene.quantity.each(w, torch.ones_like(w))
+    return seen.values[name], kept * scene.quantity.of(w, torch.ones_like(w))
 
 
 def _of_inputs(seen: Exposed, name: str, shape: torch.Size) -> Part:
@@ -188,10 +181,7 @@ def _deltas_of(
     scene: Scene, name: str, shape: torch.Size, flat: Tensor
 ) -> Callable[[Tensor], Tensor]:
     """From brightnesses (s,) to δ (s, labels, rows) of the layer, in float64."""
-    host = scene.host
-    model = copy.deepcopy(host.model)
-    load_into(model, scene.question.weights)
-    model.double().eval()
+    host, model = scene.host, scene.model().double().eval()
     (layer,) = layers_of(model, [name])[name]
     assert host.task.classes is not None  # a classifier
     classes = host.task.classes(host.config)

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from fedprune.attacks.digits import CLASSES, SHAPE, all_digits, skewed
-from fedprune.attacks.exposed import Exposed, MessageProtection, exposed, noise_like, protections
+from fedprune.attacks.exposed import Exposed, MessageProtection, protections, views
 from fedprune.attacks.labels import Templates, correlation, histogram, templates_of
-from fedprune.attacks.page import Passage
+from fedprune.attacks.page import Figure, Passage, number_cell, pivot, share_cell
 from fedprune.attacks.quantities import QUANTITIES
 from fedprune.attacks.scene import Scene, message, scene
-from fedprune.attacks.tabling import CHANCE, Figure, number_cell, pivot, share_cell
 from fedprune.tasks.task import Part
 
 _CLIENTS, _TARGETS = 10, 4
@@ -49,19 +48,9 @@ DOMINANT = (
 
 
 def label_findings(
-    seeds: Sequence[int], epsilons: Sequence[float], tick: Callable[[], None] | None = None
+    seeds: Sequence[int], epsilons: Sequence[float], tick: Callable[[], None] = lambda: None
 ) -> tuple[list[Passage], dict[str, Any]]:
-    """Sections about shares of labels, and their figures.
-
-    Args:
-        seeds: another model and other shards for each of them.
-        epsilons: of the noised columns.
-        tick: told after every quantity of every seed and size.
-
-    Raises:
-        FileNotFoundError: scikit-learn is not installed.
-        ValueError: dp-accounting is not installed.
-    """
+    """Sections about shares of labels, and their figures."""
     data, sections, told = all_digits(), list[Passage](), dict[str, Any]()
     known = protections(epsilons, _CLIENTS)
     for size in _SIZES:
@@ -73,8 +62,7 @@ def label_findings(
                 made = scene(quantity, parts, keys)
                 found = _trials(made, parts, known, seed)
                 figures += [{"quantity": name, "seed": seed, **f} for f in found]
-                if tick is not None:
-                    tick()
+                tick()
         told[f"of {size}"] = figures
         sections += _sections(size, figures)
     return sections, told
@@ -100,12 +88,11 @@ def _trials(
     templates, out = templates_of(made, SHAPE, seed), list[Figure]()
     for target in range(_TARGETS):
         turned = messages[target:] + messages[:target]
-        views = {n: exposed(made, turned, p, seed + 1000 * target) for n, p in known.items()}
-        views[CHANCE] = noise_like(made, turned[0], seed + 1000 * target)
+        seen_by = views(made, turned, known, seed + 1000 * target)
         truth = torch.bincount(parts[target]["labels"], minlength=CLASSES).double()
         out += [
             {"protection": column, **_measured(made, seen, templates, truth)}
-            for column, seen in views.items()
+            for column, seen in seen_by.items()
         ]
     return out
 

@@ -9,7 +9,6 @@ for the mixture of classes whose release would look most like the message.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -19,39 +18,25 @@ from fedprune.attacks.exposed import Exposed
 from fedprune.attacks.scene import Scene
 from fedprune.randomness import generator
 from fedprune.tasks.task import output_of
-from fedprune.tensors.models import load_into
 
 _NOISE_IMAGES, _STEPS, _COLUMNS = 32, 80, 48
 
 
 @dataclass(frozen=True)
 class Templates:
-    """What noise images of each class would release of one matrix; all tensors float64.
+    """What noise images of each class would release of one matrix; all tensors float64."""
 
-    Attributes:
-        name: of the matrix, the one nearest to the output that is released.
-        columns: which of its columns are looked at.
-        weight: its values there.
-        each: (classes, rows, columns) mean gradient, or mean square of single gradients.
-        head: whether its rows are the classes.
-    """
-
-    name: str
-    columns: Tensor
-    weight: Tensor
-    each: Tensor
-    head: bool
+    name: str  # of the matrix, the one nearest to the output that is released
+    columns: Tensor  # which of its columns are looked at
+    weight: Tensor  # its values there
+    each: Tensor  # (classes, rows, columns) mean gradient, or mean square of single gradients
+    head: bool  # whether its rows are the classes
 
 
 def histogram(scene: Scene, seen: Exposed, templates: Templates) -> Tensor:
     """Share of each label, (classes,) float64, that sums to 1.
 
     Equal shares where the quantity is not of gradients.
-
-    Args:
-        scene: the model and the question, which the observer knows; its shards are not looked at.
-        seen: what it has.
-        templates: `templates_of` this scene.
     """
     classes = len(templates.each)
     if scene.quantity.each is None:
@@ -93,8 +78,7 @@ def _mixture(scene: Scene, seen: Exposed, templates: Templates) -> Tensor:
 def _would(scene: Scene, templates: Templates, shares: Tensor) -> Tensor:
     """(mixtures, rows, columns): what clients with these shares of labels would release."""
     mixed = torch.einsum("mc,crk->mrk", shares, templates.each)
-    assert scene.quantity.each is not None
-    return mixed if scene.quantity.root else scene.quantity.each(templates.weight, mixed)
+    return mixed if scene.quantity.root else scene.quantity.of(templates.weight, mixed)
 
 
 def _profile(values: Tensor, signed: bool) -> Tensor:
@@ -109,17 +93,9 @@ def _likeness(would: Tensor, seen: Tensor, *, centred: bool) -> Tensor:
 
 
 def templates_of(scene: Scene, shape: torch.Size, seed: int = 0) -> Templates:
-    """What noise images of each class give, of the released matrix nearest to the output.
-
-    Args:
-        scene: of which the model and the task are used.
-        shape: of one image.
-        seed: of the noise.
-    """
+    """What noise images of each class give, of the released matrix nearest to the output."""
     host, gen = scene.host, generator(seed, "noise images")
-    model = copy.deepcopy(host.model)
-    load_into(model, scene.question.weights)
-    model.double().eval()
+    model = scene.model().double().eval()
     sent = host.layout.shapes if scene.quantity.kind == "tune" else host.layout.prunable
     found = {n: p for n, p in model.named_parameters() if n in sent and p.dim() > 1}
     name, weight = list(found.items())[-1]

@@ -7,7 +7,6 @@ released quantity that is matched, |g| or w·g or a mask, not the gradient.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -18,23 +17,16 @@ from fedprune.attacks.exposed import Exposed
 from fedprune.attacks.scene import Scene
 from fedprune.randomness import generator
 from fedprune.structure.layers import parameters_of
-from fedprune.tasks.task import Part
-from fedprune.tensors.models import load_into
+from fedprune.tasks.task import Part, batches
 
 
 @dataclass(frozen=True)
 class Search:
-    """How images are searched for.
+    """How images are searched for."""
 
-    Attributes:
-        steps: of Adam.
-        restarts: searches from new noise; the one that matches best counts.
-        smooth: factor of the total variation.
-    """
-
-    steps: int = 200
-    restarts: int = 2
-    smooth: float = 0.01
+    steps: int = 200  # of Adam
+    restarts: int = 2  # searches from new noise; the one that matches best counts
+    smooth: float = 0.01  # factor of the total variation
 
 
 def matched(scene: Scene, seen: Exposed, part: Part, search: Search, seed: int = 0) -> Tensor:
@@ -46,8 +38,7 @@ def matched(scene: Scene, seen: Exposed, part: Part, search: Search, seed: int =
     Raises:
         ValueError: the quantity is not of gradients, so that there is nothing to match.
     """
-    if scene.quantity.each is None:
-        raise ValueError("quantity=Σx²: is not of gradients; allowed: those that are")
+    scene.quantity.check_matchable()
     found = [_searched(scene, seen, part, search, seed, i) for i in range(search.restarts)]
     best = min(range(len(found)), key=lambda i: found[i][0])
     return found[best][1]
@@ -57,7 +48,7 @@ def _searched(
     scene: Scene, seen: Exposed, part: Part, search: Search, seed: int, start: int
 ) -> tuple[float, Tensor]:
     """What is left of the mismatch, and the images."""
-    model = _known(scene)
+    model = scene.model().train(scene.quantity.kind == "tune")  # as clients use it
     names = [n for n, _ in model.named_parameters() if n in seen.values]
     kept = {n: seen.masks.get(n) for n in names}
     target = torch.cat([_flat(seen.values[n].float(), kept[n]) for n in names])
@@ -70,7 +61,7 @@ def _searched(
         optimizer.zero_grad()
         released = _released(scene, model, names, {**part, "images": images})
         would = torch.cat([_flat(released[n], kept[n]) for n in names])
-        miss = 1 - _likeness(would, target, centred=scene.quantity.votes)
+        miss = 1 - likeness(would, target, centred=scene.quantity.votes)
         missed = float(miss.detach())
         (images.grad,) = torch.autograd.grad(miss + search.smooth * _variation(images), [images])
         images.grad = images.grad.sign()
@@ -81,27 +72,14 @@ def _searched(
     return missed, images.detach()
 
 
-def _known(scene: Scene) -> nn.Module:
-    """The model as it was sent, in the mode in which clients use it."""
-    model = copy.deepcopy(scene.host.model)
-    load_into(model, scene.question.weights)
-    return model.train(scene.quantity.kind == "tune")
-
-
 def _released(scene: Scene, model: nn.Module, names: list[str], batch: Part) -> dict[str, Tensor]:
     """What a client with this batch would release, up to a factor, differentiable by its images."""
-    parameters = parameters_of(model, names)
-    each = scene.quantity.each
-    assert each is not None
-    if not scene.quantity.root or len(batch["images"]) == 1:
-        found = _gradients(scene, model, parameters, batch)
-        return {n: each(p.detach(), g) for (n, p), g in zip(parameters.items(), found, strict=True)}
-    total: dict[str, Tensor] = {}
-    for i in range(len(batch["images"])):
-        one = {key: t[i : i + 1] for key, t in batch.items()}
-        found = _gradients(scene, model, parameters, one)
+    parameters, total = parameters_of(model, names), dict[str, Tensor]()
+    for part in batches(batch, 1) if scene.quantity.root else [batch]:
+        found = _gradients(scene, model, parameters, part)
         for (n, p), g in zip(parameters.items(), found, strict=True):
-            total[n] = each(p.detach(), g) + total.get(n, 0.0)
+            each = scene.quantity.of(p.detach(), g)
+            total[n] = each + total[n] if n in total else each
     return total
 
 
@@ -132,13 +110,13 @@ def _flat(values: Tensor, kept: Tensor | None) -> Tensor:
     return values.flatten() if kept is None else values[kept]
 
 
-def _likeness(would: Tensor, seen: Tensor, *, centred: bool) -> Tensor:
+def likeness(would: Tensor, seen: Tensor, *, centred: bool) -> Tensor:
+    """The cosine of what would be released and what is seen, both flat, without their means."""
     if centred:
         would, seen = would - would.mean(), seen - seen.mean()
     return nn.functional.cosine_similarity(would, seen, 0, eps=1e-30)
 
 
 def _variation(images: Tensor) -> Tensor:
-    """Mean absolute difference of neighbours."""
     down = (images[..., 1:, :] - images[..., :-1, :]).abs().mean()
     return down + (images[..., 1:] - images[..., :-1]).abs().mean()

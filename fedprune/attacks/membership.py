@@ -17,8 +17,7 @@ from fedprune.tasks.task import Loss, Part, Task, batches, examples
 
 Flags = npt.NDArray[np.bool_]
 
-FEW_SHADOWS = 64
-"""With fewer shadow models than this one spread is taken for all examples."""
+FEW_SHADOWS = 64  # With fewer shadow models than this one spread is taken for all examples
 
 
 @torch.no_grad()
@@ -91,12 +90,7 @@ def lira(observed: Floats, shadows: Floats, inside: Flags) -> Floats:
 
 
 def each_in_turn(observed: Floats, inside: Flags) -> tuple[Floats, Floats]:
-    """LiRA against each of several models, all others its shadows: of members, and of others.
-
-    Args:
-        observed: confidences, (models, examples).
-        inside: whether a model was trained on an example, (models, examples).
-    """
+    """LiRA against each of several models, all others its shadows: of members, and of others."""
     members, others = [], []
     for i in range(len(observed)):
         rest = np.arange(len(observed)) != i

@@ -11,13 +11,12 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from fedprune.attacks.membership import each_in_turn
 from fedprune.attacks.page import Passage, Picture, Table
-from fedprune.attacks.roc import AtRate, Sides, auc, found_at, roc
+from fedprune.attacks.roc import Sides, auc, found_at, roc
 from fedprune.attacks.shadows import Attacked, dense_and_pruned
 from fedprune.config import configure
 from fedprune.report.drawing import INK, SERIES, canvas, legend, percentages, styled
 
-RATES = (0.01, 0.001)
-"""False positive rates at which true positives are told."""
+RATES = (0.01, 0.001)  # False positive rates at which true positives are told
 
 HOW = (
     "An attack accuses the examples whose statistic is above a threshold. AUC is how often a "
@@ -45,18 +44,11 @@ STUDIED = {
 
 
 def membership_study(
-    seed: int, models: int = _MODELS, tick: Callable[[], None] | None = None
+    seed: int, models: int = _MODELS, tick: Callable[[], None] = lambda: None
 ) -> tuple[Passage, dict[str, Any]]:
     """The section about small models of the digits, dense and pruned, and its figures.
 
-    Args:
-        seed: of halves, initialisations and batches.
-        models: how many of each sparsity; even, from 6.
-        tick: told after all sparsities of a model.
-
-    Raises:
-        FileNotFoundError: scikit-learn is not installed.
-        ValueError: scipy is not installed.
+    `models`: how many of each sparsity; even, from 6.
     """
     config = configure({**STUDIED, "seed": seed})
     what = (
@@ -69,12 +61,9 @@ def membership_study(
 
 def rates_of(sides: Sides) -> dict[str, Any]:
     """The figures of one attack, for a file."""
-    found = {f"tpr_at_{rate:g}": _numbers(found_at(*sides, rate)) for rate in RATES}
+    at = {rate: found_at(*sides, rate) for rate in RATES}
+    found = {f"tpr_at_{rate:g}": {"share": f.share, **vars(f)} for rate, f in at.items()}
     return {"auc": auc(*sides), **found, "members": len(sides[0]), "others": len(sides[1])}
-
-
-def _numbers(found: AtRate) -> dict[str, Any]:
-    return {"share": found.share, **vars(found)}
 
 
 def cells(figures: Mapping[str, Any]) -> list[str]:
@@ -83,8 +72,7 @@ def cells(figures: Mapping[str, Any]) -> list[str]:
     return [f"{figures['auc']:.3f}", *map(_share, rates)]
 
 
-RATE_COLUMNS = ["AUC", "TPR at 1 %", "TPR at 0.1 %"]
-"""Of `cells`."""
+RATE_COLUMNS = ["AUC", "TPR at 1 %", "TPR at 0.1 %"]  # Of `cells`
 
 
 def _share(found: Mapping[str, Any]) -> str:
@@ -95,9 +83,7 @@ def _share(found: Mapping[str, Any]) -> str:
 def membership_findings(found: Sequence[Attacked], what: str) -> tuple[Passage, dict[str, Any]]:
     """The section about models of several sparsities, the first of them dense, and its figures.
 
-    Args:
-        found: as `fedprune.attacks.shadows.dense_and_pruned` gives it.
-        what: of which models and data, as a sentence.
+    `found`: as `fedprune.attacks.shadows.dense_and_pruned` gives it.
     """
     lira = {a.sparsity: each_in_turn(a.confidence, a.inside) for a in found}
     plain = {a.sparsity: (a.confidence[a.inside], a.confidence[~a.inside]) for a in found}

@@ -12,8 +12,7 @@ import numpy as np
 
 from fedprune.attacks.roc import CONFIDENCE, distributions
 
-_SURE = 60.0
-"""Nothing audited ever certifies this epsilon: 1e26 canaries would be needed."""
+_SURE = 60.0  # Nothing audited ever certifies this epsilon: 1e26 canaries would be needed
 
 
 def p_value(canaries: int, guesses: int, right: int, epsilon: float, delta: float) -> float:

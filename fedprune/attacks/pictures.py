@@ -10,8 +10,7 @@ from torch import Tensor
 
 from fedprune.report.drawing import styled
 
-TILE = 0.62
-"""Inches."""
+TILE = 0.62  # Inches
 
 
 @styled
@@ -34,13 +33,8 @@ def tiles(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Tensor | No
                 axes.tick_params(left=False, bottom=False, labelleft=False, labelbottom=False)
                 axes.spines[["top", "right"]].set_visible(True)
             if y == 0:
-                axes.set_title(_broken(columns[x]), fontsize=6.5)
+                axes.set_title("\n".join(textwrap.wrap(columns[x], 10)), fontsize=6.5)
         grid[y][0].text(
             -0.15, 0.5, name, transform=grid[y][0].transAxes, ha="right", va="center", fontsize=8
         )
     return figure
-
-
-def _broken(name: str) -> str:
-    """In lines that a tile has room for."""
-    return "\n".join(textwrap.wrap(name, 10))

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.attacks.digits import CLASSES, SHAPE, all_digits
-from fedprune.attacks.page import Passage, Picture
+from fedprune.attacks.page import Figure, Passage, Picture, number_cell, pivot, share_cell
 from fedprune.attacks.pictures import tiles
 from fedprune.attacks.portraits import class_means, portraits, resemblance
-from fedprune.attacks.tabling import Figure, number_cell, pivot, share_cell
 from fedprune.config import configure
 from fedprune.protocol.models import dense_model
 from fedprune.run import run_federated
@@ -39,17 +38,9 @@ _TEXT = (
 
 
 def portrait_findings(
-    seeds: Sequence[int], tick: Callable[[], None] | None = None
+    seeds: Sequence[int], tick: Callable[[], None] = lambda: None
 ) -> tuple[list[Passage], dict[str, Any]]:
-    """The section about finished models, and its figures.
-
-    Args:
-        seeds: another run for each of them.
-        tick: told after every model.
-
-    Raises:
-        FileNotFoundError: scikit-learn is not installed.
-    """
+    """The section about finished models, and its figures."""
     data = all_digits()
     means, figures = class_means(data["images"], data["labels"], CLASSES), list[Figure]()
     shown = [("class means", _rows(means))]
@@ -67,8 +58,7 @@ def portrait_findings(
             figures.append({"quantity": name, "seed": seed, **measured})
             if seed == seeds[0]:
                 shown.append((name, _rows(made)))
-            if tick is not None:
-                tick()
+            tick()
     cells = {
         "correlation": number_cell("correlation"),
         "own class": share_cell("own"),

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 _STEPS = 150
-SMOOTH = 2.0
-"""Factor of the total variation."""
+SMOOTH = 2.0  # Factor of the total variation
 
 
 def portraits(model: nn.Module, classes: int, shape: torch.Size) -> Tensor:
@@ -21,10 +20,7 @@ def portraits(model: nn.Module, classes: int, shape: torch.Size) -> Tensor:
 
     Adam from mid-grey on cross-entropy, total variation and a pull to black.
 
-    Args:
-        model: from images to logits; it is left as it is.
-        classes: how many.
-        shape: of an image.
+    `model`: from images to logits; it is left as it is.
     """
     known = copy.deepcopy(model).eval()
     images = torch.full((classes, *shape), 0.5).requires_grad_()

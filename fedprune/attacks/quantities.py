@@ -16,29 +16,26 @@ _Each = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Quantity:
-    """What a client is asked for.
-
-    Attributes:
-        summary: one line.
-        keys: configuration keys that make a client release it.
-        signed: whether its values may be negative.
-        each: what it is of a weight and a gradient; None: it is not of gradients at all.
-        kind: of the question.
-        votes: flags are released, not values.
-        root: the values are sums of squares of what the observer is after.
-    """
+    """What a client is asked for."""
 
     summary: str
-    keys: Mapping[str, Any]
-    signed: bool = False
+    keys: Mapping[str, Any]  # configuration keys that make a client release it
+    signed: bool = False  # whether its values may be negative
+    # what it is of a weight and a gradient; None: it is not of gradients at all
     each: _Each | None = None
-    kind: str = "score"
-    votes: bool = False
-    root: bool = False
+    kind: str = "score"  # of the question
+    votes: bool = False  # flags are released, not values
+    root: bool = False  # the values are sums of squares of what the observer is after
 
+    def of(self, w: Tensor, g: Tensor) -> Tensor:
+        """What is released of a weight and a gradient, up to a factor."""
+        assert self.each is not None
+        return self.each(w, g)
 
-def _absolute(w: Tensor, g: Tensor) -> Tensor:
-    return gradient(w, g, 1).abs()
+    def check_matchable(self) -> None:
+        """Raise a ValueError if it is not of gradients, so that there is nothing to match."""
+        if self.each is None:
+            raise ValueError("quantity=Σx²: is not of gradients; allowed: those that are")
 
 
 def _product(w: Tensor, g: Tensor) -> Tensor:
@@ -62,7 +59,7 @@ QUANTITIES: dict[str, Quantity] = {
     "|g|": Quantity(
         "|Σ g|, --score gradient --combine mean-absolute",
         {"score": "gradient", "combine": "mean-absolute"},
-        each=_absolute,
+        each=lambda w, g: gradient(w, g, 1).abs(),
     ),
     "g²": Quantity(
         "Σ g² over examples, --score second_moment_per_example",

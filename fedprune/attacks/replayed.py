@@ -25,10 +25,7 @@ def replayed(
     Randomised response is not among it: its bits are no sum. Skellam noise is taken for Gaussian
     noise of the same variance, in cohorts that the observer knows, as the ledger takes them.
 
-    Args:
-        lines: of the ledger.
-        terms: of the run.
-        account: the bound that epsilon is by, see `fedprune.privacy.accounting`.
+    `account`: the bound that epsilon is by, see `fedprune.privacy.accounting`.
     """
     noised = [x for x in lines if x["covered"] and (x["z"] or x["spread"])]
     if terms.unit == "example":

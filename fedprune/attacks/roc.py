@@ -16,34 +16,21 @@ import numpy.typing as npt
 
 from fedprune.privacy.noise import Floats
 
-Sides = tuple[Floats, Floats]
-"""An attack's statistics of members, and of others."""
-
-CONFIDENCE = 0.95
-"""Of every interval and bound here."""
+Sides = tuple[Floats, Floats]  # An attack's statistics of members, and of others
+CONFIDENCE = 0.95  # Of every interval and bound here
 
 
 @dataclass(frozen=True)
 class AtRate:
-    """What an attack finds while it accuses at most a given part of the others.
+    """What an attack finds while it accuses at most a given part of the others."""
 
-    Attributes:
-        rate: the largest false positive rate that was allowed.
-        false: false positives there were, of `others`.
-        others: examples that are no members.
-        true: members found, of `members`.
-        members: examples that are members.
-        low: lower end of the interval of the true positive rate.
-        high: its upper end.
-    """
-
-    rate: float
-    false: int
-    others: int
-    true: int
-    members: int
-    low: float
-    high: float
+    rate: float  # the largest false positive rate that was allowed
+    false: int  # false positives there were, of `others`
+    others: int  # examples that are no members
+    true: int  # members found, of `members`
+    members: int  # examples that are members
+    low: float  # lower end of the interval of the true positive rate
+    high: float  # its upper end
 
     @property
     def share(self) -> float:

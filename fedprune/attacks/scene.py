@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedprune.attacks.quantities import QUANTITIES, Quantity
 from fedprune.client.host import Host, build_host
@@ -20,6 +21,7 @@ from fedprune.protocol.messages import Question
 from fedprune.protocol.parts import decode_answer
 from fedprune.server.state import first_state
 from fedprune.tasks.task import Part, Shard
+from fedprune.tensors.models import load_into
 from fedprune.tensors.named import Masks, Tensors, masked
 
 
@@ -27,15 +29,18 @@ from fedprune.tensors.named import Masks, Tensors, masked
 class Scene:
     """Clients, what they were sent, and what they are asked.
 
-    Attributes:
-        quantity: what they release.
-        host: serves them; partition p holds the p-th part.
-        question: with the weights and the mask that everyone knows.
+    An attack knows the model and the question, as the server does; it does not look at the shards.
     """
 
-    quantity: Quantity
-    host: Host
-    question: Question
+    quantity: Quantity  # what they release
+    host: Host  # serves them; partition p holds the p-th part
+    question: Question  # with the weights and the mask that everyone knows
+
+    def model(self) -> nn.Module:
+        """A copy of the model as it was sent."""
+        model = copy.deepcopy(self.host.model)
+        load_into(model, self.question.weights)
+        return model
 
     @property
     def form(self) -> Form:
@@ -66,13 +71,8 @@ def scene(
 ) -> Scene:
     """The scene in which each part is one client's training data.
 
-    Args:
-        name: in `QUANTITIES`.
-        parts: one a client, of equal numbers of examples.
-        keys: configuration: task, model, seed.
-        weights: the state that was sent; default: the seeded initialisation.
-        masks: what is left of the model; default: all of it.
-        sparsity: of the clients' own masks, for votes.
+    `parts`: one a client, of equal numbers of examples. `sparsity`: of the clients' own masks, for
+    votes.
     """
     quantity = QUANTITIES[name]
     examples = max(next(iter(part.values())).shape[0] for part in parts)

@@ -27,34 +27,23 @@ from fedprune.tasks.task import Part, Shard, Task, examples
 from fedprune.tensors.models import load_into, state_of
 from fedprune.tensors.named import Masks, Tensors, copied, full_masks, masked
 
-_Tick = Callable[[], None]
-"""Told that one more model is trained."""
+_Tick = Callable[[], None]  # Told that one more model is trained
 
 
 @dataclass(frozen=True)
 class Attacked:
-    """Several models of one kind, and how sure each is of every example.
+    """Several models of one kind, and how sure each is of every example."""
 
-    Attributes:
-        sparsity: of the prunable weights; 0.0: dense.
-        confidence: (models, examples).
-        inside: whether a model was trained on an example, (models, examples).
-        accuracy: right answers on the examples inside and outside, means over the models; None for
-            a task that has no classes.
-    """
-
-    sparsity: float
-    confidence: Floats
-    inside: Flags
+    sparsity: float  # of the prunable weights; 0.0: dense
+    confidence: Floats  # (models, examples)
+    inside: Flags  # whether a model was trained on an example, (models, examples)
+    # right answers on the examples inside and outside, means over the models; None for a task that
+    # has no classes
     accuracy: tuple[float, float] | None
 
 
 def pooled_parts(parts: Sequence[Part]) -> Part:
-    """Parts as one; texts of different lengths, whose rows do not fit together, are refused.
-
-    Raises:
-        ValueError: their rows have different shapes.
-    """
+    """Parts as one; texts of different lengths, whose rows do not fit together, are refused."""
     first = parts[0]
     for name in first:
         shapes = {tuple(part[name].shape[1:]) for part in parts}
@@ -113,7 +102,7 @@ def train_shadow(on: _Setting, part: Part, masks: Masks, which: int, stage: int)
 
 
 def dense_and_pruned(
-    config: RunConfig, sparsities: Sequence[float], models: int, tick: _Tick | None = None
+    config: RunConfig, sparsities: Sequence[float], models: int, tick: _Tick = lambda: None
 ) -> list[Attacked]:
     """Models of several sparsities, each from the same dense one, all trained for as long.
 
@@ -121,11 +110,8 @@ def dense_and_pruned(
     go (the selection that runs use, globally by magnitude) and it is trained under the mask for as
     long again. Sparsity 0 is that without a mask, so that length of training is no difference.
 
-    Args:
-        config: task, model, optimizer, learning rate, batch size, epochs or steps of one stage.
-        sparsities: 0 is the dense model.
-        models: how many; even, from 6.
-        tick: told after every model.
+    `models`: how many; even, from 6. `config`: task, model, optimizer, learning rate, batch size,
+    epochs or steps of one stage.
     """
     pool = everything(tasks_of(config.plugin)[config.task].shards(config))
     inside = halves(models, examples(pool), config.seed)
@@ -140,8 +126,7 @@ def dense_and_pruned(
             load_into(on.model, masked(before, masks))
             train_shadow(on, own, masks, which, stage)
             found[sparsity].append((confidences(on.model, on.task, pool), _right(on, pool)))
-        if tick is not None:
-            tick()
+        tick()
     return [_attacked(s, inside, both) for s, both in found.items()]
 
 

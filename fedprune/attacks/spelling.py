@@ -8,17 +8,15 @@ both. Tokens that other evidence has ruled out are left out.
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedprune.attacks.exposed import Exposed
+from fedprune.attacks.matching import likeness
 from fedprune.attacks.scene import Scene
 from fedprune.randomness import generator
 from fedprune.structure.layers import parameters_of
-from fedprune.tensors.models import load_into
 
 
 def spelled(
@@ -32,23 +30,10 @@ def spelled(
 ) -> list[int]:
     """The ids of a text of `length` tokens and the one that follows, length + 1 in all.
 
-    Args:
-        scene: the model and the question, which the observer knows; its shards are not looked at.
-        seen: what it has of one client with one text.
-        table: name of the embeddings.
-        candidates: the ids that may occur.
-        length: tokens of the input.
-        steps: of Adam.
-        seed: for where it begins.
-
-    Raises:
-        ValueError: the quantity is not of gradients, so that there is nothing to match.
+    `table`: name of the embeddings. `candidates`: the ids that may occur.
     """
-    if scene.quantity.each is None:
-        raise ValueError("quantity=Σx²: is not of gradients; allowed: those that are")
-    model = copy.deepcopy(scene.host.model)
-    load_into(model, scene.question.weights)
-    model.eval()
+    scene.quantity.check_matchable()
+    model = scene.model().eval()
     names = [n for n, _ in model.named_parameters() if n in seen.values]
     target = torch.cat([seen.values[n].flatten() for n in names]).float()
     ids = torch.tensor(candidates)
@@ -60,8 +45,8 @@ def spelled(
         for _ in range(steps):
             optimizer.zero_grad()
             would = _released(scene, model, names, table, start.softmax(1), ids)
-            centred = scene.quantity.votes
-            (start.grad,) = torch.autograd.grad(1 - _likeness(would, target, centred), [start])
+            miss = 1 - likeness(would, target, centred=scene.quantity.votes)
+            (start.grad,) = torch.autograd.grad(miss, [start])
             optimizer.step()
     return [int(i) for i in ids[start.detach().argmax(1)]]
 
@@ -70,8 +55,7 @@ def _released(
     scene: Scene, model: nn.Module, names: list[str], table: str, shares: Tensor, ids: Tensor
 ) -> Tensor:
     """What a client with this text would release, flat, up to a factor."""
-    each, parameters = scene.quantity.each, parameters_of(model, names)
-    assert each is not None
+    parameters = parameters_of(model, names)
     embeddings = model.get_parameter(table)
     inputs = shares[:-1] @ embeddings[ids]
     logits = model(inputs_embeds=inputs.unsqueeze(0)).logits[0]
@@ -80,13 +64,7 @@ def _released(
         loss, list(parameters.values()), create_graph=True, materialize_grads=True
     )
     pairs = zip(parameters.values(), found, strict=True)
-    return torch.cat([each(p.detach(), g).flatten() for p, g in pairs])
-
-
-def _likeness(would: Tensor, seen: Tensor, centred: bool) -> Tensor:
-    if centred:
-        would, seen = would - would.mean(), seen - seen.mean()
-    return nn.functional.cosine_similarity(would, seen, 0, eps=1e-30)
+    return torch.cat([scene.quantity.of(p.detach(), g).flatten() for p, g in pairs])
 
 
 def in_place(found: list[int], truth: list[int]) -> float:

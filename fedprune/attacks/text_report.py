@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from fedprune.attacks.exposed import Exposed, MessageProtection, exposed, noise_like, protections
-from fedprune.attacks.page import Passage, Table
+from fedprune.attacks.exposed import Exposed, protections, views
+from fedprune.attacks.page import Figure, Passage, Table, pivot, share_cell
 from fedprune.attacks.quantities import QUANTITIES
 from fedprune.attacks.scene import Scene, message, scene
 from fedprune.attacks.spelling import in_place, spelled
-from fedprune.attacks.tabling import CHANCE, Figure, pivot, share_cell
 from fedprune.attacks.words import evidence, found_tokens
 from fedprune.config import configure
 from fedprune.tasks.catalog import TASKS
@@ -55,19 +54,11 @@ def text_findings(
     seeds: Sequence[int],
     epsilons: Sequence[float],
     steps: int,
-    tick: Callable[[], None] | None = None,
+    tick: Callable[[], None] = lambda: None,
 ) -> tuple[list[Passage], dict[str, Any]]:
     """Sections about the characters of a text and their order, and their figures.
 
-    Args:
-        seeds: another model and other texts for each of them.
-        epsilons: of the noised columns.
-        steps: of the search for the order; 0 leaves it out.
-        tick: told after every quantity of every seed.
-
-    Raises:
-        FileNotFoundError: the plays are not installed.
-        ValueError: dp-accounting or scipy is not installed.
+    `steps`: of the search for the order; 0 leaves it out.
     """
     shards = TASKS["shakespeare"].shards(
         configure({"task": "shakespeare", "clients": _CLIENTS, "length": _LENGTH})
@@ -79,17 +70,16 @@ def text_findings(
         for name, (quantity, more) in TEXT_CASES.items():
             keys = {"task": "shakespeare", "seed": seed, "length": _LENGTH, "include": more}
             made = scene(quantity, parts, keys)
-            views = _views(made, known, seed)
-            for column, seen in views.items():
+            seen_by = views(made, [message(made, p) for p in range(_CLIENTS)], known, seed)
+            for column, seen in seen_by.items():
                 part, found = _found(made, seen, parts[0])
                 figure = {"recall": part, "found": _written(found)}
                 figures.append({"quantity": name, "protection": column, "seed": seed, **figure})
                 if seed == seeds[0] and column == "plain":
                     told.append([name, _text(parts[0])[:-1], _written(found)])
             if name in SPELLED and steps:
-                orders.append([str(seed), name, *_order(made, views["plain"], parts[0], steps)])
-            if tick is not None:
-                tick()
+                orders.append([str(seed), name, *_order(made, seen_by["plain"], parts[0], steps)])
+            tick()
     return _sections(figures, told, orders, steps), {"rows": figures, "order": orders}
 
 
@@ -107,12 +97,6 @@ def _sections(
         table = Table(["seed", "quantity", "text", "text found", "in place"], orders, words)
         sections.append(Passage("The order of its characters", about, table))
     return sections
-
-
-def _views(made: Scene, known: Mapping[str, MessageProtection], seed: int) -> dict[str, Exposed]:
-    messages = [message(made, p) for p in range(_CLIENTS)]
-    views = {name: exposed(made, messages, p, seed) for name, p in known.items()}
-    return views | {CHANCE: noise_like(made, messages[0], seed)}
 
 
 def _found(made: Scene, seen: Exposed, part: Part) -> tuple[float, list[int]]:

@@ -9,7 +9,6 @@ of the squares of those vectors with weights that are not negative.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -19,18 +18,13 @@ from fedprune.attacks.exposed import Exposed
 from fedprune.attacks.scene import Scene
 from fedprune.scores.inputs import inputs_of
 from fedprune.structure.layers import layers_of
-from fedprune.tensors.models import load_into
 
 
 def evidence(scene: Scene, seen: Exposed, table: str, readers: Sequence[str]) -> Tensor:
     """How much speaks for each token, (V,) float64: only the order means something.
 
-    Args:
-        scene: the model and the question, which the observer knows; its shards are not looked at.
-        seen: what it has.
-        table: name of the embeddings.
-        readers: weights of linear layers that share an input which depends on one token alone
-            (LLaMA's first projections: positions come later).
+    `readers`: weights of linear layers that share an input which depends on one token alone
+    (LLaMA's first projections: positions come later).
     """
     if table in seen.values:
         return seen.values[table].abs().sum(1)
@@ -52,9 +46,7 @@ def found_tokens(likely: Tensor, count: int) -> list[int]:
 
 def token_vectors(scene: Scene, table: str, reader: str) -> Tensor:
     """What goes into the layer for each token by itself, (V, width) float64."""
-    model = copy.deepcopy(scene.host.model)
-    load_into(model, scene.question.weights)
-    model.double().eval()
+    model = scene.model().double().eval()
     (layer,) = layers_of(model, [reader])[reader]
     inputs: list[Tensor] = []
     size = scene.host.layout.shapes[table][0]
@@ -88,20 +80,15 @@ def _energies(scene: Scene, seen: Exposed, reader: str) -> Tensor:
         return seen.values[inputs_of(reader)].clamp(min=0)
     values = seen.values[reader].clamp(min=0)
     w = scene.question.weights[reader].double()
-    assert scene.quantity.each is not None
     if not scene.quantity.votes:
         # What a gradient of 1 would be released as is divided out.
-        values = values / scene.quantity.each(w, torch.ones_like(w)).clamp(min=1e-3)
+        values = values / scene.quantity.of(w, torch.ones_like(w)).clamp(min=1e-3)
     squares = values if scene.quantity.root or scene.quantity.votes else values.square()
     return squares.sum(0)
 
 
 def _in_columns(energies: Tensor, squares: Tensor) -> Tensor:
-    """Weights >= 0 of the tokens whose squares add up to the energies, by least squares.
-
-    Raises:
-        ValueError: the package scipy is missing.
-    """
+    """Weights >= 0 of the tokens whose squares add up to the energies, by least squares."""
     try:
         from scipy.optimize import nnls
     except ImportError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -11,13 +12,7 @@ from fedprune.client.context import ClientContext
 from fedprune.client.measurement import answer_compare, answer_evaluate
 from fedprune.client.own_masks import own_pruning
 from fedprune.client.personal import with_own
-from fedprune.client.scoring import (
-    answer_inputs,
-    answer_magnitudes,
-    answer_outputs,
-    answer_score,
-    answer_signals,
-)
+from fedprune.client.scoring import answer_score, answer_sums
 from fedprune.client.thresholds import as_kept
 from fedprune.client.tokens import token_counts
 from fedprune.client.tuning import answer_tune
@@ -25,6 +20,10 @@ from fedprune.config import RunConfig
 from fedprune.config.kinds import KINDS
 from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Answer, Question
+from fedprune.redundancy.calibration import MAGNITUDES
+from fedprune.redundancy.moments import MOMENTS
+from fedprune.redundancy.principal import SIGNALS
+from fedprune.redundancy.reconstruction import OUTPUTS
 from fedprune.scores.catalog import scores_of
 from fedprune.tasks.metrics import naive_of
 from fedprune.tensors.models import lend_to, load_into
@@ -57,9 +56,8 @@ def _answer_own(question: Question, client: ClientContext) -> Answer:
     return Answer(torch.empty(0), 1.0, {}, own_pruning(question, client)[1])
 
 
-def _answer_describe(question: Question, client: ClientContext) -> Answer:
+def _answer_describe(_: Question, client: ClientContext) -> Answer:
     """Sums over the labels in training and test: how often each occurs, or what the task says."""
-    del question
     naive = naive_of(client.task)
     assert naive is not None  # else nobody asks
     sums = [naive.sums(part, client.config) for part in (client.shard.test, client.shard.train)]
@@ -79,9 +77,9 @@ ANSWERS: dict[str, Callable[[Question, ClientContext], Answer]] = {
     "evaluate": answer_evaluate,
     "compare": answer_compare,
     "describe": _answer_describe,
-    "inputs": answer_inputs,
-    "outputs": answer_outputs,
-    "magnitudes": answer_magnitudes,
-    "signals": answer_signals,
+    "inputs": partial(answer_sums, MOMENTS),
+    "outputs": partial(answer_sums, OUTPUTS),
+    "magnitudes": partial(answer_sums, MAGNITUDES),
+    "signals": partial(answer_sums, SIGNALS),
     "tokens": _answer_tokens,
 }

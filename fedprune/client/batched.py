@@ -43,12 +43,8 @@ def answers_together(
         return {c.partition: partial(answer_score, question, c, sums) for c, sums in both}
     if question.kind == "tune" and not question.grow and question.regime.plain:
         answers = tuned_together(question, clients)
-        return {p: partial(_given, given) for p, given in answers.items()}
+        return {p: partial(answers.__getitem__, p) for p in answers}
     return {}
-
-
-def _given(answer: Answer) -> Answer:
-    return answer
 
 
 def tuned_together(question: Question, clients: Sequence[ClientContext]) -> dict[int, Answer]:

@@ -16,10 +16,8 @@ _BUFFER = "remembered "
 def enclosed(memory: ClientMemory, of: str, counted: Mapping[int, int]) -> dict[str, bytes]:
     """The buffers that carry what clients remember to whoever serves them.
 
-    Args:
-        memory: of all clients.
-        of: with which question it was kept.
-        counted: client to the round of what counts; 0: nothing yet.
+    `of`: with which question it was kept. `counted`: client to the round of what counts; 0: nothing
+    yet.
 
     What is not there, or damaged, is left out: its client then fails, and is named.
     """

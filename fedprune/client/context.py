@@ -20,36 +20,21 @@ log = logging.getLogger("fedprune")
 
 @dataclass(frozen=True)
 class ClientContext:
-    """Where one client sits: everything its answer depends on beside the question.
-
-    Attributes:
-        partition: which one it is.
-        shard: its private data.
-        model: the process's resident model; its values are overwritten.
-        task: the loss and what it counts.
-        config: complete configuration.
-        layout: the model's layout.
-        device: where the model is.
-        tuned: the same model, compiled where that was asked for.
-        teacher: a model to learn from, in eval mode beside it, or None.
-        train: how it tunes.
-        said: what was said already, see `warn_once`.
-        memory: what it remembers.
-        lends: the model may compute with a question's own tensors, where nothing writes to them.
-    """
+    """Where one client sits: everything its answer depends on beside the question."""
 
     partition: int
-    shard: Shard
-    model: nn.Module
-    task: Task
+    shard: Shard  # its private data
+    model: nn.Module  # the process's resident model; its values are overwritten
+    task: Task  # the loss and what it counts
     config: RunConfig
     layout: Layout
-    device: torch.device
-    tuned: nn.Module
-    teacher: nn.Module | None = None
-    train: Train = tune
-    said: set[str] = field(default_factory=set)
-    memory: Recollection = field(default_factory=Recollection)
+    device: torch.device  # where the model is
+    tuned: nn.Module  # the same model, compiled where that was asked for
+    teacher: nn.Module | None = None  # a model to learn from, in eval mode beside it, or None
+    train: Train = tune  # how it tunes
+    said: set[str] = field(default_factory=set)  # what was said already, see `warn_once`
+    memory: Recollection = field(default_factory=Recollection)  # what it remembers
+    # the model may compute with a question's own tensors, where nothing writes to them
     lends: bool = False
 
     def moved(self, parts: Iterator[Part]) -> Iterator[Part]:

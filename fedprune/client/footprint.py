@@ -37,33 +37,24 @@ from fedprune.tasks.task import Shard, examples
 from fedprune.tensors.models import state_of
 from fedprune.tensors.named import copied, full_masks, on_cpu
 
-SUMS = 3
-"""Copies of a sum in float64 that a worker has at once: its own, encoded, and with Ray."""
+SUMS = 3  # Copies of a sum in float64 that a worker has at once: its own, encoded, and with Ray
 
 CONTEXT = 0.6 * 2**30
 """Bytes of a card that a process takes before it has anything there: CUDA's own."""
 
-PATIENCE = 60.0
-"""Seconds that the trial may take; what takes longer is not known."""
+PATIENCE = 60.0  # Seconds that the trial may take; what takes longer is not known
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a process that serves clients takes.
+    """What a process that serves clients takes."""
 
-    Attributes:
-        memory: bytes resident at its peak; 0: not known.
-        card: bytes of a card at its peak; 0: none is used.
-        card_room: bytes that a card here has free.
-        turn: seconds of a client that takes one step, of the processor where there is no card; 0:
-            not known.
-        step: seconds of the step; where nobody trains, of scoring and measuring as many examples.
-    """
-
-    memory: float = 0.0
-    card: float = 0.0
-    card_room: float = 0.0
+    memory: float = 0.0  # bytes resident at its peak; 0: not known
+    card: float = 0.0  # bytes of a card at its peak; 0: none is used
+    card_room: float = 0.0  # bytes that a card here has free
+    # seconds of a client that takes one step, of the processor where there is no card; 0: not known
     turn: float = 0.0
+    # seconds of the step; where nobody trains, of scoring and measuring as many examples
     step: float = 0.0
 
 

@@ -47,43 +47,29 @@ REBUILT = 3
 
 @dataclass(frozen=True)
 class Host:
-    """What a process that serves partitions keeps: built once, used for every question.
-
-    Attributes:
-        config: complete configuration.
-        task: what is learned.
-        model: the resident model; its values are overwritten.
-        layout: its layout.
-        shards: the partitions that are served.
-        device: where the model is.
-        tuned: the same model, compiled where that was asked for.
-        edits: what was cut out of the dense model.
-        rebuilt: the same host around the models of other edits, the newest last.
-        teachers: the newest model to learn from, by its digest.
-        counters: the model's buffers that are no state, as it was built.
-        train: how its clients tune.
-        newest: the newest question, as long as its packet is there (`fedprune.client.serving`).
-        base: the base model as its files have it; None: all weights are sent.
-        said: what was said of clients' code that raises where noise hides it.
-        lends: as in `fedprune.client.context.ClientContext`.
-    """
+    """What a process that serves partitions keeps: built once, used for every question."""
 
     config: RunConfig
-    task: Task
-    model: nn.Module
+    task: Task  # what is learned
+    model: nn.Module  # the resident model; its values are overwritten
     layout: Layout
-    shards: Mapping[int, Shard]
-    device: torch.device
-    tuned: nn.Module
-    edits: Edits = ()
+    shards: Mapping[int, Shard]  # the partitions that are served
+    device: torch.device  # where the model is
+    tuned: nn.Module  # the same model, compiled where that was asked for
+    edits: Edits = ()  # what was cut out of the dense model
+    # the same host around the models of other edits, the newest last
     rebuilt: dict[Edits, Host] = field(default_factory=dict)
+    # the newest model to learn from, by its digest
     teachers: dict[str, nn.Module] = field(default_factory=dict)
+    # the model's buffers that are no state, as it was built
     counters: Tensors = field(default_factory=dict)
-    train: Train = tune
+    train: Train = tune  # how its clients tune
+    # the newest question, as long as its packet is there (`fedprune.client.serving`)
     newest: list[Any] = field(default_factory=list)
-    base: BaseModel | None = None
+    base: BaseModel | None = None  # the base model as its files have it; None: all weights are sent
+    # what was said of clients' code that raises where noise hides it
     said: set[str] = field(default_factory=set)
-    lends: bool = False
+    lends: bool = False  # as in `fedprune.client.context.ClientContext`
 
 
 def build_host(
@@ -97,9 +83,6 @@ def build_host(
 
     What was `tried` before is not again. Clients tune by `train`, which takes and returns what
     `fedprune.learning.local_training.tune` does.
-
-    Raises:
-        ValueError: as `fedprune.tasks.shards.shards_of` and `fedprune.client.rehearsal.try_out`.
     """
     if config.batched > 1 and train is not tune:
         why = "clients train by code of their own, each by itself"

@@ -1,19 +1,23 @@
-"""What a client keeps of a change it sends: the part that was not sent, and its control variate."""
+"""What a client sends of a change and what it keeps: what was not sent, and its control variate."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from fedprune.client.host import Host
 from fedprune.client.memory import Recollection
 from fedprune.client.tuning import VARIATE
+from fedprune.config import RunConfig
 from fedprune.config.kinds import KINDS
 from fedprune.learning.variates import own_variate, parameters_in
+from fedprune.protocol.choice import Wanted, chosen
 from fedprune.protocol.messages import Answer, Question
+from fedprune.structure.layout import Layout
 from fedprune.tensors.lazy import shapes_of
-from fedprune.tensors.named import Tensors, gathered, scattered
+from fedprune.tensors.named import Tensors, count_kept, gathered, scattered
 
 RESIDUAL = "residual"
 """What error feedback remembers.
@@ -29,12 +33,7 @@ def remember_change(
 ) -> None:
     """Keep what follows from a change: what was not sent of it, and the client's control variate.
 
-    Args:
-        host: where the client is served.
-        question: that it answered.
-        own: what it remembers.
-        meant: its answer.
-        given: as the server understands it.
+    `meant`: its answer. `given`: as the server understands it.
     """
     c = host.config
     if not KINDS[question.kind].changes:
@@ -61,3 +60,25 @@ def with_kept_back(answer: Answer, question: Question, own: Recollection) -> Ans
     if not before:
         return answer
     return replace(answer, values=answer.values + gathered(before, question.changed_on))
+
+
+def on_own_choice(answer: Answer, question: Question, config: RunConfig, layout: Layout) -> Answer:
+    """The answer with its own mask, of the largest weights or of the largest changes.
+
+    By what it would send whole, so with what it kept back before.
+    """
+    regime = question.regime
+    if not regime.chosen:
+        return answer
+    masks = question.changed_on
+    alive = masks or {n: torch.ones_like(m) for n, m in question.masks.items()}
+    if round(regime.share * layout.whole) >= count_kept(alive):
+        return replace(answer, votes=torch.ones(count_kept(alive), dtype=torch.bool))
+    moved = scattered(answer.values, shapes_of(question.weights), masks)
+    sizes = {n: moved[n] for n in alive}
+    if regime.sends == "weights":
+        sizes = {n: question.weights[n] + m for n, m in sizes.items()}
+    sizes = {n: s.abs() for n, s in sizes.items()}
+    wanted = Wanted(1.0 - regime.share, config.scope)
+    own = chosen(sizes, wanted, config, layout, alive, sizes)
+    return replace(answer, votes=gathered(own, masks))

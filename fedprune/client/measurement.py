@@ -55,8 +55,7 @@ def _measured(part: Part, client: ClientContext) -> dict[str, float]:
     return totals
 
 
-LOST = 1e30
-"""The loss of a candidate whose loss is no number: it cannot win, and spoils no sum."""
+LOST = 1e30  # The loss of a candidate whose loss is no number: it cannot win, and spoils no sum
 
 
 @torch.no_grad()
@@ -72,10 +71,7 @@ def answer_compare(question: Question, client: ClientContext) -> Answer:
         sums = _measured(part, client)
         # Of the model as it is, the first, a loss that is no number is the client's failure.
         lost = i > 0 and not math.isfinite(sums["loss"])
-        totals |= {
-            f"loss_{i}": LOST if lost else sums["loss"],
-            f"correct_{i}": sums["correct"],
-        }
+        totals |= {f"loss_{i}": LOST if lost else sums["loss"], f"correct_{i}": sums["correct"]}
         totals["count"] = sums["count"]
     return Answer(torch.empty(0), 1.0, totals)
 

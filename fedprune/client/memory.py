@@ -36,14 +36,9 @@ log = logging.getLogger("fedprune")
 
 FOLDER_NAME = "remembered"
 
-RUNS = 8
-"""Runs of which a device remembers something: the newest."""
-
-Remembered = dict[str, Tensors]
-"""Named tensors, by the name under which they were kept."""
-
-Key = tuple[str, int, int]
-"""With which question, by whom and in which round something was kept."""
+RUNS = 8  # Runs of which a device remembers something: the newest
+Remembered = dict[str, Tensors]  # Named tensors, by the name under which they were kept
+Key = tuple[str, int, int]  # With which question, by whom and in which round something was kept
 
 Held = dict[tuple[str, int], dict[int, bytes]]
 """What was kept with a question by a client, by its round."""
@@ -178,11 +173,7 @@ def keep_content(memory: ClientMemory, key: Key, since: int, content: bytes) -> 
 
 
 def kept_content(memory: ClientMemory, key: Key) -> bytes | None:
-    """What was kept, as a file holds it; None: nothing.
-
-    Raises:
-        ValueError: it is damaged.
-    """
+    """What was kept, as a file holds it; None: nothing."""
     if memory.folder is None:
         return memory.held.get(key[:2], {}).get(key[2])
     path = _path(memory.folder, key)

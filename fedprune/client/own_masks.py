@@ -14,9 +14,7 @@ from fedprune.protocol.messages import Question
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.combine import combines_of
 from fedprune.scores.input_sums import unseen
-from fedprune.scores.score import (
-    Evidence,
-)
+from fedprune.scores.score import Evidence
 from fedprune.structure.groups import stages_of
 from fedprune.tensors.lazy import as_doubles, shapes_of
 from fedprune.tensors.models import load_into

@@ -12,9 +12,8 @@ from torch import nn
 from fedprune.client.answers import answer
 from fedprune.client.context import ClientContext, warn_once
 from fedprune.client.host import Host
-from fedprune.client.kept_back import with_kept_back
+from fedprune.client.kept_back import on_own_choice, with_kept_back
 from fedprune.client.memory import Recollection
-from fedprune.client.releasing import on_own_choice
 from fedprune.client.teacher import teacher_model
 from fedprune.codec.stochastic_rounding import BITS
 from fedprune.codec.wire import Packet, digest_of
@@ -64,13 +63,8 @@ def answered(
 ) -> Answer:
     """One partition's answer; of a change with what it kept back before, where it does that.
 
-    Args:
-        host: where it is served.
-        question: what is asked.
-        partition: who answers.
-        seconds: how long it may take.
-        own: what it remembers, and where it keeps what it is to remember.
-        finish: gives what was computed with others'; None: it computes by itself.
+    `own`: what it remembers, and where it keeps what it is to remember. `finish`: gives what was
+    computed with others'; None: it computes by itself.
 
     Raises:
         RuntimeError: it took longer than so many seconds, by default half of the phase's.

@@ -46,10 +46,7 @@ def shared_flags(question: Question, own: Recollection) -> Tensor:
 def keep_own(begun: Question, own: Recollection, state: Tensors) -> None:
     """Keep a client's own weights after training, and which are next.
 
-    Args:
-        begun: the question as the client read it.
-        own: what it remembers.
-        state: the weights after training.
+    `begun`: the question as the client read it.
     """
     mine, regime = selected_of(begun, own), begun.regime
     own.keep(_HELD, mine)
@@ -65,12 +62,8 @@ def keep_own(begun: Question, own: Recollection, state: Tensors) -> None:
 def with_most_moved(mine: Tensor, moved: Tensor, kept: Tensor, part: float, bound: float) -> Tensor:
     """Flags of own weights, and of that part of the others which moved most.
 
-    Args:
-        mine: flags of those that are.
-        moved: how far each one moved.
-        kept: flags of those that are not removed.
-        part: how large a part of the others, rounded; ties go by position.
-        bound: of all that are kept no more than this part.
+    `part`: how large a part of the others, rounded; ties go by position. `bound`: of all that are
+    kept no more than this part.
     """
     others = kept & ~mine
     room = floor(bound * int(kept.sum())) - int(mine.sum())

@@ -15,10 +15,7 @@ from fedprune.protocol.choice import evidence_about
 from fedprune.protocol.form import fitting
 from fedprune.protocol.messages import Question
 from fedprune.randomness import derive, generator
-from fedprune.scores.score import (
-    Evidence,
-    Probe,
-)
+from fedprune.scores.score import Evidence, Probe
 from fedprune.tasks.task import Part, batches, examples
 from fedprune.tensors.lazy import shapes_of
 from fedprune.tensors.named import Masks, Tensors, masked, on_cpu
@@ -50,8 +47,7 @@ def client_probe(
     )
 
 
-REMEMBERED = "score"
-"""What a score remembers."""
+REMEMBERED = "score"  # What a score remembers
 
 
 def scored_examples(question: Question, client: ClientContext) -> Part:

@@ -53,14 +53,7 @@ def try_out(
 ) -> None:
     """Try everything that a run will ask on a few examples.
 
-    Args:
-        task: what is learned.
-        config: complete configuration.
-        model: before round one, where it will compute; left as it is.
-        layout: its layout.
-        shards: of the partitions that are served here.
-        train: how clients tune.
-        held: the model's weights where they are read from files: then no copy of it is made.
+    `held`: the model's weights where they are read from files: then no copy of it is made.
 
     Raises:
         ConfigError: the task, the model and the data do not fit together, or a score's statistics

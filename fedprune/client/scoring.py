@@ -20,16 +20,9 @@ from fedprune.protocol.form import fitting
 from fedprune.protocol.limits import source_for
 from fedprune.protocol.messages import Answer, Question
 from fedprune.protocol.votes import vote_units_of
-from fedprune.redundancy.calibration import MAGNITUDES
-from fedprune.redundancy.moments import MOMENTS
-from fedprune.redundancy.principal import SIGNALS
-from fedprune.redundancy.reconstruction import OUTPUTS
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.combine import NORMALISE, combines_of, l1_normalised
-from fedprune.scores.score import (
-    Evidence,
-    Statistic,
-)
+from fedprune.scores.score import Evidence, Statistic
 from fedprune.scores.together import collect_together
 from fedprune.tensors.lazy import shapes_of
 from fedprune.tensors.named import Tensors, copied, drained, gathered, scattered
@@ -64,27 +57,8 @@ def sums_together(question: Question, clients: Sequence[ClientContext]) -> list[
     return collect_together(ask, probes)
 
 
-def answer_inputs(question: Question, client: ClientContext) -> Answer:
-    """The client's Σ x xᵀ of the layers asked about (`fedprune.redundancy.moments`)."""
-    return _sums_of(MOMENTS, question, client)
-
-
-def answer_outputs(question: Question, client: ClientContext) -> Answer:
-    """The same and Σ y xᵀ, y of the model that goes along (`redundancy.reconstruction`)."""
-    return _sums_of(OUTPUTS, question, client)
-
-
-def answer_magnitudes(question: Question, client: ClientContext) -> Answer:
-    """Sizes of what goes into the layers asked about (`fedprune.redundancy.calibration`)."""
-    return _sums_of(MAGNITUDES, question, client)
-
-
-def answer_signals(question: Question, client: ClientContext) -> Answer:
-    """The client's Σ x xᵀ of what runs between layers (`fedprune.redundancy.principal`)."""
-    return _sums_of(SIGNALS, question, client)
-
-
-def _sums_of(ask: Statistic, question: Question, client: ClientContext) -> Answer:
+def answer_sums(ask: Statistic, question: Question, client: ClientContext) -> Answer:
+    """The client's sums of what goes into the layers asked about, as redundancy wants them."""
     names = question.names or client.layout.prunable
     client.model.eval()
     sums = copied(ask.collect(client_probe(question, client, names, question.given)))
@@ -109,12 +83,8 @@ def _statistic(
     values, totals = kept, {"count": float(labels)}
     if c.normalise == "l1" and combine.pooled:
         values = (l1_normalised(values) * labels).float()
-    if unscored:
-        return Answer(values.float(), 1.0, totals)
     # A client without finite statistics has no vote; its answer is refused, with the tensor's name.
-    if not only_numbers(values):
-        return Answer(values.float(), 1.0, totals)
-    if combine.pooled and question.sparsity is None:
+    if unscored or not only_numbers(values) or (combine.pooled and question.sparsity is None):
         return Answer(values.float(), 1.0, totals)
     sums = scattered(kept, shapes, fits, shared=True)
     evidence = own_evidence(question, client, names, sums)

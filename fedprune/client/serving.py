@@ -31,8 +31,7 @@ from fedprune.runtime.process import one_thread
 from fedprune.structure.layout import Layout
 from fedprune.tensors.models import reset
 
-Tick = Callable[[int], None]
-"""Told how many more partitions have answered, or failed."""
+Tick = Callable[[int], None]  # Told how many more partitions have answered, or failed
 
 
 def serve(
@@ -69,11 +68,7 @@ def _in_the_open(host: Host) -> None:
 def parts_of(
     host: Host, packet: Packet, partitions: Sequence[int], memory: ClientMemory | None = None
 ) -> list[PartitionPart]:
-    """What each of the partitions sends, in their order: what a device answers.
-
-    Raises:
-        ValueError: as for `serve`.
-    """
+    """What each of the partitions sends, in their order: what a device answers."""
     _in_the_open(host)
     asked = _asked(host, packet, memory)
     with handlers():
@@ -97,21 +92,14 @@ def understood_question(host: Host, packet: Packet) -> tuple[Question, Form, Lay
 
 @dataclass(frozen=True)
 class _Asked:
-    """A question as a host serves it: the model that it is about, and the form of its answers.
+    """A question as a host serves it: the model that it is about, and the form of its answers."""
 
-    Attributes:
-        host: around that model.
-        question: what is asked.
-        form: of the answers.
-        seconds: how long a partition may take, by how many are still to answer.
-        memory: what its partitions remember.
-    """
-
-    host: Host
-    question: Question
-    form: Form
+    host: Host  # around that model
+    question: Question  # what is asked
+    form: Form  # of the answers
+    # how long a partition may take, by how many are still to answer
     seconds: Callable[[int], float]
-    memory: ClientMemory
+    memory: ClientMemory  # what its partitions remember
 
 
 def _asked(host: Host, packet: Packet, memory: ClientMemory | None = None) -> _Asked:
@@ -147,15 +135,10 @@ def _parts(asked: _Asked, partitions: Sequence[int]) -> Iterator[PartitionPart]:
 
 @dataclass(frozen=True)
 class _Begun:
-    """A partition whose answer was computed with others.
+    """A partition whose answer was computed with others."""
 
-    Attributes:
-        own: what it remembers, and where it kept what it is to remember.
-        finish: gives its answer.
-    """
-
-    own: Recollection
-    finish: Callable[[], Answer]
+    own: Recollection  # what it remembers, and where it kept what it is to remember
+    finish: Callable[[], Answer]  # gives its answer
 
 
 def _begun(asked: _Asked, partitions: Sequence[int]) -> dict[int, _Begun]:

@@ -96,13 +96,7 @@ def distillation_of(
 def check_distillation(config: RunConfig, student: nn.Module, teacher: bytes) -> None:
     """Refuse a teacher that the student has nothing to learn from, by one example without data.
 
-    Args:
-        config: complete configuration.
-        student: the dense model.
-        teacher: another run's model; empty: the student's own.
-
-    Raises:
-        ValueError: key=value: what is wrong; allowed: what is.
+    `teacher`: another run's model; empty: the student's own.
     """
     task = tasks_of(config.plugin)[config.task]
     if not distils(config) or task.dummy is None:

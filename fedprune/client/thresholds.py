@@ -11,12 +11,7 @@ from fedprune.client.context import ClientContext
 from fedprune.client.memory import Recollection
 from fedprune.learning.local_training import Tuned
 from fedprune.learning.manners import Manner
-from fedprune.learning.thresholds import (
-    pulled,
-    rows_kept,
-    thresholded,
-    under_thresholds,
-)
+from fedprune.learning.thresholds import pulled, rows_kept, thresholded, under_thresholds
 from fedprune.protocol.messages import Answer, Question
 from fedprune.structure.layout import Layout, as_rows, from_rows
 from fedprune.tensors.models import found_in, load_into, state_of
@@ -39,10 +34,7 @@ def answer_thresholds(
 ) -> Answer:
     """How the thresholds moved in training, which the client keeps with its weights.
 
-    Args:
-        question: with the thresholds, and how they moved last.
-        client: who answers.
-        train: trains the client's model in a manner.
+    `question`: with the thresholds, and how they moved last.
     """
     layout, given = client.layout, question.given
     begun = {n: given[f"{n}{THRESHOLD}"] for n in layout.prunable}

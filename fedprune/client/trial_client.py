@@ -25,26 +25,17 @@ from fedprune.tasks.task import Part, Shard, Task
 from fedprune.tensors.models import state_of
 from fedprune.tensors.named import Tensors, on_cpu
 
-EXAMPLES_TRIED = 4
-"""How many of a partition's examples are tried."""
-
-FEW_TRIED = 2
-"""How many of them where the model is large."""
+EXAMPLES_TRIED = 4  # How many of a partition's examples are tried
+FEW_TRIED = 2  # How many of them where the model is large
 
 
 @dataclass(frozen=True)
 class TrialClient:
-    """A throw-away client.
+    """A throw-away client."""
 
-    Attributes:
-        client: a copy of the model and a few examples.
-        weights: of the model as it is before round one.
-        others: shards of other partitions, for layers that few examples reach.
-    """
-
-    client: ClientContext
-    weights: Tensors
-    others: Mapping[int, Shard]
+    client: ClientContext  # a copy of the model and a few examples
+    weights: Tensors  # of the model as it is before round one
+    others: Mapping[int, Shard]  # shards of other partitions, for layers that few examples reach
 
     def question(self, kind: str, **what: Any) -> Question:
         """A question about the model as it is."""

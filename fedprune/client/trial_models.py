@@ -27,8 +27,7 @@ from fedprune.tasks.later import each_shard
 from fedprune.tasks.task import Part, examples
 from fedprune.tensors.models import load_into
 
-PASSES = 64
-"""How many examples may go through until every layer has been called."""
+PASSES = 64  # How many examples may go through until every layer has been called
 
 
 def try_losses(trial: TrialClient) -> None:

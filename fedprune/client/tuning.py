@@ -116,8 +116,7 @@ def _trained(
     return tuned
 
 
-DROPOUT = "dropout"
-"""What a client's random numbers are for while it tunes."""
+DROPOUT = "dropout"  # What a client's random numbers are for while it tunes
 
 
 def starting_masks(question: Question, client: ClientContext) -> tuple[Masks, Tensor | None]:
@@ -169,8 +168,7 @@ def tuned_answer(
     return Answer(values, float(client.task.labels(client.shard.train)), totals, votes, statistics)
 
 
-VARIATE = "variate"
-"""What a client remembers for SCAFFOLD."""
+VARIATE = "variate"  # What a client remembers for SCAFFOLD
 
 
 def _corrected(question: Question, client: ClientContext, masks: Masks) -> dict[str, Any]:

@@ -23,8 +23,7 @@ from fedprune.structure.layout import layout_of
 from fedprune.tasks.task import output_of
 from fedprune.tensors.models import state_of
 
-_MOST = 12
-"""Rows of a table on the screen; all of them are in the JSON file."""
+_MOST = 12  # Rows of a table on the screen; all of them are in the JSON file
 
 
 def run(arguments: Namespace) -> int:

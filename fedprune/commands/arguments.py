@@ -7,11 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedprune.commands.run_options import values_given
-from fedprune.config import (
-    RunConfig,
-    given_in,
-    overridden,
-)
+from fedprune.config import RunConfig, given_in, overridden
 from fedprune.config.privacy_matrix import matrix
 from fedprune.config.rules import names_of
 from fedprune.methods.catalog import check_method, methods_of
@@ -55,13 +51,8 @@ def run_asked_for(
 def listing(plugin: str, wanted: str = "") -> str:
     """Every name that an option takes, with a line about each, from the tables themselves.
 
-    Args:
-        plugin: whose names are there too.
-        wanted: the option whose table is wanted, in the singular or the plural; "": all, and the
-            rules for what may stand beside each other.
-
-    Raises:
-        ConfigError: no option has such a table.
+    `wanted`: the option whose table is wanted, in the singular or the plural; "": all, and the
+    rules for what may stand beside each other.
     """
     tables = {"model": _models(plugin), "method": _methods(plugin)}
     for key, table in names_of(plugin).items():

@@ -26,7 +26,7 @@ from fedprune.attacks.roc import Sides
 from fedprune.commands.members import by_shadows, by_threshold, people_of
 from fedprune.commands.subject import Subject, subject
 from fedprune.config.terms import accounting_terms_of
-from fedprune.options.refusal import ConfigError
+from fedprune.options.refusal import refuse
 from fedprune.privacy.accounting_terms import SIMULATED
 from fedprune.privacy.noise import seeded_source
 from fedprune.privacy.tally import AMPLIFICATION
@@ -65,9 +65,7 @@ def run(arguments: Namespace) -> int:
     """Audit, write both files into the run's folder, and print; 1 where a claim is refuted."""
     looked = subject(arguments.run_folder, keys={"plugin": arguments.plugin})
     if looked.run is None:
-        raise ConfigError(
-            f"run={looked.name!r}: a model, not a run; allowed: the folder of a finished run"
-        )
+        refuse("run", looked.name, "a model, not a run", "the folder of a finished run")
     run_ = read_run(looked.run)
     sides = _attacked(looked, run_, arguments.shadows)
     members = {name: rates_of(each) for name, each in sides.items()}
@@ -88,7 +86,6 @@ def run(arguments: Namespace) -> int:
 
 
 def _attacked(looked: Subject, run_: Run, shadows: int) -> dict[str, Sides]:
-    """The statistics of every attack on the run's model."""
     people = people_of(looked, run_.rows)
     sides = {"threshold": by_threshold(looked, people)}
     if shadows:

@@ -21,18 +21,12 @@ from fedprune.commands.model_options import (
 
 @dataclass(frozen=True)
 class Command:
-    """A sub-command.
+    """A sub-command."""
 
-    Attributes:
-        summary: one line about it.
-        examples: lines of a shell that show what it is for.
-        options: puts its arguments on a parser.
-        run: does it and gives back the exit code; bad input is raised as an error of one line.
-    """
-
-    summary: str
-    examples: str
-    options: Callable[[ArgumentParser], None]
+    summary: str  # one line about it
+    examples: str  # lines of a shell that show what it is for
+    options: Callable[[ArgumentParser], None]  # puts its arguments on a parser
+    # does it and gives back the exit code; bad input is raised as an error of one line
     run: Callable[[Namespace], int]
 
 

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from fedprune.options.refusal import ConfigError
 
-AUTHORITY, SERVER = "ca", "server"
-"""Names of files without their endings."""
+AUTHORITY, SERVER = "ca", "server"  # Names of files without their endings
 
 _CURVE = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-384", "-nodes")
 _AUTHORITY_DAYS = 3650
@@ -52,7 +51,6 @@ def make_certificates(given: Namespace) -> int:
 
 
 def _server(folder: Path, name: str, alternatives: str, days: int) -> None:
-    """The server's certificate, by the authority of the folder."""
     at = {end: str(folder / f"{AUTHORITY}.{end}") for end in ("key", "crt")}
     own = {end: str(folder / f"{SERVER}.{end}") for end in ("key", "crt", "csr", "ext")}
     if not Path(at["key"]).is_file():
@@ -74,11 +72,7 @@ def _server(folder: Path, name: str, alternatives: str, days: int) -> None:
 
 
 def _alternative(name: str) -> str:
-    """A name or an address as a certificate has it.
-
-    Raises:
-        ConfigError: it is neither.
-    """
+    """A name or an address as a certificate has it."""
     try:
         return f"IP:{ipaddress.ip_address(name)}"
     except ValueError:
@@ -90,11 +84,7 @@ def _alternative(name: str) -> str:
 
 
 def check_there(folder: Path, names: Sequence[str], how: str) -> list[str]:
-    """The absolute paths of files of a folder.
-
-    Raises:
-        ConfigError: one is not there; how it is made is said.
-    """
+    """The absolute paths of files of a folder."""
     for name in names:
         if not (folder / name).is_file():
             allowed = f"fedprune devices certificates {folder} {how}"
@@ -109,11 +99,7 @@ def show(command: Sequence[str], settings: Mapping[str, str] | None = None) -> N
 
 
 def _do(command: Sequence[str]) -> None:
-    """Print a command and run it.
-
-    Raises:
-        ConfigError: its program is not there, or it failed.
-    """
+    """Print a command and run it."""
     show(command)
     try:
         done = subprocess.run(

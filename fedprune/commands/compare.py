@@ -18,8 +18,7 @@ from fedprune.study.outcomes import RESULTS_NAME, StudyOutcome, outcome_in
 from fedprune.study.page import write_study
 from fedprune.study.pictures import Collected
 
-_ALL = "configuration"
-"""The factor of all keys in which runs differ, but the seed and the sparsity."""
+_ALL = "configuration"  # The factor of all keys in which runs differ, but the seed and the sparsity
 
 
 def run(arguments: Namespace) -> int:
@@ -55,10 +54,8 @@ def compared_labels(
 ) -> list[dict[str, str]]:
     """What each run is called, by factor: the keys that were given to some and differ.
 
-    Args:
-        keys: of each run those that were given, and all.
-        by: the key to compare; then every other one is a factor of its own. "": those but the seed
-            and the sparsity are one factor together.
+    `by`: the key to compare; then every other one is a factor of its own. "": those but the seed
+    and the sparsity are one factor together.
 
     Raises:
         ConfigError: the runs do not differ, or not in `by`.

@@ -52,11 +52,7 @@ def names_taken(field: FieldInfo | None) -> Sequence[str]:
 def _offer(action: Action, names: Sequence[str]) -> None:
     """Let argcomplete offer names for an option; in a list, for the last one of it."""
     lists = str(action.metavar).endswith(",...")
-    typing.cast(Any, action).completer = _of_a_list(names) if lists else _of_one(names)
-
-
-def _of_one(names: Sequence[str]) -> Callable[..., Iterable[str]]:
-    return lambda **_: names
+    typing.cast(Any, action).completer = _of_a_list(names) if lists else (lambda **_: names)
 
 
 def _of_a_list(names: Sequence[str]) -> Callable[..., Iterable[str]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import ssl
 import time
 import tomllib
@@ -15,7 +17,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fedprune.commands.certificates import AUTHORITY, check_there
-from fedprune.commands.orphans import commands_of, end_orphans
 from fedprune.commands.programs import become, check_address
 from fedprune.engines.flower.clocks import CLOCK, clock_off
 from fedprune.engines.flower.node_config import device_of
@@ -25,11 +26,7 @@ _PAIR = re.compile(r"""\s*([^\s=]+)\s*=\s*("[^"]*"|'[^']*'|[^\s"']+)(?=\s|$)""")
 
 
 def become_node(given: Namespace) -> NoReturn:
-    """Become the SuperNode of a device, once its keys and its data are there.
-
-    Raises:
-        ConfigError: they are not.
-    """
+    """Become the SuperNode of a device, once its keys and its data are there."""
     check_address(given)
     folder, config = Path(given.folder), node_config_in(given.config)
     try:
@@ -67,8 +64,7 @@ _AHEAD, _BEHIND = 5, 300
 """Seconds that Flower allows a registered device's clock to differ from its SuperLink's."""
 
 
-_LOOK_AGAIN = 15.0
-"""Seconds between looks at a clock that is wrong."""
+_LOOK_AGAIN = 15.0  # Seconds between looks at a clock that is wrong
 
 
 def await_clock(address: str, ca: str) -> float:
@@ -133,3 +129,45 @@ def node_config_in(text: str) -> dict[str, Any]:
     if "data" not in found:
         raise ConfigError(f'config={text!r}: no data; allowed: partition-id=0 data="/data"')
     return found
+
+
+def end_orphans(port: int) -> list[int]:
+    """End a ``flower-superexec`` whose SuperNode, at a port of this machine, is gone.
+
+    It would hold on to the port's next SuperNode. Only one of this user is ended.
+
+    Returns:
+        The processes that were told to end.
+    """
+    ended = []
+    for pid, words in commands_of("flower-superexec"):
+        said = dict(pairwise(words))
+        at, parent = said.get("--runtime-api-address", ""), said.get("--parent-pid", "")
+        if at.rpartition(":")[2] == str(port) and parent.isdigit() and not _there(int(parent)):
+            os.kill(pid, signal.SIGTERM)
+            ended.append(pid)
+    return ended
+
+
+def commands_of(program: str) -> list[tuple[int, list[str]]]:
+    """Processes of this user that run a program, and their words, where the system lists them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if path.stat().st_uid == os.getuid():
+                words = (path / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                if any(Path(word).name == program for word in words[:2]):
+                    found.append((int(path.name), words))
+        except OSError:  # it has ended meanwhile
+            continue
+    return found
+
+
+def _there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

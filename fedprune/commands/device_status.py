@@ -19,8 +19,7 @@ from fedprune.runtime.connection import CONNECTION
 from fedprune.runtime.ending import FAILED
 from fedprune.runtime.sums import check_sums, summary_in
 
-_MOST = 10
-"""Failures that are named, the most frequent."""
+_MOST = 10  # Failures that are named, the most frequent
 
 
 def status_of(folder: Path) -> int:

@@ -13,7 +13,7 @@ from fedprune.export.exporting import export
 from fedprune.export.offered import ROUNDING
 from fedprune.export.quantise import Precision
 from fedprune.methods.catalog import CALIBRATE, memories_of
-from fedprune.options.refusal import ConfigError
+from fedprune.options.refusal import ConfigError, refuse
 from fedprune.protocol.models import layout_at
 from fedprune.records.arms import PRUNED
 from fedprune.records.checkpoint import load_state
@@ -29,7 +29,7 @@ def run(arguments: Namespace) -> int:
     looked = chosen_subject(arguments)
     folder = _folder(looked, arguments)
     check_folder("out", str(folder))
-    command = _command(looked)
+    command = "" if looked.run is None else str(summary_in(looked.run).get("command", ""))
     given = (looked.model, looked.config, looked.edits, looked.masks, precision, command)
     sums = _sums(looked, arguments.quantise_by)
     exported = ExportedModel(*given, arguments.type, sums)
@@ -38,11 +38,6 @@ def run(arguments: Namespace) -> int:
         print(f"{path}  {size(path.stat().st_size)}")
     print(checked)
     return 0
-
-
-def _command(looked: Subject) -> str:
-    """What has the run again, as its summary says."""
-    return "" if looked.run is None else str(summary_in(looked.run).get("command", ""))
 
 
 def _precision(arguments: Namespace) -> Precision | None:
@@ -58,11 +53,7 @@ def _precision(arguments: Namespace) -> Precision | None:
 
 
 def _sums(looked: Subject, by: str) -> dict[str, LayerSums]:
-    """What the run's clients have summed to quantise by.
-
-    Raises:
-        ConfigError: it is no run, or none that did.
-    """
+    """What the run's clients have summed to quantise by."""
     if by == ROUNDING:
         return {}
     path = None if looked.run is None else checkpoint_path(looked.run, PRUNED)
@@ -71,9 +62,7 @@ def _sums(looked: Subject, by: str) -> dict[str, LayerSums]:
     memory: Any = None if state is None else state.memories.get(CALIBRATE)
     if state is None or memory is None or not memory.sums:
         allowed = f"{ROUNDING}, or a run that was made with --quantise-by {by}"
-        raise ConfigError(
-            f"quantise-by={by!r}: {looked.name} has no sums for it; allowed: {allowed}"
-        )
+        refuse("quantise-by", by, f"{looked.name} has no sums for it", f"{allowed}")
     before, now = (layout_at(looked.config, edits) for edits in (state.edits, looked.edits))
     return layer_sums(memory.sums, columns_left(before, now))
 

@@ -18,8 +18,7 @@ from fedprune.runtime.version import RELEASE
 PROGRAM = "fedprune"
 _RUN, _SUMMARY = "run", "Prunes a model on simulated clients."
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-"""What a disk says that takes no more."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # What a disk says that takes no more
 
 
 class _Parser(argparse.ArgumentParser):

@@ -11,18 +11,13 @@ from rich.console import Console
 from rich.table import Table as Screen
 
 from fedprune.codec.coded_file import CODED_NAME
+from fedprune.commands.inputs import quality_of
 from fedprune.commands.memory import peak_of
-from fedprune.commands.quality import quality_of
 from fedprune.commands.subject import Subject, chosen_subject, given_keys, subject
 from fedprune.config import RunConfig, configure
 from fedprune.options.refusal import ConfigError
 from fedprune.protocol.models import dense_model
-from fedprune.records.figures import (
-    Figures,
-    compare_speed,
-    example_of,
-    figures_of,
-)
+from fedprune.records.figures import Figures, compare_speed, example_of, figures_of
 from fedprune.report.figures import figure_table, notes_on
 from fedprune.report.tables import Table
 from fedprune.runtime.sums import summary_in

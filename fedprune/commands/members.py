@@ -29,23 +29,14 @@ from fedprune.tensors.named import masked
 
 @dataclass(frozen=True)
 class People:
-    """The examples that a run's model was trained on, and others from the same clients.
+    """The examples that a run's model was trained on, and others from the same clients."""
 
-    Attributes:
-        members: training rows of every client that was in a cohort.
-        others: test rows of all clients.
-    """
-
-    members: list[Part]
-    others: list[Part]
+    members: list[Part]  # training rows of every client that was in a cohort
+    others: list[Part]  # test rows of all clients
 
 
 def people_of(looked: Subject, rounds: Iterable[Row]) -> People:
-    """Members and others of a run.
-
-    Raises:
-        FileNotFoundError: the task's data is not here.
-    """
+    """Members and others of a run."""
     c, task = looked.config, looked.task
     trained = {p for row in rounds for p in row.get("cohort") or ()} or set(range(c.clients))
     shards = read_with(looked.edits, task, dict(enumerate(task.shards(c))))
@@ -63,7 +54,7 @@ def by_threshold(looked: Subject, people: People) -> Sides:
 
 
 def by_shadows(
-    looked: Subject, people: People, shadows: int, tick: Callable[[], None] | None = None
+    looked: Subject, people: People, shadows: int, tick: Callable[[], None] = lambda: None
 ) -> Sides:
     """LiRA (offline) against the run's model, by models that are trained here.
 
@@ -72,11 +63,7 @@ def by_shadows(
     time. So it is no federated run, its mask is not its own, and it saw no noise: nearer shadows
     could find more.
 
-    Args:
-        looked: the run.
-        people: of `people_of`.
-        shadows: how many; even, from 6.
-        tick: told after each.
+    `shadows`: how many; even, from 6.
 
     Raises:
         ValueError: too few shadows, an odd number, or rows that do not fit together.
@@ -91,13 +78,12 @@ def by_shadows(
 
 
 def _shadow(
-    looked: Subject, pool: Part, chosen: Flags, which: int, tick: Callable[[], None] | None
+    looked: Subject, pool: Part, chosen: Flags, which: int, tick: Callable[[], None]
 ) -> Floats:
     c = looked.config
     model, _ = shaped(with_values(c, {"seed": c.seed + 1 + which}), looked.edits)
     _train(model, rows(pool, chosen), looked, which)
-    if tick is not None:
-        tick()
+    tick()
     return confidences(model, looked.task, pool)
 
 

@@ -30,9 +30,8 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 def peak_of(about: Mapping[str, Any]) -> int | None:
     """Bytes of a model and of what a forward pass has resident beside it at most.
 
-    Args:
-        about: ``path``, ``task``, ``keys`` as for `subject`; ``batch`` and ``length`` of the
-            input; ``dense``: the dense model of the same configuration instead.
+    `about`: ``path``, ``task``, ``keys`` as for `subject`; ``batch`` and ``length`` of the input;
+    ``dense``: the dense model of the same configuration instead.
 
     Returns:
         None: the system does not tell, or the task has no example.
@@ -63,7 +62,6 @@ def measured_peak(about: Mapping[str, Any]) -> int | None:
 
 
 def _rise(work: Callable[[], object]) -> int:
-    """By how much the high-water mark rises while it works."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     _CLEAR.write_text("5")

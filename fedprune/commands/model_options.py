@@ -21,17 +21,16 @@ MODEL_HELP = (
 
 def add_subject(parser: ArgumentParser) -> None:
     """Put the arguments that `chosen_subject` reads on a command's parser."""
-    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    parser.add_argument("--task", metavar="NAME", help="task of a pretrained model")
-    parser.add_argument(
-        "--data", metavar="PATH", help="the file or folder of a task that reads one"
-    )
-    parser.add_argument("--encoding", metavar="NAME", help="encoding of the files in --data")
-    parser.add_argument("--text-column", metavar="NAME", help="column of the text in --data")
-    parser.add_argument("--label-column", metavar="NAME", help="column of the class in --data")
-    parser.add_argument("--length", metavar="N", type=int, help="tokens of an example of text")
+    add = parser.add_argument
+    add("model", metavar="MODEL", help=MODEL_HELP)
+    add("--task", metavar="NAME", help="task of a pretrained model")
+    add("--data", metavar="PATH", help="the file or folder of a task that reads one")
+    add("--encoding", metavar="NAME", help="encoding of the files in --data")
+    add("--text-column", metavar="NAME", help="column of the text in --data")
+    add("--label-column", metavar="NAME", help="column of the class in --data")
+    add("--length", metavar="N", type=int, help="tokens of an example of text")
     text = "Python file with the model's task (a file that a run's folder names is never executed)"
-    parser.add_argument("--plugin", metavar="FILE", help=text)
+    add("--plugin", metavar="FILE", help=text)
 
 
 def _part(text: str) -> float:
@@ -60,34 +59,36 @@ _canaries = _count("10, 11, 12, ...", lambda n: n >= 10)
 
 def analyse_options(parser: ArgumentParser) -> None:
     """Put the arguments of ``fedprune analyse`` on its parser."""
+    add = parser.add_argument
     add_subject(parser)
-    parser.add_argument(
+    add(
         "--energy",
         type=_part,
         default=0.9,
         metavar="PART",
         help="ranks are those that hold this part of a matrix's sum of squares (0.9)",
     )
-    parser.add_argument(
+    add(
         "--similar",
         type=_part,
         default=0.95,
         metavar="COSINE",
         help="smallest absolute cosine that counts as similar (0.95)",
     )
-    parser.add_argument(
+    add(
         "--inputs",
         action=BooleanOptionalAction,
         default=True,
         help="collect sums of layer inputs on every partition's training data",
     )
-    parser.add_argument("--json", metavar="FILE", help="also write the results to FILE")
+    add("--json", metavar="FILE", help="also write the results to FILE")
 
 
 def measure_options(parser: ArgumentParser) -> None:
     """Put the arguments of ``fedprune measure`` on its parser."""
+    add = parser.add_argument
     add_subject(parser)
-    parser.add_argument(
+    add(
         "--baseline",
         metavar="MODEL",
         help="model to compare with (default: the dense model of the same configuration)",
@@ -98,44 +99,36 @@ def measure_options(parser: ArgumentParser) -> None:
         ("warmup", 3, "untimed passes before those"),
         ("threads", 1, "torch threads while timing"),
     ):
-        parser.add_argument(
-            f"--{name}", type=_positive, default=default, metavar="N", help=f"{text} ({default})"
-        )
-    parser.add_argument(
-        "--tokens", type=_positive, metavar="N", help="length of an example (default: the task's)"
-    )
-    parser.add_argument(
+        add(f"--{name}", type=_positive, default=default, metavar="N", help=f"{text} ({default})")
+    add("--tokens", type=_positive, metavar="N", help="length of an example (default: the task's)")
+    add(
         "--memory",
         action=BooleanOptionalAction,
         default=True,
         help="measure peak memory, in a fresh process for each model",
     )
-    parser.add_argument(
+    add(
         "--quality",
         action=BooleanOptionalAction,
         default=True,
         help="measure quality on the test split where no run's summary has it",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
+    add("--json", action="store_true", help="print one JSON object, no table")
 
 
 def audit_options(parser: ArgumentParser) -> None:
     """Put the arguments of ``fedprune audit`` on its parser."""
-    parser.add_argument("run_folder", metavar="RUN", help="a finished run's folder")
-    parser.add_argument(
-        "--plugin",
-        metavar="FILE",
-        default="",
-        help="Python file of the run's task",
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("run_folder", metavar="RUN", help="a finished run's folder")
+    add("--plugin", metavar="FILE", default="", help="Python file of the run's task")
+    add(
         "--shadows",
         type=_shadows,
         default=0,
         metavar="N",
         help="also attack by LiRA with N shadow models, trained on the run's task (0)",
     )
-    parser.add_argument(
+    add(
         "--canaries",
         type=_canaries,
         default=1000,
@@ -146,31 +139,28 @@ def audit_options(parser: ArgumentParser) -> None:
 
 def export_options(parser: ArgumentParser) -> None:
     """Put the arguments of ``fedprune export`` on its parser."""
+    add = parser.add_argument
     add_subject(parser)
     forms = "; ".join(f"{name}: {words}" for name, words in EXPORT_SUMMARIES.items())
     kinds = "; ".join(f"{name}: {words}" for name, words in PRECISIONS.items())
-    parser.add_argument("--to", choices=list(EXPORT_SUMMARIES), default="safetensors", help=forms)
-    parser.add_argument(
-        "--out", metavar="DIR", help="a new folder (default: MODEL/export/<form>[-<bits>])"
-    )
+    add("--to", choices=list(EXPORT_SUMMARIES), default="safetensors", help=forms)
+    add("--out", metavar="DIR", help="a new folder (default: MODEL/export/<form>[-<bits>])")
     types = "; ".join(f"{name}: {words}" for name, words in GGUF_SUMMARIES.items())
-    parser.add_argument(
+    add(
         "--type",
         choices=list(GGUF_SUMMARIES),
         type=str.lower,
         help=f"type of matrices with --to gguf (default: as the weights came). {types}",
     )
-    parser.add_argument("--quantise", choices=list(PRECISIONS), help=kinds)
-    parser.add_argument(
-        "--group", type=int, metavar="N", help="number of inputs that share a scale (default 64)"
-    )
-    parser.add_argument(
+    add("--quantise", choices=list(PRECISIONS), help=kinds)
+    add("--group", type=int, metavar="N", help="number of inputs that share a scale (default 64)")
+    add(
         "--asymmetric",
         action="store_true",
         help="use a zero point in every group, for int8 and int4",
     )
     ways = "; ".join(f"{name}: {words}" for name, words in QUANTISED_BY.items())
-    parser.add_argument(
+    add(
         "--quantise-by",
         choices=list(QUANTISED_BY),
         default=ROUNDING,
@@ -180,30 +170,26 @@ def export_options(parser: ArgumentParser) -> None:
 
 def study_options(parser: ArgumentParser) -> None:
     """Put the arguments of ``fedprune study`` on its parser."""
-    parser.add_argument("file", metavar="FILE", help="TOML: [base] keys, [grid] lists of values")
-    parser.add_argument("--out", metavar="DIR", required=True, help="folder of the study")
-    parser.add_argument(
-        "--jobs", type=_positive, metavar="N", help="runs at once (default: one a processor)"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("file", metavar="FILE", help="TOML: [base] keys, [grid] lists of values")
+    add("--out", metavar="DIR", required=True, help="folder of the study")
+    add("--jobs", type=_positive, metavar="N", help="runs at once (default: one a processor)")
+    add(
         "--ray-address",
         metavar="ADDRESS",
         default="",
         help="play the runs on the nodes of this Ray cluster, which must all see DIR "
         "(HOST:PORT, or auto: the cluster whose head is on this machine)",
     )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="check the file and list the runs, play none"
-    )
+    add("--dry-run", action="store_true", help="check the file and list the runs, play none")
 
 
 def compare_options(parser: ArgumentParser) -> None:
     """Put the arguments of ``fedprune compare`` on its parser."""
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="folders of finished runs")
-    parser.add_argument("--out", metavar="DIR", required=True, help="folder of the page")
-    parser.add_argument(
-        "--by", metavar="KEY", default="", help="option whose values are compared (default: all)"
-    )
+    add = parser.add_argument
+    add("runs", metavar="RUN", nargs="+", help="folders of finished runs")
+    add("--out", metavar="DIR", required=True, help="folder of the page")
+    add("--by", metavar="KEY", default="", help="option whose values are compared (default: all)")
 
 
 def new_options(parser: ArgumentParser) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fedprune.config.sections import AllOptions
 from fedprune.config.toml_text import FLOWERS_OWN
-from fedprune.options.refusal import ConfigError
+from fedprune.options.refusal import ConfigError, refuse
 
 STARTER = Path(__file__).parents[1] / "starter"
 """The package that is copied: it is type-checked and tested as it lies there."""
@@ -109,9 +109,7 @@ def package_name(folder: Path) -> str:
         )
     found = importlib.util.find_spec(name)
     if found is not None and found.origin is not None:
-        raise ConfigError(
-            f"folder={str(folder)!r}: {name} is a package that is installed; allowed: another name"
-        )
+        refuse("folder", str(folder), f"{name} is a package that is installed", "another name")
     return name
 
 

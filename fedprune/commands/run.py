@@ -15,7 +15,7 @@ from fedprune.client.footprint import Footprint, footprint_of
 from fedprune.client.host import Host, build_host, labels_of
 from fedprune.client.memory import in_run
 from fedprune.commands.arguments import run_asked_for
-from fedprune.config import RunConfig, with_values
+from fedprune.config import RunConfig, to_toml, with_values
 from fedprune.engines.choosing import Choice, chosen_engine
 from fedprune.engines.inline import inline_port
 from fedprune.engines.ray.engine import simulate
@@ -28,13 +28,7 @@ from fedprune.records.folder import CONFIG_NAME, check_resumable, fresh_folder
 from fedprune.report.screen import Screen
 from fedprune.report.tracking import check_trackers
 from fedprune.run import NoRoundCompleted, run_federated
-from fedprune.runtime.ending import (
-    BAD_INPUT,
-    FAILED,
-    ended,
-    report_error,
-    resumable,
-)
+from fedprune.runtime.ending import BAD_INPUT, FAILED, ended, report_error, resumable
 from fedprune.runtime.process import trim_memory
 from fedprune.server.fleet import fleet_of
 from fedprune.tasks.coverage import reading_of
@@ -48,10 +42,7 @@ def main(
 ) -> int:
     """Run the command line.
 
-    Args:
-        arguments: after the command's name; None: of this process.
-        program: the command's name, for messages.
-        leaving: the process ends after this, see `fedprune.engines.ray.engine.simulate`.
+    `leaving`: the process ends after this, see `fedprune.engines.ray.engine.simulate`.
 
     Returns:
         0: the run completed rounds. 1: it began and came to nothing, or could not write. 2: bad
@@ -63,10 +54,43 @@ def main(
 
         return ended(lambda: run_seeds(given, program), program)
     if "--dry-run" in given:
-        from fedprune.commands.dry_run import dry_run
-
-        return ended(lambda: dry_run(given, program), program)
+        return ended(lambda: _dry_run(given, program), program)
     return ended(lambda: _main(given, program, leaving), program)
+
+
+def _dry_run(arguments: list[str], program: str) -> int:
+    """Print the configuration and what it would take; nothing is written."""
+    from fedprune.library.estimating import estimate_lines, estimate_of
+
+    screen = Screen()
+    try:
+        config, _, _ = run_asked_for(arguments, program)
+        if config.engine == "flower":
+            raise ConfigError("engine='flower': no dry run; allowed: auto, ray, inline")
+        folder, _ = fresh_folder(config), fleet_of(config)
+        _require_ray(config)
+        screen.line(to_toml(config).rstrip())
+        screen.line()
+        host = _opened(screen, config, folder)
+        screen.shards(labels_of(host), host.task.unit, reading_of(config))
+        for text in estimate_lines(estimate_of(host)):
+            screen.line(text)
+    except (ConfigError, FileNotFoundError, ImportError, ValueError) as error:
+        return report_error(program, error, BAD_INPUT)
+    return 0
+
+
+def _opened(screen: Screen, config: RunConfig, folder: Path) -> Host:
+    """The host of a run, after what is said before and about its model."""
+    screen.opening(config, folder)
+    host = build_host(config)
+    screen.model(type(host.model).__name__, host.layout, config)
+    return host
+
+
+def _require_ray(config: RunConfig) -> None:
+    if config.engine == "ray" or config.ray_address or config.gpus > 0:
+        require_ray(config)
 
 
 def _main(arguments: list[str], program: str, leaving: bool) -> int:
@@ -81,8 +105,7 @@ def _main(arguments: list[str], program: str, leaving: bool) -> int:
         folder = fresh_folder(config) if resume is None else resume
         if resume is not None:
             check_resumable(resume)
-        if config.engine == "ray" or config.ray_address or config.gpus > 0:
-            require_ray(config)
+        _require_ray(config)
     except (ConfigError, FileNotFoundError, ImportError, ValueError) as error:
         return report_error(program, error, BAD_INPUT)
     ahead = ray_ahead(config)
@@ -103,9 +126,7 @@ def _run(
 ) -> int:
     screen = Screen()
     try:
-        screen.opening(config, folder)
-        host = build_host(config)
-        screen.model(type(host.model).__name__, host.layout, config)
+        host = _opened(screen, config, folder)
         screen.response(config, host.layout)
         screen.shards(labels_of(host), host.task.unit, reading_of(config))
         host, takes = _with_engine(host, screen)
@@ -133,11 +154,7 @@ def _run(
 
 
 def _with_engine(host: Host, screen: Screen) -> tuple[Host, Footprint]:
-    """The host of a run whose engine is known, and what a worker would take.
-
-    Raises:
-        ConfigError: what was asked for is not there.
-    """
+    """The host of a run whose engine is known, and what a worker would take."""
     config = host.config
     if config.engine == "inline":
         screen.engine("inline", "this process, as asked")

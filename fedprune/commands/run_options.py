@@ -90,28 +90,27 @@ def run_parser(program: str = "run.py") -> argparse.ArgumentParser:
     )
     # argparse takes "-1e-3" for an option, if it is not told that this is a number.
     out._negative_number_matcher = re.compile(r"^-\.?\d")
-    out.add_argument("-h", "--help", action="help", help="show the options that matter most")
-    out.add_argument("--help-all", action=_HelpAll, help="show every option, by group")
-    out.add_argument(
-        "--config", metavar="FILE", help="TOML file of options; the command line overrides it"
-    )
-    out.add_argument("--resume", metavar="DIR", help="continue the run in this folder")
-    out.add_argument(
+    add = out.add_argument
+    add("-h", "--help", action="help", help="show the options that matter most")
+    add("--help-all", action=_HelpAll, help="show every option, by group")
+    add("--config", metavar="FILE", help="TOML file of options; the command line overrides it")
+    add("--resume", metavar="DIR", help="continue the run in this folder")
+    add(
         "--resume-anyway",
         action="store_true",
         help="continue although configuration, data, plug-in or versions have changed",
     )
-    out.add_argument(
+    add(
         "--dry-run",
         action="store_true",
         help="estimate the run's bytes, operations, memory and time, without running it",
     )
-    out.add_argument(
+    add(
         "--seeds",
         metavar="N-M",
         help="a run for each of these seeds, and one page that compares them",
     )
-    out.add_argument(
+    add(
         "--list",
         metavar="TABLE",
         nargs="?",
@@ -248,9 +247,6 @@ def told_at_once(arguments: list[str], program: str) -> int:
 
     Nothing is imported for it that takes long. What of several options contradicts each other is
     said later, and so is what needs a file or a plug-in.
-
-    Raises:
-        SystemExit: after --help.
     """
     return ended(lambda: _told_at_once(arguments, program), program)
 

@@ -16,11 +16,7 @@ _MOST = 1000
 
 
 def seeds_in(text: str) -> list[int]:
-    """Seeds as ``0-4`` or ``0,3,7``, or both.
-
-    Raises:
-        ConfigError: it is something else, a seed is there twice, or there are over a thousand.
-    """
+    """Seeds as ``0-4`` or ``0,3,7``, or both."""
     out = list[int]()
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
@@ -33,11 +29,7 @@ def seeds_in(text: str) -> list[int]:
 
 
 def run_seeds(arguments: list[str], program: str) -> int:
-    """Play a run for each seed and write the page about them; gives back the exit code.
-
-    Raises:
-        SystemExit: after --help.
-    """
+    """Play a run for each seed and write the page about them; gives back the exit code."""
     try:
         design, out = design_asked_for(arguments, program)
         return played(design, out, shlex.join([program, *arguments]))
@@ -46,11 +38,7 @@ def run_seeds(arguments: list[str], program: str) -> int:
 
 
 def design_asked_for(arguments: list[str], program: str) -> tuple[Design, Path]:
-    """The runs that a command line with ``--seeds`` asks for, and where they go.
-
-    Raises:
-        ConfigError: one line with the key, the value and what is allowed.
-    """
+    """The runs that a command line with ``--seeds`` asks for, and where they go."""
     given = values_given(arguments, program)
     seeds = seeds_in(given["seeds"])
     for key in ("resume", "resume_anyway", "list", "dry_run", SEED):

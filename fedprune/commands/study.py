@@ -15,8 +15,7 @@ from fedprune.study.design import COMPARED_OVER, Design, read_design
 from fedprune.study.outcomes import RESULTS_NAME, outcome_of
 from fedprune.study.page import STUDY_PAGE_NAME, write_study
 from fedprune.study.pictures import Collected
-from fedprune.study.places import place_at
-from fedprune.study.playing import CellEnded, play
+from fedprune.study.playing import CellEnded, place_at, play
 
 
 def run(arguments: Namespace) -> int:
@@ -37,12 +36,8 @@ def played(
 ) -> int:
     """Play the cells of a study that are not there yet, and write the page about all.
 
-    Args:
-        design: the cells.
-        out: where everything goes; made if it is not there.
-        command: that does this again.
-        jobs: runs at once; None: one for each processor.
-        address: of the Ray cluster whose nodes play them; "": this machine does.
+    `jobs`: runs at once; None: one for each processor. `address`: of the Ray cluster whose nodes
+    play them; "": this machine does.
 
     Returns:
         The exit code: 0, or 1 where a run has no result.
@@ -65,7 +60,6 @@ def played(
 
 
 def _begin(design: Design, out: Path, how: str) -> None:
-    """What will be played, before the first run is."""
     print(f"fedprune study  {design.title}: {counted(len(design.cells), 'run')}, {how}")
     print(f"  compared    {design.factors.compared}, of {', '.join(design.factors.names)}")
     for name in design.usual:
@@ -96,7 +90,6 @@ def _written(design: Design, out: Path, command: str) -> int:
 
 
 def _say(told: CellEnded, design: Design, out: Path) -> None:
-    """A line for a run that has ended."""
     count = f"[{told.done:>{len(str(len(design.cells)))}}/{len(design.cells)}]"
     labels = ", ".join(told.cell.labels.values())
     outcome = outcome_of(told.cell, out)

@@ -17,7 +17,7 @@ from fedprune.config import RunConfig, configure, recorded
 from fedprune.export.folders import load
 from fedprune.export.manifest import MANIFEST_NAME, read_manifest
 from fedprune.options.plugins import with_code_of
-from fedprune.options.refusal import ConfigError
+from fedprune.options.refusal import ConfigError, refuse
 from fedprune.protocol.models import dense_model
 from fedprune.protocol.origin import origin_of
 from fedprune.records.folder import CONFIG_NAME
@@ -33,23 +33,16 @@ _KEYS = ("data", "encoding", "text_column", "label_column", "length", "plugin")
 
 @dataclass(frozen=True)
 class Subject:
-    """A model and what is known about it.
+    """A model and what is known about it."""
 
-    Attributes:
-        name: what the user typed.
-        model: in eval mode on the CPU, with the shape and the values it was saved with.
-        config: of its run; else the defaults of its task, with the seed 0.
-        masks: True = kept, of the prunable tensors; None where nobody wrote them down.
-        run: the run's folder, with its summary; None where the model comes from elsewhere.
-        edits: what was done to the shape of the dense model.
-    """
-
-    name: str
-    model: nn.Module
-    config: RunConfig
+    name: str  # what the user typed
+    model: nn.Module  # in eval mode on the CPU, with the shape and the values it was saved with
+    config: RunConfig  # of its run; else the defaults of its task, with the seed 0
+    # True = kept, of the prunable tensors; None where nobody wrote them down
     masks: Masks | None = None
+    # the run's folder, with its summary; None where the model comes from elsewhere
     run: Path | None = None
-    edits: Edits = ()
+    edits: Edits = ()  # what was done to the shape of the dense model
 
     @property
     def task(self) -> Task:
@@ -63,11 +56,7 @@ class Subject:
 
 
 def chosen_subject(arguments: Namespace) -> Subject:
-    """The subject that a command line names.
-
-    Raises:
-        ConfigError, FileNotFoundError, ValueError: one line that says what is wrong.
-    """
+    """The subject that a command line names."""
     return subject(arguments.model, arguments.task, given_keys(arguments))
 
 
@@ -80,10 +69,8 @@ def given_keys(arguments: Namespace) -> dict[str, Any]:
 def subject(path: str, task: str | None = None, keys: Mapping[str, Any] | None = None) -> Subject:
     """The model at a path, by what lies there.
 
-    Args:
-        path: see `MODEL_HELP`.
-        task: what a model that fedprune did not save is for; refused for one that it did.
-        keys: further keys of a configuration that such a task needs (``data``).
+    `path`: see `MODEL_HELP`. `task`: what a model that fedprune did not save is for; refused for
+    one that it did. `keys`: further keys of a configuration that such a task needs (``data``).
 
     Raises:
         ConfigError: the path is nothing that can be read, or the task does not go with it.
@@ -155,8 +142,6 @@ def _edits_of(about: Mapping[str, Any]) -> Edits:
 
 def _pretrained(path: str, keys: Mapping[str, Any]) -> Subject:
     if (Path(path) / MANIFEST_NAME).is_file() or (Path(path) / CONFIG_NAME).is_file():
-        raise ConfigError(
-            f"task={keys['task']!r}: {path} says itself what it is for; allowed: without --task"
-        )
+        refuse("task", keys["task"], f"{path} says itself what it is for", "without --task")
     config = configure(keys)
     return Subject(path, dense_model(config).eval(), config)

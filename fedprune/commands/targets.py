@@ -9,11 +9,7 @@ from fedprune.options.refusal import refuse
 
 
 def check_file(key: str, value: str) -> None:
-    """Refuse a file that cannot be written; its folder must be there, none is made for it.
-
-    Raises:
-        ValueError: with the key, the value and what is allowed.
-    """
+    """Refuse a file that cannot be written; its folder must be there, none is made for it."""
     path = Path(value)
     allowed = "a file in a folder that is there and can be written to"
     if path.is_dir():
@@ -24,11 +20,7 @@ def check_file(key: str, value: str) -> None:
 
 
 def check_folder(key: str, value: str) -> None:
-    """Refuse a folder that is there already, or that cannot be made.
-
-    Raises:
-        ValueError: with the key, the value and what is allowed.
-    """
+    """Refuse a folder that is there already, or that cannot be made."""
     path = Path(value)
     if path.exists():
         refuse(key, value, "is there already", "a new folder")

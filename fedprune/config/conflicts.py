@@ -15,10 +15,10 @@ from fedprune.config.secure_conflicts import secure_conflicts
 from fedprune.options.conditions import Not, only
 from fedprune.options.refusal import OUT, Conflict
 from fedprune.scores.score import Score
-from fedprune.selection.combinations import conflict, scopes_of
 from fedprune.selection.options import AMOUNTS
 from fedprune.selection.patterns import pattern_sparsity
 from fedprune.selection.regrowth import EXCHANGING
+from fedprune.selection.scopes import conflict, scopes_of
 from fedprune.selection.units import shape_misfit
 from fedprune.tasks.task import Task
 

@@ -8,7 +8,7 @@ from fedprune.options.conditions import Not, only
 from fedprune.options.refusal import Conflict
 from fedprune.scores.combine import combines_of
 from fedprune.scores.score import Score, weight_shapes
-from fedprune.selection.combinations import scope_fits
+from fedprune.selection.scopes import scope_fits
 
 _ALONE = ("layer", "row", "column")
 """Scopes under which a tensor is pruned whatever the others are."""

@@ -36,53 +36,34 @@ from fedprune.server.watch import Watch
 from fedprune.tasks.catalog import known_as_own
 from fedprune.tasks.task import Task
 
-REHEARSAL = 60.0
-"""Seconds of rehearsing; rounds that are left then are taken to be as the last one."""
-
-REPORT_MEMORY = 90e6
-"""Bytes that the page's pictures take at the end, as measured."""
-
-KEEP_COST = 0.006
-"""Seconds that rows and a checkpoint of a round take on a disk, as measured."""
+REHEARSAL = 60.0  # Seconds of rehearsing; rounds that are left then are taken to be as the last one
+REPORT_MEMORY = 90e6  # Bytes that the page's pictures take at the end, as measured
+KEEP_COST = 0.006  # Seconds that rows and a checkpoint of a round take on a disk, as measured
 
 TRAFFIC = ("bytes_up", "bytes_down", "bytes_evaluation", "bytes_dense")
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will take.
-
-    Attributes:
-        config: the configuration, complete.
-        parameters: of the dense model.
-        prunable: how many of them can be pruned.
-        traffic: bytes by the columns of a row: ``bytes_up`` and ``bytes_down`` of scoring and
-            training, ``bytes_evaluation``, ``bytes_dense`` of dense FedAvg.
-        sparsity: at the end.
-        flops: floating-point operations of all clients, multiplications and additions; not those of
-            the arms local and centralised.
-        seconds: by the engine that is chosen, on this machine with nothing beside it.
-        engine: inline or ray.
-        memory: bytes resident at the peak of this process.
-        workers: how many workers Ray starts; 0: none.
-        worker_memory: bytes of each.
-        rehearsed: rounds that were rehearsed, of all arms.
-        rounds: rounds of all arms.
-    """
+    """What a run will take."""
 
     config: RunConfig
-    parameters: int
-    prunable: int
+    parameters: int  # of the dense model
+    prunable: int  # how many of them can be pruned
+    # bytes by the columns of a row: ``bytes_up`` and ``bytes_down`` of scoring and training,
+    # ``bytes_evaluation``, ``bytes_dense`` of dense FedAvg
     traffic: dict[str, int]
-    sparsity: float
+    sparsity: float  # at the end
+    # floating-point operations of all clients, multiplications and additions; not those of the arms
+    # local and centralised
     flops: float
-    seconds: float
-    engine: str
-    memory: float
-    workers: int
-    worker_memory: float
-    rehearsed: int
-    rounds: int
+    seconds: float  # by the engine that is chosen, on this machine with nothing beside it
+    engine: str  # inline or ray
+    memory: float  # bytes resident at the peak of this process
+    workers: int  # how many workers Ray starts; 0: none
+    worker_memory: float  # bytes of each
+    rehearsed: int  # rounds that were rehearsed, of all arms
+    rounds: int  # rounds of all arms
 
 
 class _Enough(Exception):

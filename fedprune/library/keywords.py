@@ -12,8 +12,7 @@ from fedprune.methods.catalog import METHODS
 from fedprune.options.option import options_of
 from fedprune.options.refusal import ConfigError
 
-_FORM = "allowed: "
-"""What every refusal has in its line, whichever package it comes from."""
+_FORM = "allowed: "  # What every refusal has in its line, whichever package it comes from
 
 _KEY = re.compile(r"^[a-z][a-z0-9-]*(?==)")
 _FLAG = re.compile(
@@ -51,7 +50,6 @@ def _keyword(found: re.Match[str]) -> str:
 
 
 def _values(key: str) -> set[str]:
-    """The words that an option takes."""
     field, names = AllOptions.model_fields[key], options_of(AllOptions)[key].says.names
     listed = METHODS if key == "method" else names("") if callable(names) else names or {}
     return {*listed, *re.findall(r"'([\w:-]+)'", str(field.annotation)), "true", "false"}

@@ -89,7 +89,6 @@ def _is_of_classes(part: Part) -> bool:
 
 
 def _dealt(data: Any, config: Data) -> list[Part]:
-    """Each client's examples."""
     if is_of_clients(data):
         if len(data) != config.clients:
             raise ConfigError(

@@ -33,19 +33,14 @@ STAND_IN: Part = {"inputs": torch.zeros(3, 1), "labels": torch.zeros(3)}
 
 @dataclass(frozen=True)
 class Pruned:
-    """A pruned copy of a model.
+    """A pruned copy of a model."""
 
-    Attributes:
-        model: the copy, in eval mode; removed weights are exactly 0.0. `fedprune.keep_zeros` keeps
-            them so while it is trained further. With ``score="flap"`` layers that lost inputs have
-            biases for them.
-        masks: True = kept, by parameter name.
-        sparsity: part of the prunable weights that is gone.
-    """
-
+    # the copy, in eval mode; removed weights are exactly 0.0. `fedprune.keep_zeros` keeps them so
+    # while it is trained further. With ``score="flap"`` layers that lost inputs have biases for
+    # them.
     model: nn.Module
-    masks: Masks
-    sparsity: float
+    masks: Masks  # True = kept, by parameter name
+    sparsity: float  # part of the prunable weights that is gone
 
     def __repr__(self) -> str:
         return f"Pruned({type(self.model).__name__}, sparsity {self.sparsity:.4g})"
@@ -124,11 +119,7 @@ def _check_options(options: Sequence[str] | dict[str, Any]) -> None:
 
 
 def _evidence(
-    model: nn.Module,
-    layout: Layout,
-    score: Score,
-    config: RunConfig,
-    data: tuple[Task, Part, int],
+    model: nn.Module, layout: Layout, score: Score, config: RunConfig, data: tuple[Task, Part, int]
 ) -> Evidence:
     """What the score sums over all examples, one ask after the other."""
     task, part, size = data
@@ -171,7 +162,6 @@ def _evidence(
 def _decided(
     score: Score, evidence: Evidence, config: RunConfig, layout: Layout
 ) -> tuple[Masks, Tensors]:
-    """The masks, and the weights under them."""
     assert config.sparsity is not None  # `prune` was given one
     if score.step is not None:
         shares = dict.fromkeys(evidence.weights, config.sparsity)

@@ -27,7 +27,11 @@ def begun(state: State, r: Round) -> State:
     c = r.config
     those: dict[str, Method | Rider] = {method_name(c): method_of(c), **riders_of(c)}
     r = replace(r, options=method_options_of(c))
-    fresh = {n: v.init(state.model, r) for n, v in those.items() if n not in state.memories}
+    fresh = {
+        n: v.init(state.model, r) if v.init else v.memory()
+        for n, v in those.items()
+        if n not in state.memories
+    }
     return replace(state, memories={**state.memories, **fresh})
 
 
@@ -129,7 +133,6 @@ def learnt(
 
 
 def _summed(state: State, r: Round, changes: Aggregate) -> dict[str, Any]:
-    """The memories with what riders remember of the cohort's changes."""
     memories = dict(state.memories)
     for name, rider in riders_of(r.config).items():
         if rider.summed:

@@ -15,7 +15,6 @@ from fedprune.methods.tuning import TOO_FEW, tuned
 from fedprune.protocol.choice import Wanted, chosen
 from fedprune.selection.ladder import (
     AdaptiveState,
-    Point,
     along,
     as_rungs,
     furthest,
@@ -37,18 +36,12 @@ from fedprune.tensors.named import Masks, Tensors, count_kept
 
 @dataclass(frozen=True)
 class Trial:
-    """A ladder of masks and what was measured on it.
+    """A ladder of masks and what was measured on it."""
 
-    Attributes:
-        rungs: the ladder.
-        candidates: the model as it is, then ascending in sparsity.
-        losses: theirs; none, if too few answered.
-        layers: the loss curve of every part, where each had a ladder of its own.
-    """
-
-    rungs: Tensors
-    candidates: Sequence[Candidate]
-    losses: list[float] | None
+    rungs: Tensors  # the ladder
+    candidates: Sequence[Candidate]  # the model as it is, then ascending in sparsity
+    losses: list[float] | None  # theirs; none, if too few answered
+    # the loss curve of every part, where each had a ladder of its own
     layers: list[dict[str, Any]] | None = None
 
     @property
@@ -105,9 +98,7 @@ def _settled(
     model: Model, r: Round, trial: Trial, losses: Sequence[float], pace: AdaptiveState
 ) -> Step:
     """The model under the sparsest masks that were within the limit, and what to say of it."""
-    c, here = r.config, losses[0]
-    reference = here if pace.reference is None else min(pace.reference, here)
-    most = limit(reference, c.tolerance or 0.0)
+    c, (reference, most) = r.config, _limit(pace, losses[0], r)
     took = furthest(losses, most)
     masks = [trial.masks(model.masks, i) for i in range(len(trial.candidates))]
     said = verdict(losses, most, took) if trial.able else "stop"
@@ -126,15 +117,20 @@ def _settled(
     return Step(model.under(masks[took]) if took else model, Memory(pace), Notes(adaptive=told))
 
 
+def _limit(pace: AdaptiveState, here: float, r: Round) -> tuple[float, float]:
+    """The lowest loss before a pruning so far, and the largest that is allowed."""
+    reference = here if pace.reference is None else min(pace.reference, here)
+    return reference, limit(reference, r.config.tolerance or 0.0)
+
+
 def _allowed(masks: Masks, sparsity: float, layout: Layout) -> int:
     """How many more weights may go until a sparsity is reached."""
     return math.floor(sparsity * layout.whole + 0.5) - (layout.whole - count_kept(masks))
 
 
 def _as_a_whole(
-    model: Model, pace: AdaptiveState, r: Round, choose: Choose, sparsities: Sequence[float]
+    model: Model, _: AdaptiveState, r: Round, choose: Choose, sparsities: Sequence[float]
 ) -> Talk[Trial]:
-    del pace
     now = sparsity_of(model.masks, r.layout)
     masks = ladder_up_to(r.config.sparsity or 0.0, choose, model.masks, now, sparsities)
     rungs = as_rungs(model.masks, masks)
@@ -162,29 +158,26 @@ def _by_layer(
         return Trial(rungs, [HERE], losses)
     measured = dict(zip(places, losses[1:], strict=True))
     curves = _curves(model.masks, ladders, parts, measured, losses[0])
-    points = _points(model, pace, r, curves, losses[0], len(sparsities))
-    layers = _layers(model.masks, r.layout, ladders, measured)
-    candidates = [HERE, *(_candidate(point, parts) for point in points)]
+    most = _allowed(model.masks, r.config.sparsity or 0.0, r.layout)
+    allowance = _limit(pace, losses[0], r)[1] - losses[0]
+    points = along(way_of(curves, most), allowance, len(sparsities))
+    layers = [
+        {
+            "name": part,
+            "sparsity": _part_sparsity({n: model.masks[n] for n in masks[0]}, r.layout),
+            "tried": [
+                [_part_sparsity(m, r.layout), measured[part, i]] for i, m in enumerate(masks, 1)
+            ],
+        }
+        for part, masks in ladders.items()
+        if masks
+    ]
+    names_of = [{n: float(i) for part, i in p.rungs.items() for n in parts[part]} for p in points]
+    candidates = [HERE, *(Candidate(apart=apart) for apart in names_of)]
+    together: list[float] | None = losses[:1]
     if points:
-        return Trial(
-            rungs, candidates, (yield from compared(model, r, candidates, rungs=rungs)), layers
-        )
-    return Trial(rungs, candidates, losses[:1], layers)
-
-
-def _points(
-    model: Model,
-    pace: AdaptiveState,
-    r: Round,
-    curves: Mapping[str, list[tuple[int, float]]],
-    here: float,
-    n: int,
-) -> list[Point]:
-    """What to measure together: places on the cheapest way, up to the sparsity that is allowed."""
-    c = r.config
-    known = here if pace.reference is None else min(pace.reference, here)
-    most = _allowed(model.masks, c.sparsity or 0.0, r.layout)
-    return along(way_of(curves, most), limit(known, c.tolerance or 0.0) - here, n)
+        together = yield from compared(model, r, candidates, rungs=rungs)
+    return Trial(rungs, candidates, together, layers)
 
 
 def _curves(
@@ -201,39 +194,11 @@ def _curves(
     }
 
 
-def _layers(
-    alive: Masks,
-    layout: Layout,
-    ladders: Mapping[str, Sequence[Masks]],
-    losses: Mapping[tuple[str, int], float],
-) -> list[dict[str, Any]]:
-    """For every part its sparsity and, for each rung, the sparsity there and the loss."""
-    return [
-        {
-            "name": part,
-            "sparsity": _part_sparsity({n: alive[n] for n in masks[0]}, layout),
-            "tried": [[_part_sparsity(m, layout), losses[part, i]] for i, m in enumerate(masks, 1)],
-        }
-        for part, masks in ladders.items()
-        if masks
-    ]
-
-
 def _part_sparsity(masks: Masks, layout: Layout) -> float:
     """The fraction that is gone of some tensors, as they were before anything was cut out."""
     shapes = layout.shapes if layout.origin is None else layout.origin.layout.shapes
     total = sum(shapes[name].numel() for name in masks)
     return (total - count_kept(masks)) / total
-
-
-def _candidate(point: Point, parts: Mapping[str, Sequence[str]]) -> Candidate:
-    return Candidate(
-        apart={n: float(rung) for part, rung in point.rungs.items() for n in parts[part]}
-    )
-
-
-def _over(memory: Memory) -> bool:
-    return memory.pace is not None and memory.pace.done
 
 
 METHOD = Method(
@@ -243,6 +208,5 @@ METHOD = Method(
     tune=tuned(),
     before=adapted,
     memory=Memory,
-    init=lambda *_: Memory(),
-    over=_over,
+    over=lambda memory: memory.pace is not None and memory.pace.done,
 )

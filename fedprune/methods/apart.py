@@ -21,13 +21,21 @@ def apart_conflicts(config: RunConfig) -> list[Refusable]:
     ]
 
 
+def part_conflicts(
+    parts: Sequence[float], are: str, untrained: str = "", allowed: str = "1.0 among them"
+) -> list[Refusable]:
+    """Parts that are none, or of which none is the whole where the rest would be `untrained`."""
+    wrong = not parts or not all(0 < p <= 1 for p in parts)
+    narrow = bool(untrained) and not wrong and max(parts) < 1
+    none = ("method-options", wrong, are, "above 0 to 1")
+    return [none, ("method-options", narrow, untrained, allowed)]
+
+
 def depth_conflicts(config: RunConfig, depths: Sequence[float]) -> list[Refusable]:
     """What does not go with clients that train some of the blocks, of so many depths."""
-    c, wrong = config, not depths or not all(0 < d <= 1 for d in depths)
-    shallow = not wrong and max(depths) < 1
+    c, untrained = config, "some blocks would never be trained"
     return [
-        ("method-options", wrong, "depths are parts of the blocks", "above 0 to 1"),
-        ("method-options", shallow, "some blocks would never be trained", "1.0 among them"),
+        *part_conflicts(depths, "depths are parts of the blocks", untrained),
         ("schedule", c.schedule == "regrow", "clients train blocks that stay", "cubic"),
         ("reduce", bool(c.reduce), "clients train parts of their own", "leave it out"),
         ("adapters", c.adapters != "none", "parts of the weights are trained", "none"),
@@ -38,10 +46,7 @@ def depth_conflicts(config: RunConfig, depths: Sequence[float]) -> list[Refusabl
 def tier_of(tiers: Sequence[int], partition: int, many: int) -> int:
     """Which of so many parts of the model a client has: by its device, or in turn.
 
-    Args:
-        tiers: `fedprune.server.plan.Plan.tiers`.
-        partition: the client.
-        many: how many parts there are.
+    `tiers`: as `fedprune.server.plan.Plan.tiers`.
     """
     return tiers[partition] if tiers else partition % many
 

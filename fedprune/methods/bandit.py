@@ -16,21 +16,13 @@ from math import log, sqrt
 
 @dataclass(frozen=True)
 class Tried:
-    """What is known of a client.
+    """What is known of a client."""
 
-    Attributes:
-        times: how often it had each arm.
-        sums: of the rewards.
-        loss: when it last trained; None: not yet.
-        arm: that it has.
-        part: the place of the arm's density in `densities`.
-    """
-
-    times: tuple[int, ...]
-    sums: tuple[float, ...]
-    loss: float | None = None
-    arm: int = 0
-    part: int = 0
+    times: tuple[int, ...]  # how often it had each arm
+    sums: tuple[float, ...]  # of the rewards
+    loss: float | None = None  # when it last trained; None: not yet
+    arm: int = 0  # that it has
+    part: int = 0  # the place of the arm's density in `densities`
 
 
 def with_arm(tried: Tried, partition: int, explore: float) -> Tried:

@@ -17,11 +17,8 @@ from fedprune.tensors.named import Tensors
 def with_biases(model: Model, r: Round, lost: Tensors) -> tuple[Model, Round]:
     """The model, and the round that fits it, with numbers added to biases.
 
-    Args:
-        model: what was pruned.
-        r: its round.
-        lost: (out,) by the weight's name. A layer without a bias gets one; of layers that share
-            the weight each.
+    `lost`: (out,) by the weight's name. A layer without a bias gets one; of layers that share the
+    weight each.
 
     Raises:
         ConfigError: a bias is frozen.

@@ -41,6 +41,5 @@ RIDER = Rider(
     "sums of the final model's inputs that an export is quantised by (--quantise-by)",
     wanted=lambda c: c.quantise_by is not None,
     memory=Memory,
-    init=lambda *_: Memory(),
     last=summed_result,
 )

@@ -104,8 +104,7 @@ FOLLOWING = {
 }
 """Methods that other options ask for, and which."""
 
-CALIBRATE = "calibrate"
-"""The rider whose memory an export reads."""
+CALIBRATE = "calibrate"  # The rider whose memory an export reads
 
 RIDERS: dict[str, Rider] = {
     "vocabulary": vocabulary.RIDER,
@@ -140,11 +139,7 @@ def method_of(config: RunConfig) -> Method:
 
 
 def method_options_of(config: RunConfig) -> Section:
-    """The options of a run's method, as its type has them.
-
-    Raises:
-        ConfigError: one that it does not have, or a value that it does not take.
-    """
+    """The options of a run's method, as its type has them."""
     name, kind = method_name(config), method_of(config).options
     fields = kind.model_fields
     for key, value in config.method_options.items():
@@ -169,11 +164,7 @@ def _read(key: str, value: Any, annotation: Any) -> Any:
 
 
 def check_method(config: RunConfig) -> None:
-    """Refuse a method that there is not, or that does not go with the rest of the configuration.
-
-    Raises:
-        ConfigError: one line with the key, the value and what is allowed.
-    """
+    """Refuse a method that there is not, or that does not go with the rest of the configuration."""
     methods, name = methods_of(config.plugin), method_name(config)
     follows = followed_method(config)
     named(("method", name), methods)
@@ -194,9 +185,6 @@ def config_checked(config: RunConfig, *, resumed: bool) -> RunConfig:
 
     One that goes on may give what its method does not read, which an earlier version took: it is
     as if it were not given, and every value stays as it was.
-
-    Raises:
-        ConfigError: as `check_method`.
     """
     while True:
         try:

@@ -23,29 +23,24 @@ from typing import Any
 from fedprune.config import RunConfig
 from fedprune.learning.regime import PLAIN_REGIME, Regime
 from fedprune.methods.method import Method, NoOptions, Refusable, Trained
-from fedprune.methods.regimes import (
-    keep_largest,
-    regrowing_conflicts,
-    trained_so,
-)
+from fedprune.methods.regimes import keep_largest, regrowing_conflicts, trained_so
 from fedprune.server.round import Round, Talk
 from fedprune.server.state import Model
 from fedprune.tensors.named import cuts
 
 
-def _trained(model: Model, memory: Any, r: Round) -> Talk[Trained]:
+def _trained(model: Model, _: Any, r: Round) -> Talk[Trained]:
     """The cohort trains all weights; what was removed comes back from it."""
-    del memory
     regime = Regime(whole=True, sends="complement") if cuts(model.masks) else PLAIN_REGIME
     return (yield from trained_so(model, r, regime))
 
 
-def _conflicts(config: RunConfig, options: NoOptions) -> list[Refusable]:
-    """What it does not go with."""
-    del options
-    c, other = config, "what is sent is of another mask in every round"
-    more = [("error-feedback", c.error_feedback, other, "false")]
-    return [*regrowing_conflicts(c), *more]
+def _conflicts(config: RunConfig, _: NoOptions) -> list[Refusable]:
+    other = "what is sent is of another mask in every round"
+    return [
+        *regrowing_conflicts(config),
+        ("error-feedback", config.error_feedback, other, "false"),
+    ]
 
 
 METHOD = Method(

@@ -51,10 +51,7 @@ class Options(Section):
 def first_blocks(masks: Masks, layout: Layout, depth: float) -> Masks:
     """The masks without the deepest blocks: of every stack so large a part stays, rounded up.
 
-    Args:
-        masks: True = kept.
-        layout: of the model; its blocks are in model order.
-        depth: from above 0 to 1.
+    `depth`: from above 0 to 1.
     """
     gone = set[str]()
     for blocks in stacks_of(layout):
@@ -84,7 +81,6 @@ def _init(model: Model, r: Round) -> Memory:
 
 
 def _own(model: Model, memory: Memory, partition: int) -> Model:
-    """What a client has of the model."""
     return part_of_client(model, memory.depths, memory.whose, partition)
 
 

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from statistics import mean
 from typing import Any, Literal
 
 import torch
@@ -34,14 +33,13 @@ import torch
 from fedprune.config import RunConfig
 from fedprune.learning.averaging import from_moments, to_moments
 from fedprune.methods.apart import asked_alone, not_read, tier_of
-from fedprune.methods.global_mask import sparsity_of
 from fedprune.methods.growing import (
     exchanging_ask,
     exchanging_conflicts,
     over_exchanged,
     random_masks,
 )
-from fedprune.methods.holders import Sent
+from fedprune.methods.holders import Sent, own_sparsity_of
 from fedprune.methods.method import Method, Refusable, Trained
 from fedprune.methods.tuning import answered_by_all
 from fedprune.options.option import Count, option
@@ -88,7 +86,6 @@ def _init(model: Model, r: Round) -> Memory:
 
 
 def _own(model: Model, memory: Memory, partition: int) -> Model:
-    """What a client holds."""
     start = memory.starts[tier_of(memory.whose, partition, len(memory.starts))]
     weights = memory.weights.get(partition, memory.begin)
     return replace(model, weights=weights).under(memory.masks.get(partition, start))
@@ -144,19 +141,15 @@ def _trained(model: Model, memory: Memory, r: Round) -> Talk[Trained]:
     return Trained(replace(model, weights=mean_of(everybody, r.layout)), changes, memory)
 
 
-def _settled(model: Model, memory: Memory, r: Round, changes: Any) -> Talk[Step]:
+def _settled(model: Model, memory: Memory, r: Round, _: Any) -> Talk[Step]:
     """How sparse the clients' own models are, and how many a network would have sent."""
     yield from ()
-    del changes
-    sparsities = [sparsity_of(_own(model, memory, p).masks, r.layout) for p in r.cohort]
     peers = sum(len(listened_to(p, r)) - 1 for p in r.cohort)
-    return Step(
-        model, memory, Notes(method={"own_sparsity": mean(sparsities), "peer_models": peers})
-    )
+    told = {**own_sparsity_of(_own, model, memory, r), "peer_models": peers}
+    return Step(model, memory, Notes(method=told))
 
 
 def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
-    """What it does not go with."""
     c, tiers = config, options.tiers
     wrong = bool(tiers) and not all(0 < d <= 1 for d in tiers)
     idle = "neighbours" in c.method_options and options.network != "random"

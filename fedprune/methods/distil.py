@@ -52,7 +52,6 @@ RIDER = Rider(
     "clients learn from the model before it was pruned, or another run's (--distil, --teacher)",
     wanted=distils,
     memory=Memory,
-    init=lambda *_: Memory(),
     keep=_kept,
     along=teaching,
 )

@@ -27,8 +27,7 @@ from fedprune.structure.surgery import ordered
 from fedprune.tensors.lazy import joined_to, shapes_of, some_of
 from fedprune.tensors.named import Tensors
 
-Told = dict[str, Any]
-"""What a step says about itself in the row of its round."""
+Told = dict[str, Any]  # What a step says about itself in the row of its round
 
 
 BUDGETS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
@@ -80,11 +79,7 @@ def _matrix(name: str, model: Model, layout: Layout, moments: Inputs | None) -> 
 
 
 def _seen(moments: Inputs | None, name: str) -> Tensor | None:
-    """The second moments of a layer's inputs, where they were measured.
-
-    Raises:
-        ConfigError: they were, and no row went through the layer.
-    """
+    """The second moments of a layer's inputs, where they were measured."""
     if moments is not None and moments.rows.get(name) == 0:
         raise ConfigError(
             f"rank-by='activations': no row went through the layer of {name} at any client asked; "
@@ -140,11 +135,7 @@ def _loss(model: Model, r: Round) -> Talk[tuple[float, tuple[int, ...]]]:
 
 
 def _with_factors(
-    model: Model,
-    r: Round,
-    paths: Mapping[str, str],
-    ranks: Ranks,
-    moments: Inputs | None,
+    model: Model, r: Round, paths: Mapping[str, str], ranks: Ranks, moments: Inputs | None
 ) -> tuple[Model, Round]:
     """The model with the matrices named as factors; their masks keep everything."""
     chosen = {path: name for path, name in paths.items() if name in ranks}

@@ -33,14 +33,13 @@ from fedprune.methods.growing import (
 )
 from fedprune.methods.holders import Sent
 from fedprune.methods.method import Method, Refusable, Trained
-from fedprune.methods.tuning import fedavg, tuning
+from fedprune.methods.tuning import void, with_mean
 from fedprune.options.option import Count, option
 from fedprune.options.section import Section
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.choice import Wanted, chosen
 from fedprune.server.diagnostics import Notes, agreement_of
 from fedprune.server.round import Round, Step, Talk
-from fedprune.server.standing import too_few
 from fedprune.server.state import Model
 
 
@@ -58,19 +57,15 @@ def _begun(model: Model, memory: Any, r: Round) -> Talk[Step]:
     return (yield from thin(model, memory, r))
 
 
-def _trained(model: Model, memory: Any, r: Round) -> Talk[Trained]:
+def _trained(model: Model, _: Any, r: Round) -> Talk[Trained]:
     """The mean over holders where clients exchange weights, else that over all."""
-    del memory
     fraction = fraction_in(r)
     if not fraction:
-        changes = yield from tuning(model, r)
-        void = changes.total is None or too_few(changes, r.config)
-        return Trained(None if void else fedavg(model, r, changes), changes)
-    ask = exchanging_ask(model, r, r.cohort, exchange=fraction, turn=r.options.turn)
-    (changes,) = yield [ask]
-    void = changes.total is None or too_few(changes, r.config)
-    new = None if void else over_exchanged(model, r, [Sent(model, changes)], r.options.votes)
-    return Trained(new, changes)
+        return (yield from with_mean(model, r))
+    (changes,) = yield [exchanging_ask(model, r, r.cohort, exchange=fraction, turn=r.options.turn)]
+    if void(changes, r):
+        return Trained(None, changes)
+    return Trained(over_exchanged(model, r, [Sent(model, changes)], r.options.votes), changes)
 
 
 def _pruned_again(model: Model, memory: Any, r: Round, changes: Aggregate) -> Talk[Step]:
@@ -88,7 +83,6 @@ def _pruned_again(model: Model, memory: Any, r: Round, changes: Aggregate) -> Ta
 
 
 def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
-    """What it does not go with."""
     many = options.votes > config.cohort
     allowed = f"votes 1 to {config.cohort}"
     more = ("method-options", many, "more votes than a cohort has", allowed)

@@ -37,12 +37,11 @@ from fedprune.learning.regime import Regime
 from fedprune.methods.growing import exchanged_among, growing_conflicts, random_masks
 from fedprune.methods.method import Method, Refusable, Trained
 from fedprune.methods.regimes import regime_conflicts
-from fedprune.methods.tuning import fedavg, tuning
+from fedprune.methods.tuning import with_mean
 from fedprune.options.option import option
 from fedprune.options.section import Section
 from fedprune.selection.schedules import exchange_fraction
 from fedprune.server.round import Round, Step, Talk
-from fedprune.server.standing import too_few
 from fedprune.server.state import Model
 
 
@@ -75,21 +74,17 @@ def part_next(r: Round) -> float:
     return exchange_fraction(r.config.regrow or 0.0, step, steps) if step > 0 else 0.0
 
 
-def _trained(model: Model, memory: Any, r: Round) -> Talk[Trained]:
+def _trained(model: Model, _: Any, r: Round) -> Talk[Trained]:
     """The usual mean, of clients that extrude where weights go next."""
-    del memory
     part = part_next(r)
     press = {"extrude": r.options.extrusion, "exchange": part} if part else {}
     how = press if r.options.extrusion else {}
     if r.options.activations:
         how = {**how, "regime": Regime(inputs=r.options.activations)}
-    changes = yield from tuning(model, r, **how)
-    void = changes.total is None or too_few(changes, r.config)
-    return Trained(None if void else fedavg(model, r, changes), changes)
+    return (yield from with_mean(model, r, **how))
 
 
 def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
-    """What it does not go with."""
     many = config.batched > 1
     own = regime_conflicts(config) if options.activations else []
     more = ("batched", many, "each client penalises its own weights", "1")

@@ -19,15 +19,14 @@ as the model is the mean, without a mask; each client's own is measured on its t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from statistics import mean
 from typing import Any, Literal
 
 from fedprune.config import RunConfig
 from fedprune.methods.apart import apart_conflicts, asked_alone, not_read
-from fedprune.methods.global_mask import sparsity_of, thin
-from fedprune.methods.holders import trained_apart
+from fedprune.methods.global_mask import thin
+from fedprune.methods.holders import each_trained, own_sparsity_of
 from fedprune.methods.method import Method, Refusable, Trained
-from fedprune.methods.tuning import TOO_FEW, tuned, tuning_ask
+from fedprune.methods.tuning import TOO_FEW, tuned
 from fedprune.options.option import option
 from fedprune.options.section import Section
 from fedprune.protocol.port import Ask
@@ -53,7 +52,6 @@ class Memory:
 
 
 def _own(model: Model, memory: Memory, partition: int) -> Model:
-    """What a client holds of the model."""
     return model.under(memory.masks.get(partition, model.masks))
 
 
@@ -76,23 +74,17 @@ def _trained(model: Model, memory: Memory, r: Round) -> Talk[Trained]:
     """Every client trains under its mask, all in one exchange; under one mask all at once."""
     if r.options.masks == "server":
         return (yield from tuned()(model, memory, r))
-    those = {p: _own(model, memory, p) for p in r.cohort}
-    parts = [(m, tuning_ask(m, r, [p])) for p, m in those.items()]
-    return (yield from trained_apart(model, r, parts))
+    return (yield from each_trained(model, r, {p: _own(model, memory, p) for p in r.cohort}))
 
 
-def _settled(model: Model, memory: Memory, r: Round, changes: Any) -> Talk[Step]:
-    """How sparse the clients' own models are."""
+def _settled(model: Model, memory: Memory, r: Round, _: Any) -> Talk[Step]:
     yield from ()
-    del changes
     if r.options.masks == "server":
         return Step(model, memory)
-    own = mean(sparsity_of(_own(model, memory, p).masks, r.layout) for p in r.cohort)
-    return Step(model, memory, Notes(method={"own_sparsity": own}))
+    return Step(model, memory, Notes(method=own_sparsity_of(_own, model, memory, r)))
 
 
 def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
-    """What it does not go with."""
     c, scores = config, scores_of(config.plugin)
     early = [n for n, s in scores.items() if s.at_start or (not s.asks and s.rescored)]
     late = c.score not in early
@@ -126,7 +118,6 @@ METHOD = Method(
     before=_pruned,
     after=_settled,
     memory=Memory,
-    init=lambda *_: Memory(),
     options=Options,
     own=_own,
     conflicts=_conflicts,

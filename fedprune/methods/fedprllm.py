@@ -61,7 +61,6 @@ def scaled_by_votes(model: Model, votes: Aggregate, evidence: Evidence) -> Model
 
 
 def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
-    """What it does not go with."""
     told = config.response is not None and options.scaled
     why = "weights are scaled by votes as they are"
     return [("response", told, why, "leave it out, or scaled false")]

@@ -98,9 +98,7 @@ def _init(model: Model, r: Round) -> Memory:
 def linked_groups(similarity: Tensor, many: int) -> list[list[int]]:
     """So many groups of blocks, by average linkage.
 
-    Args:
-        similarity: of every two blocks, (blocks, blocks).
-        many: 1 to the number of blocks.
+    `similarity`: of every two blocks, (blocks, blocks). `many`: 1 to the number of blocks.
     """
     groups = [[i] for i in range(len(similarity))]
 
@@ -127,12 +125,8 @@ def sub_model(
 ) -> Masks:
     """The masks without the blocks that a sub-model of this depth does without.
 
-    Args:
-        masks: True = kept.
-        layout: of the model; its blocks are in model order.
-        similar: similarities of the blocks of each stack.
-        influence: of every block, in model order.
-        depth: from above 0 to 1.
+    `similar`: similarities of the blocks of each stack. `influence`: of every block, in model
+    order. `depth`: from above 0 to 1.
     """
     gone, rest = set[str](), influence.tolist()
     for blocks, similarity in zip(stacks_of(layout), similar, strict=True):
@@ -184,7 +178,6 @@ def _trained(model: Model, memory: Memory, r: Round) -> Talk[Trained]:
 
 
 def _own(model: Model, memory: Memory, partition: int) -> Model:
-    """What a client has of the model."""
     return part_of_client(model, memory.depths, memory.whose, partition) if memory.depths else model
 
 

@@ -30,22 +30,20 @@ import torch
 
 from fedprune.config import RunConfig
 from fedprune.methods.apart import not_read
+from fedprune.methods.growing import all_kept, grown_in, pooled_gradient
 from fedprune.methods.method import Method, Refusable
-from fedprune.methods.scored import scored
+from fedprune.methods.scored import best, scored
 from fedprune.methods.tuning import TOO_FEW, tuned
 from fedprune.options.option import option
 from fedprune.options.section import Section
-from fedprune.protocol.choice import Wanted, chosen
-from fedprune.protocol.forms import form_of
-from fedprune.protocol.port import Ask
 from fedprune.randomness import numpy_generator
 from fedprune.scores.catalog import scores_of
 from fedprune.selection.schedules import exchange_fraction
 from fedprune.server.ask import asked
 from fedprune.server.diagnostics import noted
 from fedprune.server.round import Round, Step, Talk
-from fedprune.server.standing import too_few
 from fedprune.server.state import Model
+from fedprune.tensors.lazy import shapes_of
 from fedprune.tensors.named import Masks, Tensors, scattered
 
 
@@ -69,9 +67,8 @@ class Memory:
     beta: Tensors
 
 
-def _init(model: Model, r: Round) -> Memory:
+def _init(model: Model, _: Round) -> Memory:
     """Nothing is believed yet: Beta(1, 1)."""
-    del r
     ones = {n: torch.ones(m.shape) for n, m in model.masks.items()}
     return Memory(ones, {n: t.clone() for n, t in ones.items()})
 
@@ -85,29 +82,19 @@ def adjusted(model: Model, memory: Memory, r: Round) -> Talk[Step]:
     aggregate, evidence = yield from asked(model, r, (), safe)
     if evidence is None or aggregate.votes is None:
         return Step(model, memory, undone=TOO_FEW)
-    question = r.question(model, "score", score="gradient", dense=True)
-    (grown,) = yield [Ask(question, r.scored)]
-    if grown.total is None or too_few(grown, r.config):
+    gradient = yield from pooled_gradient(model, r)
+    if gradient is None:
         return Step(model, memory, undone=TOO_FEW)
-    shapes = {n: m.shape for n, m in model.masks.items()}
-    share = scattered(aggregate.votes.float() / len(aggregate.answered), shapes, model.masks)
-    gradient = form_of(question, r.config, r.layout).named(grown.total)
-    top = best(scored(aggregate, evidence, r.plan), model.masks, safe, model, r)
+    votes = aggregate.votes.float() / len(aggregate.answered)
+    share = scattered(votes, shapes_of(model.masks), model.masks)
+    top = best(scored(aggregate, evidence, r.plan), safe, model, r)
     wanted = largest(gradient, model.masks, round(fraction * (1.0 - target) * r.layout.whole))
     won = outcomes(r.options.gamma, model.masks, top, share, wanted)
     memory = updated(memory, won, r.options.weight)
-    everything = {n: torch.ones_like(m) for n, m in model.masks.items()}
-    masks = best(_drawn(memory, r.config.seed, r.number), everything, target, model, r)
-    fresh = sum(int((m & ~model.masks[n]).sum()) for n, m in masks.items())
+    masks = best(_drawn(memory, r.config.seed, r.number), target, model, r, all_kept(model))
+    fresh = grown_in(masks, model.masks)
     notes = replace(noted(aggregate, evidence, r.plan), exchanged=fresh)
     return Step(model.under(masks), memory, notes)
-
-
-def best(scores: Tensors, alive: Masks, sparsity: float, model: Model, r: Round) -> Masks:
-    """The mask of the highest scores at a sparsity, as the run's scope has it."""
-    wanted = Wanted(sparsity, r.config.scope, r.plan.progress(r.number))
-    weights = {n: model.weights[n] for n in alive}
-    return chosen(scores, wanted, r.config, r.layout, alive, weights)
 
 
 def largest(gradient: Tensors, masks: Masks, n: int) -> Masks:
@@ -158,9 +145,7 @@ def _drawn(memory: Memory, seed: int, round_: int) -> Tensors:
     }
 
 
-def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
-    """What it does not go with."""
-    del options
+def _conflicts(config: RunConfig, _: Options) -> list[Refusable]:
     c, score = config, scores_of(config.plugin)[config.score]
     return [
         ("dp", c.dp != "none", "gradients of all weights are asked for", "none"),

@@ -35,13 +35,12 @@ from fedprune.methods.apart import apart_conflicts, unpruned
 from fedprune.methods.holders import Sent, over_holders
 from fedprune.methods.method import Method, Refusable, Trained
 from fedprune.methods.regimes import regime_conflicts
-from fedprune.methods.tuning import tuning
+from fedprune.methods.tuning import tuning, void
 from fedprune.options.option import Count, option
 from fedprune.options.section import Section
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.server.diagnostics import Notes
 from fedprune.server.round import Round, Step, Talk
-from fedprune.server.standing import too_few
 from fedprune.server.state import Model
 from fedprune.tensors.named import count_kept
 
@@ -58,30 +57,26 @@ class Options(Section):
     every: Count = option("method", "rounds from one growth to the next", 3)
 
 
-def _trained(model: Model, memory: Any, r: Round) -> Talk[Trained]:
+def _trained(model: Model, _: Any, r: Round) -> Talk[Trained]:
     """The cohort trains; each common weight is averaged over those whose own it is not."""
-    del memory
     o = r.options
     grows = o.grows if r.number % o.every == 0 else 0.0
     changes = yield from tuning(model, r, regime=Regime(personal=_OWN, grows=grows, bound=o.limit))
-    void = changes.total is None or too_few(changes, r.config)
-    new = None if void else over_holders(model, r, [Sent(model, changes, whole=False)])
-    return Trained(new, changes)
+    if void(changes, r):
+        return Trained(None, changes)
+    return Trained(over_holders(model, r, [Sent(model, changes, whole=False)]), changes)
 
 
-def _told(model: Model, memory: Any, r: Round, changes: Aggregate) -> Talk[Step]:
+def _told(model: Model, memory: Any, _: Round, changes: Aggregate) -> Talk[Step]:
     """How large a part of the weights was the clients' own."""
     yield from ()
-    del r
     if changes.votes is None:
         return Step(model, memory)
     common = float(changes.votes.sum()) / len(changes.answered) / count_kept(model.masks)
     return Step(model, memory, Notes(method={"own_weights": 1.0 - common}))
 
 
-def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
-    """What it does not go with."""
-    del options
+def _conflicts(config: RunConfig, _: Options) -> list[Refusable]:
     c, own = config, "clients send on masks of their own"
     return [
         *regime_conflicts(c),

@@ -26,14 +26,14 @@ from dataclasses import dataclass, field
 import torch
 
 from fedprune.config import RunConfig
-from fedprune.methods.apart import tier_of
-from fedprune.methods.holders import trained_apart
+from fedprune.methods.apart import part_conflicts, tier_of
+from fedprune.methods.holders import each_trained
 from fedprune.methods.method import Method, Refusable, Trained
-from fedprune.methods.tuning import TOO_FEW, tuned, tuning_ask
+from fedprune.methods.scored import best
+from fedprune.methods.tuning import TOO_FEW, tuned
 from fedprune.options.option import option
 from fedprune.options.section import Section
 from fedprune.protocol.aggregate import Aggregate
-from fedprune.protocol.choice import Wanted, chosen
 from fedprune.protocol.port import Ask
 from fedprune.randomness import generator
 from fedprune.scores.catalog import scores_of
@@ -99,34 +99,28 @@ def _trained(model: Model, memory: Memory, r: Round) -> Talk[Trained]:
     if not memory.masks:
         return (yield from tuned()(model, memory, r))
     those = {p: model.under({**model.masks, **memory.masks.get(p, {})}) for p in r.cohort}
-    parts = [(m, tuning_ask(m, r, [p])) for p, m in those.items()]
-    return (yield from trained_apart(model, r, parts))
+    return (yield from each_trained(model, r, those))
 
 
-def _expanded(model: Model, memory: Memory, r: Round, changes: Aggregate) -> Talk[Step]:
+def _expanded(model: Model, memory: Memory, r: Round, _: Aggregate) -> Talk[Step]:
     """The global mask: of what was pruned by all that pruned the layer, and on by most votes."""
     yield from ()
-    del changes
     if not memory.masks:
         return Step(model, memory)
     kept = {}
     for n, mask in model.masks.items():
         own = [m[n].double() for m in memory.masks.values() if n in m]
         kept[n] = torch.stack(own).mean(0) if own else mask.double()
-    c, weights = r.config, {n: model.weights[n] for n in model.masks}
-    wanted = Wanted(r.plan.sparsity(r.number), c.scope, r.plan.progress(r.number))
-    masks = chosen(kept, wanted, c, r.layout, model.masks, weights)
+    masks = best(kept, r.plan.sparsity(r.number), model, r)
     many = sum(len(m) for m in memory.masks.values()) / len(memory.masks) / len(model.masks)
     return Step(model.under(masks), Memory(), Notes(method={"layers_pruned": many}))
 
 
 def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
-    """What it does not go with."""
     c, own = config, "clients prune and train under masks of their own"
-    wrong = not options.layers or not all(0 < part <= 1 for part in options.layers)
     sets = scores_of(c.plugin)[c.score].step is not None
     return [
-        ("method-options", wrong, "layers are parts of the blocks", "above 0 to 1"),
+        *part_conflicts(options.layers, "layers are parts of the blocks"),
         ("budget", c.budget == "memory", "clients hold the whole model", "none, flops, bytes"),
         ("score", sets, "it sets weights", "a score that only ranks"),
         ("sparsity", c.sparsity is None, "every client prunes to one", "a number"),
@@ -152,7 +146,6 @@ METHOD = Method(
     before=_asked,
     after=_expanded,
     memory=Memory,
-    init=lambda *_: Memory(),
     options=Options,
     apart=True,
     parts=lambda options: options.layers,

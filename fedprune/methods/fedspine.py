@@ -42,15 +42,15 @@ from torch import Tensor
 from fedprune.adapters.factors import paths_in, product
 from fedprune.adapters.options import adapter_scale
 from fedprune.config import RunConfig
-from fedprune.methods.apart import NO_STATISTICS, apart_conflicts, not_read
+from fedprune.methods.apart import NO_STATISTICS, apart_conflicts, not_read, part_conflicts
 from fedprune.methods.bandit import Tried, rewarded_arm, with_arm
 from fedprune.methods.global_mask import sparsity_of
 from fedprune.methods.method import Method, Refusable, Trained
+from fedprune.methods.scored import best
 from fedprune.methods.tuning import TrainedFactors, trained_by_rank
 from fedprune.options.option import option
 from fedprune.options.refusal import ConfigError
 from fedprune.options.section import Section
-from fedprune.protocol.choice import Wanted, chosen
 from fedprune.server.diagnostics import Notes
 from fedprune.server.round import Round, Step, Talk
 from fedprune.server.state import Model
@@ -95,17 +95,10 @@ def _arms(r: Round) -> list[tuple[int, int]]:
     return list(pairs(order, sorted(set(r.config.ranks), reverse=True)))
 
 
-def _masks(model: Model, importance: Tensors, r: Round, sparsity: float) -> Masks:
-    """The mask of the most important of what is kept."""
-    wanted = Wanted(sparsity, r.config.scope, r.plan.progress(r.number))
-    weights = {n: model.weights[n] for n in model.masks}
-    return chosen(importance, wanted, r.config, r.layout, model.masks, weights)
-
-
 def _with_parts(model: Model, memory: Memory, r: Round) -> Memory:
     """The memory with the masks of all densities, of this model."""
     kept = 1.0 - sparsity_of(model.masks, r.layout)
-    parts = [_masks(model, memory.importance, r, 1.0 - d * kept) for d in r.options.densities]
+    parts = [best(memory.importance, 1.0 - d * kept, model, r) for d in r.options.densities]
     return replace(memory, parts=tuple(parts))
 
 
@@ -115,7 +108,7 @@ def _thinned(model: Model, memory: Memory, r: Round) -> Talk[Step]:
     target = r.plan.sparsity(r.number)
     if not memory.importance or target is None:
         return Step(model, memory, undone="not pruned: nobody has trained yet")
-    model = model.under(_masks(model, memory.importance, r, target))
+    model = model.under(best(memory.importance, target, model, r))
     return Step(model, _with_parts(model, memory, r))
 
 
@@ -177,12 +170,7 @@ def rewarded(
 def _seconds(partition: int, masks: Masks, sent: Tensors, labels: float, r: Round) -> float:
     """Seconds of a device that cuts out what it has not; of 1e9 operations, 1e6 bytes where none.
 
-    Args:
-        partition: the client.
-        masks: True = kept.
-        sent: factors, each way.
-        labels: trained on.
-        r: the round.
+    The factors are sent each way, the masks down.
     """
     flops, up, down = 1e9, 1e6, 1e6
     if r.plan.fleet:
@@ -193,10 +181,9 @@ def _seconds(partition: int, masks: Masks, sent: Tensors, labels: float, r: Roun
     return (size + bits / 8) / down + 6.0 * count_kept(masks) * labels / flops + size / up
 
 
-def _settled(model: Model, memory: Memory, r: Round, changes: object) -> Talk[Step]:
+def _settled(model: Model, memory: Memory, r: Round, _: object) -> Talk[Step]:
     """The parts by what is important now, and what the cohort had."""
     yield from ()
-    del changes
     arms, memory = _arms(r), _with_parts(model, memory, r)
     had = [arms[memory.tried[p].arm] for p in r.cohort if p in memory.tried]
     told = {
@@ -213,13 +200,10 @@ def _own(model: Model, memory: Memory, partition: int) -> Model:
 
 
 def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
-    """What it does not go with."""
     c, d = config, options.densities
-    wrong = not d or not all(0 < x <= 1 for x in d)
     one = len(set(d)) * len(set(c.ranks)) < 2
     return [
-        ("method-options", wrong, "densities are parts", "above 0 to 1"),
-        ("method-options", not wrong and max(d) < 1, "the rest is never trained", "1.0 among them"),
+        *part_conflicts(d, "densities are parts", "the rest is never trained"),
         ("method-options", one, "there is nothing to choose", "two densities or --ranks"),
         ("sparsity", c.sparsity is None, "clients have a part of what is kept", "a number"),
         ("warmup", not c.warmup, "who has not trained does not know what is important", "above 0"),

@@ -30,7 +30,7 @@ import torch
 from fedprune.config import RunConfig
 from fedprune.methods.growing import exchanged_among, growing_conflicts
 from fedprune.methods.method import Method, Refusable
-from fedprune.methods.tuning import TOO_FEW, fedavg, tuned, tuning_ask
+from fedprune.methods.tuning import TOO_FEW, fedavg, tuned, tuning_ask, void
 from fedprune.options.option import Count, option
 from fedprune.options.section import Section
 from fedprune.protocol.port import Ask
@@ -68,7 +68,7 @@ def _selected(model: Model, memory: Any, r: Round) -> Talk[Step]:
     tried = [model.under(coarse_masks(model, r, i)) for i in range(r.options.candidates)]
     if r.layout.variances:
         sums = yield [tuning_ask(m, r, r.cohort, lr=0.0) for m in tried]
-        if any(s.total is None or too_few(s, r.config) for s in sums):
+        if any(void(s, r) for s in sums):
             return Step(model, memory, undone=TOO_FEW)
         tried = [fedavg(m, r, s, 1.0) for m, s in zip(tried, sums, strict=True)]
     sums = yield [Ask(r.question(m, "evaluate", part="validation"), r.cohort) for m in tried]
@@ -90,7 +90,6 @@ def _moved(model: Model, memory: Any, r: Round) -> Talk[Step]:
 
 
 def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
-    """What it does not go with."""
     alone = "spread" in config.method_options and options.candidates == 1
     why, allowed = "of one candidate there is nothing to spread", "leave spread out"
     return [("method-options", alone, why, allowed), *growing_conflicts(config)]

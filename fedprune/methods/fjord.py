@@ -27,9 +27,9 @@ from typing import Any
 
 from fedprune.config import RunConfig
 from fedprune.learning.regime import Regime
-from fedprune.methods.apart import apart_conflicts, tier_of
+from fedprune.methods.apart import apart_conflicts, part_conflicts
 from fedprune.methods.global_mask import sparsity_of
-from fedprune.methods.holders import trained_apart
+from fedprune.methods.holders import by_tier, trained_apart
 from fedprune.methods.method import Method, Refusable, Trained
 from fedprune.methods.regimes import regime_conflicts
 from fedprune.methods.tuning import tuning_ask
@@ -56,37 +56,31 @@ def _cut(model: Model, memory: Any, r: Round) -> Talk[Step]:
     return Step(model.under(part), memory)
 
 
-def _trained(model: Model, memory: Any, r: Round) -> Talk[Trained]:
+def _trained(model: Model, _: Any, r: Round) -> Talk[Trained]:
     """Every client trains widths up to its own, all in one exchange."""
-    del memory
     widths = r.options.widths
     parts = first_parts(widths, model.masks, model.weights, r.config, r.layout)
     asked = []
-    for tier, (width, part) in enumerate(zip(widths, parts, strict=True)):
-        those = [p for p in r.cohort if tier_of(r.plan.tiers, p, len(widths)) == tier]
-        if those:
-            regime = Regime(widths=tuple(w / width for w in widths if w <= width))
-            sent = model.under(part)
-            asked.append((sent, tuning_ask(sent, r, those, regime=regime)))
+    for tier, those in by_tier(r, r.plan.tiers, len(widths)).items():
+        regime = Regime(widths=tuple(w / widths[tier] for w in widths if w <= widths[tier]))
+        sent = model.under(parts[tier])
+        asked.append((sent, tuning_ask(sent, r, those, regime=regime)))
     return (yield from trained_apart(model, r, asked))
 
 
 def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
-    """What it does not go with."""
     c, own = config, "clients train parts of their own"
-    wrong = not options.widths or not all(0 < w <= 1 for w in options.widths)
-    narrow = not wrong and max(options.widths) < 1
     beyond = "nobody would train what is beyond the widest part"
     single = c.unit in ("weight", "n:m", "block", "column")
-    more = [
-        ("method-options", wrong, "widths are densities", "above 0 to 1"),
-        ("method-options", narrow, beyond, "widths with 1.0 among them"),
+    allowed = "widths with 1.0 among them"
+    return [
+        *regime_conflicts(c),
+        *part_conflicts(options.widths, "widths are densities", beyond, allowed),
         ("unit", single, "a width is of whole units", "channel, row, neuron, head"),
         ("score", "score" in c.given and c.score != "magnitude", "first units stay", "leave out"),
         *apart_conflicts(c),
         ("reduce", bool(c.reduce), own, "leave it out"),
     ]
-    return [*regime_conflicts(c), *more]
 
 
 METHOD = Method(

@@ -31,7 +31,7 @@ from typing import Literal
 import torch
 
 from fedprune.config import RunConfig
-from fedprune.methods.apart import not_read, tier_of
+from fedprune.methods.apart import not_read, part_conflicts, tier_of
 from fedprune.methods.growing import (
     all_kept,
     exchanging_ask,
@@ -42,7 +42,7 @@ from fedprune.methods.growing import (
     over_exchanged,
     random_masks,
 )
-from fedprune.methods.holders import Sent, over_holders
+from fedprune.methods.holders import Sent, by_tier, over_holders
 from fedprune.methods.method import Method, Refusable, Trained
 from fedprune.methods.tuning import TOO_FEW, answered_by_all, tuning_ask
 from fedprune.options.option import option
@@ -105,20 +105,14 @@ def _first(model: Model, memory: Memory, r: Round) -> Talk[Step]:
     gen = generator(r.config.seed, "random masks", 1)
     drawn = {n: torch.rand(m.shape, generator=gen) for n, m in whole.items()}
     part = {n: c / whole[n].numel() for n, c in zip(whole, counts, strict=True)}
-    return Step(
-        model.under(largest_of_each(drawn, counts, whole)), memory, Notes(method={"density": part})
-    )
+    masks = largest_of_each(drawn, counts, whole)
+    return Step(model.under(masks), memory, Notes(method={"density": part}))
 
 
 def _trained(model: Model, memory: Memory, r: Round) -> Talk[Trained]:
     """Every tier trains its part; where clients exchange weights, the mask is decided anew."""
     fraction = fraction_in(r) if r.options.stage == "jmwst" else 0.0
-    n = len(memory.tiers)
-    tiers = [
-        those
-        for i in range(n)
-        if (those := [p for p in r.cohort if tier_of(memory.whose, p, n) == i])
-    ]
+    tiers = list(by_tier(r, memory.whose, len(memory.tiers)).values())
     parts = [_own(model, memory, those[0]) for those in tiers]
     how = {"grow": "random", "exchange": fraction, "turn": 0.5} if fraction else {}
     sums = yield [tuning_ask(m, r, those, **how) for m, those in zip(parts, tiers, strict=True)]
@@ -135,13 +129,12 @@ def _trained(model: Model, memory: Memory, r: Round) -> Talk[Trained]:
 
 
 def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
-    """What it does not go with."""
-    tiers = options.tiers
-    wrong = not tiers or not all(0 < d <= 1 for d in tiers)
-    more = ("method-options", wrong, "tiers are densities", "above 0 to 1")
     once = ("frequency",) if options.stage == "spdst" else ()
-    idle = not_read(config, once, "stage spdst prunes once")
-    return [more, *idle, *exchanging_conflicts(config)]
+    return [
+        *part_conflicts(options.tiers, "tiers are densities"),
+        *not_read(config, once, "stage spdst prunes once"),
+        *exchanging_conflicts(config),
+    ]
 
 
 METHOD = Method(

@@ -14,13 +14,7 @@ from fedprune.methods.method import Method
 from fedprune.methods.scored import check_seen, scored, votes_by_tensor
 from fedprune.methods.tuning import TOO_FEW, tuned
 from fedprune.protocol.aggregate import Aggregate
-from fedprune.protocol.choice import (
-    Wanted,
-    chooses_apart,
-    chosen,
-    chosen_apart,
-    chosen_by,
-)
+from fedprune.protocol.choice import Wanted, chooses_apart, chosen, chosen_apart, chosen_by
 from fedprune.protocol.origin import coded_size
 from fedprune.protocol.parts_asked import asked_at_once
 from fedprune.scores.catalog import scores_of
@@ -52,11 +46,7 @@ def thin(
 ) -> Talk[Step]:
     """Score and prune, in as many steps and stages as the configuration says.
 
-    Args:
-        model: what is pruned.
-        memory: that of the method.
-        r: the round.
-        further: what else the answers change of the pruned model.
+    `further`: what else the answers change of the pruned model.
     """
     notes = Notes()
     for sparsity in _steps(model, r):
@@ -110,7 +100,6 @@ def _decides_at_once(wanted: Wanted, r: Round) -> bool:
 
 
 def _held(model: Model, r: Round) -> tuple[Masks, Tensors]:
-    """Masks and weights of all that is prunable."""
     names = r.layout.prunable
     return some_of(model.masks, names), some_of(model.weights, names)
 

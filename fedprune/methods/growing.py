@@ -23,7 +23,22 @@ from fedprune.server.diagnostics import Notes
 from fedprune.server.round import Round, Step, Talk
 from fedprune.server.standing import too_few
 from fedprune.server.state import Model
+from fedprune.tensors.lazy import shapes_of
 from fedprune.tensors.named import Masks, Tensors, scattered
+
+
+def pooled_gradient(model: Model, r: Round, names: tuple[str, ...] = ()) -> Talk[Tensors | None]:
+    """The scored clients' summed gradient, of removed weights too; None: too few answered."""
+    question = r.question(model, "score", score="gradient", dense=True, names=names)
+    (sums,) = yield [Ask(question, r.scored)]
+    if sums.total is None or too_few(sums, r.config):
+        return None
+    return form_of(question, r.config, r.layout).named(sums.total)
+
+
+def grown_in(masks: Masks, before: Masks) -> int:
+    """How many weights of the masks were not kept before."""
+    return sum(int((m & ~before[n]).sum()) for n, m in masks.items())
 
 
 def exchanging_ask(model: Model, r: Round, partitions: Sequence[int], **how: Any) -> Ask:
@@ -44,18 +59,13 @@ def fraction_in(r: Round) -> float:
 def random_masks(model: Model, r: Round, sparsity: float, which: int = 0) -> Masks:
     """Masks of a sparsity drawn at random, with as many weights in every tensor as ``--scope`` has.
 
-    Args:
-        model: which weights there are.
-        r: a round of the run.
-        sparsity: fraction removed.
-        which: of several draws.
+    `which`: of several draws.
     """
     gen = generator(r.config.seed, "random masks", which)
     drawn = {n: torch.rand(m.shape, generator=gen) for n, m in model.masks.items()}
     weights = {n: model.weights[n] for n in drawn}
-    return chosen(
-        drawn, Wanted(sparsity, r.config.scope), r.config, r.layout, all_kept(model), weights
-    )
+    wanted = Wanted(sparsity, r.config.scope)
+    return chosen(drawn, wanted, r.config, r.layout, all_kept(model), weights)
 
 
 def kept_in_all(r: Round) -> int:
@@ -72,7 +82,7 @@ def all_kept(model: Model) -> Masks:
 def holders(model: Model, changes: Aggregate) -> Tensors:
     """How many clients kept each weight, after they exchanged some."""
     assert changes.votes is not None  # their masks are their own
-    return scattered(changes.votes, {n: m.shape for n, m in model.masks.items()}, {})
+    return scattered(changes.votes, shapes_of(model.masks), {})
 
 
 def over_exchanged(model: Model, r: Round, sent: Sequence[Sent], fewest: int = 1) -> Model:
@@ -90,27 +100,23 @@ def over_exchanged(model: Model, r: Round, sent: Sequence[Sent], fewest: int = 1
 
 def exchanged_among(model: Model, memory: Any, r: Round, names: tuple[str, ...]) -> Talk[Step]:
     """The model whose tensors of these names exchanged weights, by size and pooled gradient."""
-    question = r.question(model, "score", score="gradient", dense=True, names=names)
-    (sums,) = yield [Ask(question, r.scored)]
-    if sums.total is None or too_few(sums, r.config):
+    found = yield from pooled_gradient(model, r, names)
+    if found is None:
         return Step(model, memory, undone=TOO_FEW)
-    found = form_of(question, r.config, r.layout).named(sums.total)
     here = {n: model.masks[n] for n in names}
     sizes = {n: model.weights[n].abs() for n in names}
     slopes = {n: found[n].abs() for n in names}
     masks = exchange_weights(
         here, sizes, slopes, fraction_in(r), scope="layer", magnitude=sizes, floor=r.config.floor
     )
-    fresh = sum(int((m & ~here[n]).sum()) for n, m in masks.items())
-    return Step(model.under({**model.masks, **masks}), memory, Notes(exchanged=fresh))
+    notes = Notes(exchanged=grown_in(masks, here))
+    return Step(model.under({**model.masks, **masks}), memory, notes)
 
 
 def growing_conflicts(c: RunConfig) -> list[Refusable]:
     """What does not go with weights that grow, whoever decides it."""
-    own, back = (
-        "gradients of removed weights or clients' own masks travel",
-        "what grows begins at 0",
-    )
+    own = "gradients of removed weights or clients' own masks travel"
+    back = "what grows begins at 0"
     return [
         ("sparsity", c.sparsity is None, "as many weights grow as go", "a number"),
         ("dp", c.dp != "none", own, "none"),

@@ -21,14 +21,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedprune.config import RunConfig
-from fedprune.methods.apart import apart_conflicts
+from fedprune.methods.apart import apart_conflicts, part_conflicts
 from fedprune.methods.holders import part_of_client, trained_by_part
 from fedprune.methods.method import Method, Refusable, Trained
-from fedprune.methods.scored import scored
+from fedprune.methods.scored import best, scored
 from fedprune.methods.tuning import TOO_FEW
 from fedprune.options.option import option
 from fedprune.options.section import Section
-from fedprune.protocol.choice import Wanted, chosen
 from fedprune.scores.catalog import scores_of
 from fedprune.server.ask import asked
 from fedprune.server.diagnostics import noted
@@ -63,22 +62,12 @@ def _parted(model: Model, memory: Memory, r: Round) -> Talk[Step]:
     if evidence is None or target is None:
         return Step(model, memory, undone=TOO_FEW)
     scores = scored(aggregate, evidence, r.plan)
-
-    def at(sparsity: float) -> Masks:
-        wanted = Wanted(sparsity, r.config.scope, r.plan.progress(r.number))
-        weights = {n: model.weights[n] for n in model.masks}
-        return chosen(scores, wanted, r.config, r.layout, model.masks, weights)
-
-    parts = [at(1.0 - d * (1.0 - target)) for d in r.options.tiers]
-    return Step(
-        model.under(at(target)),
-        Memory(tuple(parts), memory.whose),
-        noted(aggregate, evidence, r.plan),
-    )
+    parts = [best(scores, 1.0 - d * (1.0 - target), model, r) for d in r.options.tiers]
+    pruned = model.under(best(scores, target, model, r))
+    return Step(pruned, Memory(tuple(parts), memory.whose), noted(aggregate, evidence, r.plan))
 
 
 def _own(model: Model, memory: Memory, partition: int) -> Model:
-    """What the tier of a partition holds of the model."""
     if not memory.tiers:
         return model
     return part_of_client(model, memory.tiers, memory.whose, partition)
@@ -91,14 +80,10 @@ def _trained(model: Model, memory: Memory, r: Round) -> Talk[Trained]:
 
 
 def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
-    """What it does not go with."""
     c, score = config, scores_of(config.plugin)[config.score]
-    tiers = options.tiers
-    wrong = not tiers or not all(0 < d <= 1 for d in tiers)
-    narrow = not wrong and max(tiers) < 1
+    untrained, allowed = "nobody would train the rest", "tiers with 1.0 among them"
     return [
-        ("method-options", wrong, "tiers are densities", "above 0 to 1"),
-        ("method-options", narrow, "nobody would train the rest", "tiers with 1.0 among them"),
+        *part_conflicts(options.tiers, "tiers are densities", untrained, allowed),
         ("sparsity", c.sparsity is None, "a tier is a part of what is kept", "a number"),
         ("score", score.step is not None, "it sets weights", "a score that only ranks"),
         ("schedule", c.schedule == "regrow", "parts are chosen among what is kept", "cubic"),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import mean
+from typing import Any
 
 import torch
 
 from fedprune.learning.averaging import from_moments, to_moments
 from fedprune.methods.apart import tier_of
+from fedprune.methods.global_mask import sparsity_of
 from fedprune.methods.method import Trained
 from fedprune.methods.tuning import answered_by_all, change_rate, tuning_ask
 from fedprune.protocol.aggregate import Aggregate
@@ -52,12 +55,8 @@ class Sent:
 def over_holders(model: Model, r: Round, sent: Sequence[Sent]) -> Model:
     """The model whose weights are means over the clients that held them: Σ n_k m_k w_k / Σ n_k m_k.
 
-    What none of them held stays as it was. In float64; BatchNorm's variances as second moments.
-
-    Args:
-        model: the global one; its mask stays.
-        r: the round.
-        sent: what the clients were sent, with their changes, all of which came.
+    What none of them held stays as it was, and so does the global model's mask. In float64;
+    BatchNorm's variances as second moments. All that was `sent` has changes.
     """
     layout = r.layout
     old = to_moments({n: w.double() for n, w in model.weights.items()}, layout)
@@ -73,10 +72,10 @@ def over_holders(model: Model, r: Round, sent: Sequence[Sent]) -> Model:
             m = holders[n] if n in holders else torch.full_like(w, weight)
             sums[n] += m * w + moved[n]
             held[n] += m
-    mean = {n: torch.where(h > 0, sums[n] / h.clamp_min(1e-300), old[n]) for n, h in held.items()}
+    means = {n: torch.where(h > 0, sums[n] / h.clamp_min(1e-300), old[n]) for n, h in held.items()}
     lr = change_rate(r.config)
     rates = dict.fromkeys(layout.statistics, min(lr, 1.0))
-    after = {n: w + rates.get(n, lr) * (mean[n] - w) for n, w in old.items()}
+    after = {n: w + rates.get(n, lr) * (means[n] - w) for n, w in old.items()}
     weights = {n: w.float() for n, w in from_moments(after, layout, model.weights).items()}
     return replace(model, weights=masked(weights, model.masks))
 
@@ -84,10 +83,8 @@ def over_holders(model: Model, r: Round, sent: Sequence[Sent]) -> Model:
 def trained_apart(model: Model, r: Round, parts: Sequence[tuple[Model, Ask]]) -> Talk[Trained]:
     """Clients train models of their own, all in one exchange; each weight's mean is over holders.
 
-    Args:
-        model: the global one; its mask stays.
-        r: the round.
-        parts: what some clients are sent, and the question to train it.
+    The global model's mask stays; `parts` are what some clients are sent, and the question to
+    train it.
     """
     sums = yield [ask for _, ask in parts]
     came = [Sent(m, s) for (m, _), s in zip(parts, sums, strict=True) if s.total is not None]
@@ -96,26 +93,40 @@ def trained_apart(model: Model, r: Round, parts: Sequence[tuple[Model, Ask]]) ->
     return Trained(None if void else over_holders(model, r, came), changes)
 
 
+def each_trained(model: Model, r: Round, those: Mapping[int, Model]) -> Talk[Trained]:
+    """The same, where every client is sent a model of its own."""
+    return (
+        yield from trained_apart(model, r, [(m, tuning_ask(m, r, [p])) for p, m in those.items()])
+    )
+
+
+def own_sparsity_of(
+    own: Callable[[Model, Any, int], Model], model: Model, memory: Any, r: Round
+) -> dict[str, float]:
+    """The mean sparsity of the cohort's own models, for the round's row."""
+    return {
+        "own_sparsity": mean(sparsity_of(own(model, memory, p).masks, r.layout) for p in r.cohort)
+    }
+
+
 def part_of_client(
     model: Model, parts: Sequence[Masks], whose: Sequence[int], partition: int
 ) -> Model:
-    """What a client has of the model: the part of its device, or the one in turn.
-
-    Args:
-        model: the whole.
-        parts: masks of the parts.
-        whose: as `fedprune.methods.apart.tier_of` takes it.
-        partition: the client.
-    """
+    """What a client has of the model: of the masks that of its device, or the one in turn."""
     part = parts[tier_of(whose, partition, len(parts))]
     return model.under({n: m & part[n] for n, m in model.masks.items()})
+
+
+def by_tier(r: Round, whose: Sequence[int], many: int) -> dict[int, list[int]]:
+    """The cohort by which of so many parts its clients have; without parts that none has."""
+    tiers = {i: [p for p in r.cohort if tier_of(whose, p, many) == i] for i in range(many)}
+    return {i: those for i, those in tiers.items() if those}
 
 
 def trained_by_part(
     model: Model, r: Round, parts: Sequence[Masks], whose: Sequence[int]
 ) -> Talk[Trained]:
     """Every client trains its part, all in one exchange; each weight's mean is over its holders."""
-    many = range(len(parts))
-    tiers = [[p for p in r.cohort if tier_of(whose, p, len(parts)) == tier] for tier in many]
-    sent = [(part_of_client(model, parts, whose, those[0]), those) for those in tiers if those]
+    tiers = by_tier(r, whose, len(parts)).values()
+    sent = [(part_of_client(model, parts, whose, those[0]), those) for those in tiers]
     return (yield from trained_apart(model, r, [(m, tuning_ask(m, r, who)) for m, who in sent]))

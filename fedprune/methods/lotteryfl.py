@@ -21,9 +21,9 @@ from typing import Any
 from fedprune.config import RunConfig
 from fedprune.methods.apart import NO_STATISTICS, apart_conflicts, asked_alone, not_read
 from fedprune.methods.global_mask import sparsity_of
-from fedprune.methods.holders import trained_apart
+from fedprune.methods.holders import each_trained, own_sparsity_of
 from fedprune.methods.method import Method, Refusable, Trained
-from fedprune.methods.tuning import TOO_FEW, tuning_ask
+from fedprune.methods.tuning import TOO_FEW
 from fedprune.options.option import option
 from fedprune.options.section import Section
 from fedprune.protocol.choice import Wanted, chosen
@@ -50,14 +50,7 @@ class Memory:
     pruned: frozenset[int] = frozenset()
 
 
-def _init(model: Model, r: Round) -> Memory:
-    """Nobody has pruned yet."""
-    del r
-    return Memory(model.weights)
-
-
 def _own(model: Model, memory: Memory, partition: int) -> Model:
-    """What a client holds of the global model."""
     return model.under(memory.masks.get(partition, model.masks))
 
 
@@ -92,34 +85,24 @@ def _trained(model: Model, memory: Memory, r: Round) -> Talk[Trained]:
     """Every client trains its own model, all in one exchange."""
     begin = replace(model, weights=memory.start)
     those = {p: _own(begin if p in memory.pruned else model, memory, p) for p in r.cohort}
-    parts = [(m, tuning_ask(m, r, [p])) for p, m in those.items()]
-    return (yield from trained_apart(model, r, parts))
+    return (yield from each_trained(model, r, those))
 
 
-def _settled(model: Model, memory: Memory, r: Round, changes: Any) -> Talk[Step]:
-    """The global model, and how sparse its clients' own are."""
+def _settled(model: Model, memory: Memory, r: Round, _: Any) -> Talk[Step]:
     yield from ()
-    del changes
-    sparsities = [sparsity_of(_own(model, memory, p).masks, r.layout) for p in r.cohort]
-    told = {"own_sparsity": mean(sparsities), "tickets": len(memory.masks)}
+    told = {**own_sparsity_of(_own, model, memory, r), "tickets": len(memory.masks)}
     return Step(model, replace(memory, pruned=frozenset()), Notes(method=told))
 
 
-def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
-    """What it does not go with."""
-    del options
-    c = config
+def _conflicts(config: RunConfig, _: Options) -> list[Refusable]:
+    c, rate = config, "how much goes at a time is the option rate"
+    free = c.schedule not in ("cubic", "one-shot")
     return [
         ("sparsity", c.sparsity is None, "every client's mask ends at one", "a number"),
         ("score", "score" in c.given and c.score != "magnitude", "the smallest go", "magnitude"),
         ("unit", c.unit != "weight", "single weights go", "weight"),
-        (
-            "schedule",
-            c.schedule not in ("cubic", "one-shot"),
-            "how much goes at a time is the option rate",
-            "cubic, one-shot",
-        ),
-        ("score-steps", c.score_steps != 1, "how much goes at a time is the option rate", "1"),
+        ("schedule", free, rate, "cubic, one-shot"),
+        ("score-steps", c.score_steps != 1, rate, "1"),
         asked_alone(c),
         ("shrink", c.shrink != "never", "the global model is not pruned", "never"),
         ("rewind", c.rewind is not None, "it goes back to the weights before round one", "none"),
@@ -137,7 +120,7 @@ METHOD = Method(
     before=_thinned,
     after=_settled,
     memory=Memory,
-    init=_init,
+    init=lambda model, _: Memory(model.weights),
     options=Options,
     own=_own,
     scores=False,

@@ -64,9 +64,8 @@ def measured(
     own = method_of(r.config).regime
     how = {"part": part, "regime": own if own.alone else PLAIN_REGIME}
     question = r.question(outcome(state, r.config), "evaluate", **how)
-    talk = several([Ask(question, whom)])
-    (aggregate,), book = conversed(talk, state.book, r.plan, port)
-    return replace(state, book=book), aggregate
+    state, (aggregate,) = _exchanged(state, r, port, [Ask(question, whom)])
+    return state, aggregate
 
 
 def judged(state: State, old: State, r: Round, port: Port) -> tuple[State, Totals, str]:
@@ -94,9 +93,9 @@ def judged(state: State, old: State, r: Round, port: Port) -> tuple[State, Total
 
 def described(state: State, r: Round, port: Port) -> tuple[State, Aggregate]:
     """How often each label occurs in the training and test parts of everyone who is there."""
-    talk = several([Ask(r.question(state.model, "describe"), port.measuring())])
-    (aggregate,), book = conversed(talk, state.book, r.plan, port)
-    return replace(state, book=book), aggregate
+    asks = [Ask(r.question(state.model, "describe"), port.measuring())]
+    state, (aggregate,) = _exchanged(state, r, port, asks)
+    return state, aggregate
 
 
 def own_measured(state: State, r: Round, port: Port) -> tuple[State, Totals]:
@@ -107,13 +106,20 @@ def own_measured(state: State, r: Round, port: Port) -> tuple[State, Totals]:
     models = {p: own(state.model, memory, p) for p in port.measuring()}
     how = {"part": "test", "regime": method_of(r.config).regime}
     asks = [Ask(r.question(m, "evaluate", **how), [p]) for p, m in models.items()]
-    sums, book = conversed(several(asks), state.book, r.plan, port)
-    return replace(state, book=book), with_intervals(answered_by_all(sums), r.config)
+    state, sums = _exchanged(state, r, port, asks)
+    return state, with_intervals(answered_by_all(sums), r.config)
 
 
-def several(asks: Sequence[Ask]) -> Talk[list[Aggregate]]:
-    """The conversation of one exchange."""
-    return (yield asks)
+def _exchanged(
+    state: State, r: Round, port: Port, asks: Sequence[Ask]
+) -> tuple[State, list[Aggregate]]:
+    """The state with one exchange booked, and its sums."""
+
+    def talk() -> Talk[list[Aggregate]]:
+        return (yield asks)
+
+    sums, book = conversed(talk(), state.book, r.plan, port)
+    return replace(state, book=book), sums
 
 
 def own_masks(state: State, plan: Plan, partitions: Iterable[int]) -> list[Masks]:

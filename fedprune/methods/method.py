@@ -34,30 +34,17 @@ class Nothing:
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of a round's training.
+    """What came of a round's training."""
 
-    Attributes:
-        model: with the clients' changes; None: too few came, and the round is void.
-        changes: who answered, their totals, and what else their answers hold.
-        memory: what the method remembers of it, where the round counts; None: what it did.
-    """
-
-    model: Model | None
-    changes: Aggregate
-    memory: Any = None
+    model: Model | None  # with the clients' changes; None: too few came, and the round is void
+    changes: Aggregate  # who answered, their totals, and what else their answers hold
+    memory: Any = None  # what the method remembers of it, where the round counts; None: what it did
 
 
-def nothing(model: Model, memory: Any, r: Round) -> Talk[Step]:
+def nothing(model: Model, memory: Any, *_: Any) -> Talk[Step]:
     """The conversation that asks nothing and changes nothing."""
-    del r
     return Step(model, memory)
     yield []  # makes it a generator
-
-
-def nothing_after(model: Model, memory: Any, r: Round, changes: Aggregate) -> Talk[Step]:
-    """The same, after training."""
-    del changes
-    return (yield from nothing(model, memory, r))
 
 
 class NoOptions(Section):
@@ -79,7 +66,7 @@ class Method:
         after: after they have trained, every round that is not void; `Round.due` says if a pruning
             is due.
         memory: its type.
-        init: the memory before round one, from the model and the round.
+        init: the memory before round one, from the model and the round; None: an empty one.
         options: what ``--method-options`` takes.
         own: the model that a partition holds, where clients have their own: it is measured on
             their test parts at the end, too.
@@ -102,9 +89,9 @@ class Method:
     source: str
     tune: Callable[[Model, Any, Round], Talk[Trained]]
     before: Callable[[Model, Any, Round], Talk[Step]] = nothing
-    after: Callable[[Model, Any, Round, Aggregate], Talk[Step]] = nothing_after
+    after: Callable[[Model, Any, Round, Aggregate], Talk[Step]] = nothing
     memory: type = Nothing
-    init: Callable[[Model, Round], Any] = lambda *_: Nothing()
+    init: Callable[[Model, Round], Any] | None = None
     options: type[Section] = NoOptions
     own: Callable[[Model, Any, int], Model] | None = None
     regime: Regime = PLAIN_REGIME
@@ -128,7 +115,8 @@ class Rider:
         summary: one line.
         wanted: whether a configuration asks for it.
         memory: its type.
-        init: its memory before round one, or when the model it remembered is no more.
+        init: its memory before round one, or when the model it remembered is no more; None: an
+            empty one.
         opening: at the beginning of a round, before its cohort is drawn.
         keep: what it remembers of a model that is about to be pruned or reduced.
         pruned: after a pruning before training, of the same pruning: if it comes to nothing, so
@@ -151,7 +139,7 @@ class Rider:
     summary: str
     wanted: Callable[[RunConfig], bool]
     memory: type = Nothing
-    init: Callable[[Model, Round], Any] = lambda *_: Nothing()
+    init: Callable[[Model, Round], Any] | None = None
     opening: Callable[[Model, Any, Round], Talk[Step]] | None = None
     keep: Callable[[Model, Any, Round], Any] | None = None
     pruned: Callable[[Model, Model, Any, Round], Talk[Step]] | None = None

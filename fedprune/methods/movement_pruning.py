@@ -24,10 +24,9 @@ from typing import Any
 import torch
 
 from fedprune.methods.method import Method
-from fedprune.methods.scored import scored
+from fedprune.methods.scored import best, scored
 from fedprune.methods.tuning import TOO_FEW, tuned
 from fedprune.protocol.aggregate import Aggregate
-from fedprune.protocol.choice import Wanted, chosen
 from fedprune.protocol.forms import form_of
 from fedprune.server.ask import evidence_of
 from fedprune.server.round import Round, Step, Talk
@@ -66,16 +65,9 @@ def _settled(model: Model, memory: Memory, r: Round, changes: Aggregate) -> Talk
     memory = Memory(masked(moved, model.masks))
     if not r.due:
         return Step(model, memory)
-    wanted = Wanted(r.plan.sparsity(r.number), r.config.scope, r.plan.progress(r.number))
     scores = {n: s.double() for n, s in memory.moved.items()}
-    masks = chosen(scores, wanted, r.config, r.layout, model.masks, evidence.weights)
+    masks = best(scores, r.plan.sparsity(r.number), model, r)
     return Step(model.under(masks), Memory(masked(memory.moved, masks)))
-
-
-def _init(model: Model, r: Round) -> Memory:
-    """Nothing has moved yet."""
-    del r
-    return Memory({n: torch.zeros(m.shape) for n, m in model.masks.items()})
 
 
 METHOD = Method(
@@ -85,7 +77,7 @@ METHOD = Method(
     tune=tuned(_collecting),
     after=_settled,
     memory=Memory,
-    init=_init,
+    init=lambda model, _: Memory({n: torch.zeros(m.shape) for n, m in model.masks.items()}),
     conflicts=lambda c, _: [
         ("sparsity", c.sparsity is None, "so many of the lowest go", "a number")
     ],

@@ -39,7 +39,6 @@ RIDER = Rider(
     "a running average of the rounds' weights is the result (--moving)",
     wanted=lambda c: c.moving != "none",
     memory=Memory,
-    init=lambda *_: Memory(),
     closing=followed,
     outcome=_outcome,
 )

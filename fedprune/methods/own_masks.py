@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from fedprune.learning.mask_rules import decided
 from fedprune.methods.method import Method
+from fedprune.methods.scored import best
 from fedprune.methods.tuning import tuned
 from fedprune.protocol.aggregate import Aggregate
-from fedprune.protocol.choice import Wanted, chosen
 from fedprune.server.diagnostics import Notes, agreement_of
 from fedprune.server.round import Round, Step, Talk
 from fedprune.server.state import Model
-from fedprune.tensors.named import Masks, Tensors
 
 
 def _about(r: Round) -> dict[str, Any]:
@@ -28,14 +28,9 @@ def under_one_mask(model: Model, memory: Any, r: Round, changes: Aggregate) -> T
     yield from ()
     if changes.votes is None:
         return Step(model, memory)
-    c, sparsity = r.config, r.plan.sparsity(r.number)
-    weights = {n: model.weights[n] for n in model.masks}
-
-    def choose(scores: Tensors) -> Masks:
-        wanted = Wanted(sparsity, c.scope, r.plan.progress(r.number))
-        return chosen(scores, wanted, c, r.layout, model.masks, weights)
-
-    masks = decided(c.masks, changes.votes, weights, model.masks, choose)
+    sparsity, weights = r.plan.sparsity(r.number), {n: model.weights[n] for n in model.masks}
+    rule = partial(best, sparsity=sparsity, model=model, r=r)
+    masks = decided(r.config.masks, changes.votes, weights, model.masks, rule)
     return Step(model.under(masks), memory, Notes(agreement=agreement_of(changes)))
 
 

@@ -44,7 +44,7 @@ import torch
 from fedprune.config import RunConfig
 from fedprune.methods.apart import NO_STATISTICS, not_read
 from fedprune.methods.global_mask import sparsity_of
-from fedprune.methods.growing import growing_conflicts, kept_in_all
+from fedprune.methods.growing import growing_conflicts, grown_in, kept_in_all
 from fedprune.methods.method import Method, Refusable
 from fedprune.methods.tuning import TOO_FEW, fedavg, tuned, tuning_ask
 from fedprune.options.option import Count, option
@@ -132,9 +132,8 @@ def _earned(model: Model, r: Round, changes: Aggregate) -> Tensors | None:
     """g² of all weights, removed ones too; None, if nobody sent any."""
     if changes.statistics is None:
         return None
-    return form_of(r.question(model, "tune", **COLLECTING), r.config, r.layout).named_sums(
-        changes.statistics
-    )
+    form = form_of(r.question(model, "tune", **COLLECTING), r.config, r.layout)
+    return form.named_sums(changes.statistics)
 
 
 def _added(model: Model, memory: Memory, r: Round, changes: Aggregate) -> Talk[Step]:
@@ -147,12 +146,11 @@ def _added(model: Model, memory: Memory, r: Round, changes: Aggregate) -> Talk[S
 
 
 def _told(model: Model, r: Round, masks: Masks) -> Step:
-    fresh = sum(int((m & ~model.masks[n]).sum()) for n, m in masks.items())
-    time = r.options.constant + sum(
-        int(m.sum()) * t for m, t in zip(masks.values(), seconds(masks, r).values(), strict=True)
-    )
+    time = r.options.constant
+    time += sum(int(masks[n].sum()) * t for n, t in seconds(masks, r).items())
     told = {"density": 1.0 - sparsity_of(masks, r.layout), "round_seconds": time}
-    return Step(model.under(masks), Memory(), Notes(method=told, exchanged=fresh))
+    notes = Notes(method=told, exchanged=grown_in(masks, model.masks))
+    return Step(model.under(masks), Memory(), notes)
 
 
 def seconds(masks: Masks, r: Round) -> Mapping[str, float]:
@@ -210,7 +208,6 @@ def worth(
 
 
 def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
-    """What it does not go with."""
     free = options.comm + options.comp == 0
     alone = config.robust != "none"
     idle = "half_life" in config.method_options and options.dec == 0
@@ -236,7 +233,6 @@ METHOD = Method(
     before=_reconfigured,
     after=_added,
     memory=Memory,
-    init=lambda *_: Memory(),
     options=Options,
     scores=False,
     conflicts=_conflicts,

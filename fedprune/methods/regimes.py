@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from fedprune.config import RunConfig
 from fedprune.learning.regime import Regime
+from fedprune.methods.growing import all_kept
 from fedprune.methods.method import Refusable, Trained
+from fedprune.methods.scored import best
 from fedprune.methods.tuning import fedavg, tuning
 from fedprune.protocol.aggregate import Aggregate
-from fedprune.protocol.choice import Wanted, chosen
 from fedprune.server.round import Round, Step, Talk
 from fedprune.server.standing import too_few
 from fedprune.server.state import Model
@@ -21,18 +20,14 @@ from fedprune.tensors.named import gathered, scattered
 
 def keeping_all(model: Model) -> Model:
     """The same weights under a mask that keeps all."""
-    return replace(model, masks={n: torch.ones_like(m) for n, m in model.masks.items()})
+    return replace(model, masks=all_kept(model))
 
 
 def trained_so(model: Model, r: Round, regime: Regime, *, means: bool = False) -> Talk[Trained]:
     """The cohort trains in a regime, and what it sends is averaged.
 
-    Args:
-        model: the global one.
-        r: the round.
-        regime: how they train and what they send.
-        means: what a client does not send counts as a weight of 0, and so does what it was sent of
-            it; else as a change of 0.
+    With `means` what a client does not send counts as a weight of 0, and so does what it was sent
+    of it; else as a change of 0.
     """
     changes = yield from tuning(model, r, regime=regime)
     if changes.total is None or too_few(changes, r.config):
@@ -57,16 +52,13 @@ def largest_kept(model: Model, memory: Any, r: Round, sparsity: float | None) ->
     """The model with its largest weights alone, at a sparsity; as it is where none is due yet."""
     if not sparsity:
         return Step(model, memory)
-    alive = keeping_all(model).masks
-    sizes = {n: model.weights[n].abs() for n in alive}
-    wanted = Wanted(sparsity, r.config.scope, r.plan.progress(r.number))
-    return Step(model.under(chosen(sizes, wanted, r.config, r.layout, alive, sizes)), memory)
+    sizes = {n: model.weights[n].abs() for n in model.masks}
+    return Step(model.under(best(sizes, sparsity, model, r, all_kept(model))), memory)
 
 
-def keep_largest(model: Model, memory: Any, r: Round, changes: Any) -> Talk[Step]:
+def keep_largest(model: Model, memory: Any, r: Round, _: Any) -> Talk[Step]:
     """After training: the largest of the averaged weights stay, at the round's sparsity."""
     yield from ()
-    del changes
     return largest_kept(model, memory, r, r.plan.sparsity(r.number))
 
 

@@ -6,18 +6,16 @@ from dataclasses import replace
 from typing import Any
 
 from fedprune.methods.global_mask import sparsity_of, thin
+from fedprune.methods.growing import grown_in, pooled_gradient
 from fedprune.methods.method import Method
 from fedprune.methods.scored import combined
 from fedprune.methods.tuning import TOO_FEW, tuned
-from fedprune.protocol.forms import form_of
-from fedprune.protocol.port import Ask
 from fedprune.scores.combine import combines_of
 from fedprune.selection.regrowth import exchange_weights
 from fedprune.selection.schedules import exchange_fraction
 from fedprune.server.ask import asked
 from fedprune.server.diagnostics import noted
 from fedprune.server.round import Round, Step, Talk
-from fedprune.server.standing import too_few
 from fedprune.server.state import Model
 
 
@@ -30,11 +28,9 @@ def _exchanged(model: Model, memory: Any, r: Round) -> Talk[Step]:
     aggregate, evidence = yield from asked(model, r, (), _before_growing(model, r, fraction))
     if evidence is None:
         return Step(model, memory, undone=TOO_FEW)
-    question = r.question(model, "score", score="gradient", dense=True)
-    (grown,) = yield [Ask(question, r.scored)]
-    if grown.total is None or too_few(grown, c):
+    gradient = yield from pooled_gradient(model, r)
+    if gradient is None:
         return Step(model, memory, undone=TOO_FEW)
-    gradient = form_of(question, c, r.layout).named(grown.total)
     masks = exchange_weights(
         model.masks,
         combined(aggregate, evidence, r.plan),
@@ -44,8 +40,7 @@ def _exchanged(model: Model, memory: Any, r: Round) -> Talk[Step]:
         magnitude={n: w.abs() for n, w in evidence.weights.items()},
         floor=c.floor,
     )
-    moved = sum(int((masks[n] & ~m).sum()) for n, m in model.masks.items())
-    notes = replace(noted(aggregate, evidence, r.plan), exchanged=moved)
+    notes = replace(noted(aggregate, evidence, r.plan), exchanged=grown_in(masks, model.masks))
     return Step(model.under(masks), memory, notes)
 
 

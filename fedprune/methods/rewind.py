@@ -41,27 +41,18 @@ def _rewound(model: Model, memory: Memory) -> Model:
     return replace(model, weights=masked(memory.early, model.masks))
 
 
-def _init(model: Model, r: Round) -> Memory:
-    return Memory(model.weights if r.config.rewind == 0 == r.number else None)
-
-
-def _pruned(before: Model, model: Model, memory: Memory, r: Round) -> Talk[Step]:
-    del r
+def _pruned(before: Model, model: Model, memory: Memory, _: Round) -> Talk[Step]:
     yield from ()
     return Step(model if model.masks is before.masks else _rewound(model, memory), memory)
-
-
-def _closing(model: Model, memory: Memory, r: Round) -> tuple[Model, Memory]:
-    return model, remembered(model, memory, r)
 
 
 RIDER = Rider(
     "survivors of a pruning go back to the weights of an early round (--rewind)",
     wanted=lambda c: c.rewind is not None,
     memory=Memory,
-    init=_init,
+    init=lambda model, r: Memory(model.weights if r.config.rewind == 0 == r.number else None),
     keep=remembered,
     pruned=_pruned,
     rewound=_rewound,
-    closing=_closing,
+    closing=lambda model, memory, r: (model, remembered(model, memory, r)),
 )

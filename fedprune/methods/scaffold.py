@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from fedprune.config.rates import learning_rate
 from fedprune.learning.variates import common_variate, parameters_in
@@ -21,12 +20,6 @@ class Memory:
     common: Tensors = field(default_factory=dict)
 
 
-def _along(memory: Memory, r: Round) -> dict[str, Any]:
-    """What a question to tune says: the common variate, once there is one."""
-    del r
-    return {"given": memory.common} if memory.common else {}
-
-
 def _summed(model: Model, memory: Memory, r: Round, changes: Aggregate) -> Memory:
     """The common variate with the cohort's changes, of the model that it was sent."""
     c = r.config
@@ -42,7 +35,6 @@ RIDER = Rider(
     "clients' steps are corrected by control variates (--scaffold)",
     wanted=lambda c: c.scaffold,
     memory=Memory,
-    init=lambda *_: Memory(),
-    along=_along,
+    along=lambda memory, _: {"given": memory.common} if memory.common else {},
     summed=_summed,
 )

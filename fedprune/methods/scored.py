@@ -10,6 +10,7 @@ from fedprune.config import RunConfig
 from fedprune.options.refusal import ConfigError
 from fedprune.privacy.randomised_response import debiased, flip_probability
 from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.choice import Wanted, chosen
 from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Question
 from fedprune.protocol.votes import vote_units_of
@@ -18,8 +19,10 @@ from fedprune.scores.combine import combines_of
 from fedprune.scores.input_sums import unseen
 from fedprune.scores.score import Evidence
 from fedprune.server.plan import Plan
+from fedprune.server.round import Round
+from fedprune.server.state import Model
 from fedprune.tensors.lazy import shapes_of, some_of
-from fedprune.tensors.named import Tensors, count_kept, scattered
+from fedprune.tensors.named import Masks, Tensors, count_kept, scattered
 
 
 def votes_by_tensor(
@@ -48,9 +51,6 @@ def check_seen(evidence: Evidence, config: RunConfig) -> None:
     """Refuse to score a layer by inputs that no client had, as if they all were 0.
 
     With noise the number of rows is noised too, and says nothing about that.
-
-    Raises:
-        ConfigError: no row went through it.
     """
     lost = unseen(evidence.sums) if config.dp == "none" else []
     if lost:
@@ -72,11 +72,7 @@ def scored(aggregate: Aggregate, evidence: Evidence, plan: Plan) -> Tensors:
 
 
 def _check_scores(scores: Tensors, evidence: Evidence, name: str) -> None:
-    """Refuse what a score, perhaps a user's own, made of the evidence.
-
-    Raises:
-        ConfigError: names, shapes or NaN.
-    """
+    """Refuse what a score, perhaps a user's own, made of the evidence."""
     wanted = {n: w.shape for n, w in evidence.weights.items()}
     found = {n: t.shape for n, t in scores.items()} if isinstance(scores, dict) else scores
     if found != wanted:
@@ -89,6 +85,16 @@ def _check_scores(scores: Tensors, evidence: Evidence, name: str) -> None:
         raise ConfigError(f"score={name!r}: its finalise gives NaN for {bad[0]}; allowed: numbers")
 
 
+def best(
+    scores: Tensors, sparsity: float | None, model: Model, r: Round, alive: Masks | None = None
+) -> Masks:
+    """The mask of the highest scores among what is alive (None: in the model), by the scope."""
+    wanted = Wanted(sparsity, r.config.scope, r.plan.progress(r.number))
+    alive = model.masks if alive is None else alive
+    weights = {n: model.weights[n] for n in alive}
+    return chosen(scores, wanted, r.config, r.layout, alive, weights)
+
+
 def combined(aggregate: Aggregate, evidence: Evidence, plan: Plan) -> Tensors:
     """One score for every weight asked about, from the pooled sums or from the clients' own."""
     c = plan.config
@@ -96,13 +102,8 @@ def combined(aggregate: Aggregate, evidence: Evidence, plan: Plan) -> Tensors:
     check_seen(evidence, c)
     if combine.pooled or not score.asks:
         return score.finalise(evidence)
-    form = form_of(
-        Question(
-            "score", 1, {}, evidence.masks, c.score, len(score.asks) - 1, tuple(evidence.weights)
-        ),
-        c,
-        plan.layout,
-    )
+    last, names = len(score.asks) - 1, tuple(evidence.weights)
+    form = form_of(Question("score", 1, {}, evidence.masks, c.score, last, names), c, plan.layout)
     if not combine.valued:
         votes = votes_by_tensor(aggregate, evidence, plan)
         return {name: votes(name) for name in evidence.weights}

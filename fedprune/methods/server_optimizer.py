@@ -48,6 +48,5 @@ RIDER = Rider(
     "the mean change is applied by momentum or FedOpt (--server-optimizer)",
     wanted=lambda c: c.server_optimizer != "sgd",
     memory=Memory,
-    init=lambda *_: Memory(),
     averaged=stepped,
 )

@@ -10,19 +10,14 @@ from fedprune.server.shrink import shrunk
 from fedprune.server.state import Model
 
 
-def _pruned(before: Model, model: Model, memory: Any, r: Round) -> Talk[Step]:
-    del before
+def _pruned(_: Model, model: Model, memory: Any, r: Round) -> Talk[Step]:
     yield from ()
     return Step(shrunk(model, r.plan)[0], memory)
-
-
-def _closing(model: Model, memory: Any, r: Round) -> tuple[Model, Any]:
-    return shrunk(model, r.plan)[0], memory
 
 
 RIDER = Rider(
     "units that a mask has emptied are cut out of the model (--shrink every)",
     wanted=lambda c: c.shrink == "every",
     pruned=_pruned,
-    closing=_closing,
+    closing=lambda model, memory, r: (shrunk(model, r.plan)[0], memory),
 )

@@ -101,7 +101,6 @@ def _told(model: Model, memory: Memory, r: Round, changes: Aggregate) -> Talk[St
 
 
 def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
-    """What it does not go with."""
     c, own, alone = config, "weights stay with their clients", "thresholds alone travel"
     idle = "ramp" in c.method_options and options.penalty == 0
     return [

@@ -22,11 +22,7 @@ from typing import Any
 from fedprune.config import RunConfig
 from fedprune.learning.regime import AS_WEIGHTS, Regime
 from fedprune.methods.method import Method, Refusable, Trained
-from fedprune.methods.regimes import (
-    keep_largest,
-    regrowing_conflicts,
-    trained_so,
-)
+from fedprune.methods.regimes import keep_largest, regrowing_conflicts, trained_so
 from fedprune.options.option import option
 from fedprune.options.section import Section
 from fedprune.server.round import Round, Talk
@@ -39,17 +35,14 @@ class Options(Section):
     power: float = option("method", "exponent of the weights (alpha)", 1.25, ge=1, le=10)
 
 
-def _trained(model: Model, memory: Any, r: Round) -> Talk[Trained]:
+def _trained(model: Model, _: Any, r: Round) -> Talk[Trained]:
     """The cohort trains and prunes; the mean of its weights."""
-    del memory
     share = 1.0 - (r.plan.sparsity(r.number) or 0.0)
     how = {"power": r.options.power, "inputs": AS_WEIGHTS, "whole": True, "sends": "weights"}
     return (yield from trained_so(model, r, Regime(**how, share=share), means=True))
 
 
-def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
-    """What it does not go with."""
-    del options
+def _conflicts(config: RunConfig, _: Options) -> list[Refusable]:
     c, own = config, "clients send on masks of their own"
     return [*regrowing_conflicts(c), ("secure", c.secure != "none", own, "none")]
 

@@ -57,15 +57,10 @@ def fedavg(model: Model, r: Round, changes: Aggregate, rate: float | None = None
         where = (model.adapters, {}, adapter_layout(shapes_of(model.adapters)))
     if changes.singles is not None:
         total, weight = robust_change(c.robust, changes.singles, c.byzantine or 0, *where), 1.0
+    rate = change_rate(c) if rate is None else rate
+    rule, table = c.average or "fedavg", averages_of(c.plugin)
     moved = averaged(
-        where[0],
-        total,
-        weight,
-        *where[1:],
-        change_rate(c) if rate is None else rate,
-        held=changes.held,
-        rule=c.average or "fedavg",
-        table=averages_of(c.plugin),
+        where[0], total, weight, *where[1:], rate, held=changes.held, rule=rule, table=table
     )
     return with_moved(model, r, moved)
 
@@ -79,10 +74,8 @@ def with_moved(model: Model, r: Round, moved: Tensors) -> Model:
     """The model with other values of what is trained: its weights, or its adapters."""
     if not model.adapters:
         return replace(model, weights=moved)
-    frozen = {n: r.plan.frozen[n] for n in changed_by(moved)}
-    found = effective(
-        masked(frozen, model.masks), moved, model.masks, r.layout, adapter_scale(r.config)
-    )
+    frozen = masked({n: r.plan.frozen[n] for n in changed_by(moved)}, model.masks)
+    found = effective(frozen, moved, model.masks, r.layout, adapter_scale(r.config))
     return replace(model, weights={**model.weights, **found}, adapters=moved)
 
 
@@ -95,17 +88,11 @@ def each_by_its_rank(model: Model, r: Round, **what: Any) -> Talk[Trained]:
 
 @dataclass(frozen=True)
 class TrainedFactors:
-    """What a client made of its factors.
+    """What a client made of its factors."""
 
-    Attributes:
-        start: that it began with.
-        after: training.
-        changes: its answer.
-    """
-
-    start: Tensors
-    after: Tensors
-    changes: Aggregate
+    start: Tensors  # that it began with
+    after: Tensors  # training
+    changes: Aggregate  # its answer
 
 
 def trained_by_rank(
@@ -117,12 +104,7 @@ def trained_by_rank(
 ) -> Talk[tuple[Trained, dict[int, TrainedFactors]]]:
     """The model with the mean of its clients' products, and what each client made of its factors.
 
-    Args:
-        model: the global one.
-        r: the round.
-        ranks: of every client that is asked.
-        masks: under which they train, where that is not the model's.
-        what: else the question says.
+    Every client that has a rank is asked, under its mask where that is not the model's.
     """
     c, stack = r.config, r.config.adapter_mean == "stack"
     asks, begun = [], []
@@ -159,26 +141,31 @@ def _after(start: Tensors, change: Tensor) -> Tensors:
 TOO_FEW = "not pruned: too few answered"
 
 
+def void(changes: Aggregate, r: Round) -> bool:
+    """Whether too few clients trained for a round that counts."""
+    return changes.total is None or too_few(changes, r.config)
+
+
 def tuned(
     about: Callable[[Round], dict[str, Any]] = lambda _: {},
     update: Callable[[Model, Round, Aggregate], Model] = fedavg,
 ) -> Callable[[Model, Any, Round], Talk[Trained]]:
-    """The conversation of a round's training: ask the cohort, average.
+    """A round's training: ask the cohort, and what `about` says, and average by `update`."""
 
-    Args:
-        about: what else the question says.
-        update: from the summed changes to the next model.
-    """
-
-    def tune(model: Model, memory: Any, r: Round) -> Talk[Trained]:
-        del memory
+    def tune(model: Model, _: Any, r: Round) -> Talk[Trained]:
         if model.adapters and r.config.adapter_mean != "factors":
             return (yield from each_by_its_rank(model, r, **about(r)))
-        changes = yield from tuning(model, r, **about(r))
-        void = changes.total is None or too_few(changes, r.config)
-        return Trained(None if void else update(model, r, changes), changes)
+        return (yield from with_mean(model, r, update, **about(r)))
 
     return tune
+
+
+def with_mean(
+    model: Model, r: Round, update: Callable[[Model, Round, Aggregate], Model] = fedavg, **what: Any
+) -> Talk[Trained]:
+    """The model updated by what the cohort sums after training."""
+    changes = yield from tuning(model, r, **what)
+    return Trained(None if void(changes, r) else update(model, r, changes), changes)
 
 
 def method(

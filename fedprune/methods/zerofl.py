@@ -26,12 +26,7 @@ from typing import Any, Literal
 from fedprune.config import RunConfig
 from fedprune.learning.regime import Regime
 from fedprune.methods.method import Method, Refusable, Trained
-from fedprune.methods.regimes import (
-    keeping_all,
-    largest_kept,
-    regrowing_conflicts,
-    trained_so,
-)
+from fedprune.methods.regimes import keeping_all, largest_kept, regrowing_conflicts, trained_so
 from fedprune.options.option import option
 from fedprune.options.section import Section
 from fedprune.server.round import Round, Step, Talk
@@ -68,23 +63,19 @@ def _trained(model: Model, memory: Memory, r: Round) -> Talk[Trained]:
     return (yield from trained_so(dense, r, regime, means=sends == "weights"))
 
 
-def _shown(model: Model, memory: Memory, r: Round, changes: Any) -> Talk[Step]:
+def _shown(model: Model, _: Memory, r: Round, __: Any) -> Talk[Step]:
     """The largest weights of the dense model that training gave."""
     yield from ()
-    del memory, changes
     return largest_kept(model, Memory(model.weights), r, r.plan.sparsity(r.number))
 
 
-def _conflicts(config: RunConfig, options: Options) -> list[Refusable]:
-    """What it does not go with."""
-    del options
+def _conflicts(config: RunConfig, _: Options) -> list[Refusable]:
     c, dense = config, "the mean change is of the dense weights"
-    own = "clients send on masks of their own"
-    more = [
+    return [
+        *regrowing_conflicts(c),
         ("server-optimizer", c.server_optimizer != "sgd", dense, "sgd"),
-        ("secure", c.secure != "none", own, "none"),
+        ("secure", c.secure != "none", "clients send on masks of their own", "none"),
     ]
-    return [*regrowing_conflicts(c), *more]
 
 
 METHOD = Method(

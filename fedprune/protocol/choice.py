@@ -15,12 +15,11 @@ from fedprune.scores.score import ByBlock, Evidence, Score
 from fedprune.selection import cut
 from fedprune.selection.apart import apart, select_apart
 from fedprune.selection.options import Pruning
-from fedprune.selection.positions import by_position
 from fedprune.selection.ranking import Unreachable
 from fedprune.selection.rules import Rules
 from fedprune.selection.scopes import SCOPES
-from fedprune.selection.select import select_by
-from fedprune.selection.threshold import above
+from fedprune.selection.select import above, select_by
+from fedprune.selection.units import by_position
 from fedprune.structure.groups import stages_of
 from fedprune.structure.layout import Layout
 from fedprune.tensors.lazy import some_of

@@ -28,13 +28,8 @@ def played_alone(
     A client does in every round what it would do in a round of the run that it takes part in. Its
     model is measured on everyone's test parts, as that of the run is, and on its own.
 
-    Args:
-        state: the last of these states, or one of no round.
-        fresh: what every client begins with.
-        plan: of the arm.
-        port: to everyone.
-        finish: from the last state of a client, its plan and the port to it, the state that is
-            measured, and the plan that fits it.
+    `state`: the last of these states, or one of no round. `finish`: from the last state of a
+    client, its plan and the port to it, the state that is measured, and the plan that fits it.
 
     Returns:
         States without a model. `round` says how many clients have ended; `tested` holds the sums

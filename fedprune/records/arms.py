@@ -8,8 +8,8 @@ from typing import Any
 from fedprune.config import RunConfig, with_values
 from fedprune.config.options import CENTRAL, LOCAL, SMALL, Results
 from fedprune.options.refusal import ConfigError
-from fedprune.selection.combinations import scopes_of
 from fedprune.selection.options import followed_method
+from fedprune.selection.scopes import scopes_of
 from fedprune.selection.units import unit_labels
 from fedprune.structure.layout import Layout
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedprune.config import RunConfig
-from fedprune.config.options import LOCAL, OWN_START
+from fedprune.config.options import OWN_START
 from fedprune.methods.catalog import memories_of
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.port import Ask, Exchange, Port
@@ -30,29 +30,19 @@ from fedprune.server.rows import Row
 from fedprune.server.state import BeforeTest, State, reverted, untested
 from fedprune.server.watch import Watch
 
-WARM = "warm"
-"""Name of the checkpoint at the end of the warm-up, which all arms share."""
+WARM = "warm"  # Name of the checkpoint at the end of the warm-up, which all arms share
 
 
 @dataclass
 class RunBook:
-    """The rows of every arm as they come, in memory and in the folder.
+    """The rows of every arm as they come, in memory and in the folder."""
 
-    Attributes:
-        config: of the run.
-        folder: where its results go; None keeps nothing.
-        watch: who looks on.
-        rows: of all arms so far.
-        states: where arms stood that have begun, and the end of the warm-up.
-        differences: what the run goes on with that it did not begin with.
-    """
-
-    config: RunConfig
-    folder: Path | None
-    watch: Watch
-    rows: list[Row]
-    states: dict[str, State]
-    differences: Sequence[str] = ()
+    config: RunConfig  # of the run
+    folder: Path | None  # where its results go; None keeps nothing
+    watch: Watch  # who looks on
+    rows: list[Row]  # of all arms so far
+    states: dict[str, State]  # where arms stood that have begun, and the end of the warm-up
+    differences: Sequence[str] = ()  # what the run goes on with that it did not begin with
 
     def start(self, arm: str, fresh: State) -> State:
         """Where an arm begins: its checkpoint, the shared end of the warm-up, or the beginning.
@@ -74,7 +64,8 @@ class RunBook:
         for state, row in loop(state, plan, port):  # noqa: B020 (the last state is the result)
             now = time.perf_counter()
             if arm == PRUNED and self.config.baselines and state.round == self.config.warmup:
-                self._keep_warm(state)
+                self.states[WARM] = state
+                self.keep(WARM, state)
             self._keep({"arm": arm, **row}, now - clock, state)
             clock = now
         return state
@@ -97,17 +88,12 @@ class RunBook:
             tested_new=end.tested_new,
             before_test=BeforeTest(self.config.rounds, played.book),
         )
-        save_state(state, checkpoint_path(self.folder, arm), growing(self.folder))
+        self.keep(arm, state)
 
-    def keep_alone(self, state: State) -> None:
-        """Keep how far the clients have come that are each played by themselves."""
+    def keep(self, name: str, state: State) -> None:
+        """Keep a state as the checkpoint of that name."""
         if self.folder is not None:
-            save_state(state, checkpoint_path(self.folder, LOCAL), growing(self.folder))
-
-    def _keep_warm(self, state: State) -> None:
-        self.states[WARM] = state
-        if self.folder is not None:
-            save_state(state, checkpoint_path(self.folder, WARM), growing(self.folder))
+            save_state(state, checkpoint_path(self.folder, name), growing(self.folder))
 
     def shown(self, arm: str, port: Port) -> Port:
         """The port, with every exchange announced to who looks on, one kind of question at once."""

@@ -23,8 +23,7 @@ from fedprune.runtime.json_text import read_object
 
 NAME = "began.json"
 
-_PACKAGES = ("fedprune", "torch", "numpy", "transformers")
-"""Those that bits depend on."""
+_PACKAGES = ("fedprune", "torch", "numpy", "transformers")  # Those that bits depend on
 
 ENGINE = "engine"
 """The one thing that may differ unasked: every engine has the same bits. It is written down."""
@@ -37,18 +36,13 @@ _ANYWAY = "anyway"
 
 @dataclass(frozen=True)
 class Going:
-    """How a run goes on.
+    """How a run goes on."""
 
-    Attributes:
-        resume: from its checkpoints; False: it begins.
-        anyway: although it is not with what it began with.
-        data: gives the digest of the shards, where this process has them.
-        held: the model's weights before round one, which checkpoints may be about.
-    """
-
-    resume: bool = False
-    anyway: bool = False
+    resume: bool = False  # from its checkpoints; False: it begins
+    anyway: bool = False  # although it is not with what it began with
+    # gives the digest of the shards, where this process has them
     data: Callable[[], str] = lambda: ""
+    # the model's weights before round one, which checkpoints may be about
     held: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -65,12 +59,8 @@ def began_with(
 ) -> Began:
     """What a run that begins now begins with.
 
-    Args:
-        config_text: of ``config.toml``.
-        plugin: path of the plug-in; "": none.
-        data: digest of the shards, "" where they are not here.
-        models: folders of runs that this one begins with or learns from, by option; "": none.
-        profiles: file of classes of devices; "": none.
+    `data`: digest of the shards, "" where they are not here. `models`: folders of runs that this
+    one begins with or learns from, by option; "": none.
     """
     own = hashlib.sha256(source_of(plugin)).hexdigest() if plugin else ""
     found = {"config.toml": hashlib.sha256(config_text).hexdigest(), "data": data, "plugin": own}
@@ -102,10 +92,7 @@ def keep_began(folder: Path, began: Began) -> None:
 def gone_on_with(folder: Path, now: Began, *, anyway: bool) -> list[str]:
     """What differs from what the run began with, this time and the times before.
 
-    Args:
-        folder: the run's.
-        now: what it would go on with.
-        anyway: go on all the same, and write the differences down.
+    `anyway`: go on all the same, and write the differences down.
 
     Returns:
         A line for each difference that was gone on with, another engine too.
@@ -130,10 +117,7 @@ def gone_on_with(folder: Path, now: Began, *, anyway: bool) -> list[str]:
 def rounds_added(folder: Path, digest: str, line: str) -> None:
     """Write down that a run has more rounds from now on.
 
-    Args:
-        folder: the run's.
-        digest: of its new configuration.
-        line: what differs, where what was played would have been otherwise; "": nothing.
+    `line`: what differs, where what was played would have been otherwise; "": nothing.
     """
     path = folder / "checkpoint" / NAME
     before, told = _read(path)
@@ -151,7 +135,6 @@ def began_in(folder: Path) -> Began:
 
 
 def _read(path: Path) -> tuple[Began, list[str]]:
-    """What a run began with, and the lines that were gone on with."""
     content = read_verified(path)
     try:
         said = read_object(content)

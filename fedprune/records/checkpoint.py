@@ -18,13 +18,7 @@ from torch import Tensor
 
 from fedprune.codec.frozen import put_together, taken_apart
 from fedprune.codec.tensor_file import tensor_file
-from fedprune.runtime.files import (
-    Prefix,
-    check_prefix,
-    prefix_of,
-    read_verified,
-    write_verified,
-)
+from fedprune.runtime.files import Prefix, check_prefix, prefix_of, read_verified, write_verified
 from fedprune.server.state import Model, State
 from fedprune.streaming.packed import PackedMasks
 from fedprune.tensors.lazy import holding_of, in_memory, joined_to, shapes_of, some_of
@@ -34,10 +28,7 @@ from fedprune.tensors.named import Tensors, over_bytes
 def save_state(state: State, path: Path, beside: Iterable[Path] = ()) -> None:
     """Write the state so that `path` is at any moment the old file or the new one, whole.
 
-    Args:
-        state: what to write.
-        path: where.
-        beside: files that only grow, whose content so far belongs to the state.
+    `beside`: files that only grow, whose content so far belongs to the state.
     """
     tensors: Tensors = {}
     rest: dict[str, Any] = {}
@@ -76,11 +67,7 @@ def _about_held(model: Model, tensors: Tensors) -> dict[str, Any]:
 def _with_held(
     state: State, said: Mapping[str, Any], tensors: Tensors, held: Mapping[str, Tensor]
 ) -> State:
-    """The state with its weights, of those held.
-
-    Raises:
-        ValueError: these are others.
-    """
+    """The state with its weights, of those held."""
     origin = holding_of(held).origin
     if in_memory(held) or getattr(origin, "digest", "") != said["digest"]:
         raise ValueError("it is about a model of other files, or one that was streamed")
@@ -96,10 +83,8 @@ def load_state(
 ) -> State:
     """The state that `save_state` wrote, bit for bit.
 
-    Args:
-        path: where.
-        kinds: the types of memories by name (`fedprune.methods.catalog.memories_of`).
-        held: the weights that a state of a model which is not kept in memory is about.
+    `kinds`: the types of memories by name (`fedprune.methods.catalog.memories_of`). `held`: the
+    weights that a state of a model which is not kept in memory is about.
 
     Raises:
         FileNotFoundError: there is none.
@@ -154,7 +139,6 @@ def check_beside(path: Path) -> dict[str, int]:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], Tensors]:
-    """What a checkpoint says beside its tensors, and these."""
     if not path.is_file():
         raise FileNotFoundError(f"resume={path}: no checkpoint there; allowed: a run's folder")
     content = read_verified(path)

@@ -38,11 +38,7 @@ def figures_of(
 ) -> Figures:
     """What can be counted about a model, without a clock and without data.
 
-    Args:
-        model: in eval mode on the CPU.
-        config: of the task it is for.
-        masks: True = kept; None: what is not 0.0 counts as kept.
-        edits: what was edited in its shape.
+    `masks`: True = kept; None: what is not 0.0 counts as kept.
 
     Returns:
         ``parameters``, ``nonzeros``, ``bytes_dense`` (fp32), ``bytes_held`` (in memory),
@@ -91,10 +87,7 @@ def compare_speed(
         ``latency`` [median, lower and upper quartile] for each, and for the first ``speedup``, how
         many times faster than the other it is.
     """
-    calls = {
-        "model": lambda: forward.through(model),
-        "other": lambda: forward.through(other),
-    }
+    calls = {"model": lambda: forward.through(model), "other": lambda: forward.through(other)}
     with torch.no_grad():
         taken = timed(calls, repeats=repeats, warmup=warmup, threads=threads)
     mine, theirs = taken["model"], taken["other"]
@@ -117,12 +110,7 @@ def figures_of_run(
 
     Without a cut there is nothing to time: both do the same products.
 
-    Args:
-        model: the run's.
-        config: what ran.
-        masks: True = kept.
-        edits: what was edited in its shape.
-        dense: the dense model's state where it is at hand; then no other one is built for it.
+    `dense`: the dense model's state where it is at hand; then no other one is built for it.
     """
     pruned = figures_of(model, config, masks, edits)
     if not edits and dense is not None:
@@ -150,5 +138,4 @@ def _kept_whole(
     return {"nonzeros": nonzeros, "bytes_sparse": _coded(model, config, full, ())}
 
 
-BATCH, REPEATS = 8, 10
-"""Examples of a pass that a report times, and how often."""
+BATCH, REPEATS = 8, 10  # Examples of a pass that a report times, and how often

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from fedprune.config import RunConfig, recorded, to_toml, with_values
-from fedprune.options.refusal import ConfigError
+from fedprune.options.refusal import ConfigError, refusal, refuse
 from fedprune.privacy.ledger_file import LEDGER_NAME
 from fedprune.records.bound import ENGINE, Began, began_with, gone_on_with, keep_began
 from fedprune.records.checkpoint import check_beside, load_state, save_state
@@ -40,16 +40,10 @@ def fresh_folder(config: RunConfig) -> Path:
     name = f"{config.task}-{datetime.now():%Y%m%d-%H%M%S}"
     folder = Path(config.out) if config.out else Path("runs") / name
     if (folder / CONFIG_NAME).exists():
-        raise ConfigError(
-            f"out={str(folder)!r}: holds a run already; "
-            f"allowed: another folder, or --resume {folder}"
-        )
+        refuse("out", str(folder), "holds a run already", f"another folder, or --resume {folder}")
     home = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not home.is_dir() or not os.access(home, os.W_OK):
-        raise ConfigError(
-            f"out={str(folder)!r}: {home} is no folder that can be written to; "
-            "allowed: another folder"
-        )
+        refuse("out", str(folder), f"{home} is no folder that can be written to", "another folder")
     return folder
 
 
@@ -71,9 +65,7 @@ def check_resumable(folder: Path) -> dict[str, int]:
             known |= {n: max(size, known.get(n, 0)) for n, size in check_beside(path).items()}
         _check_none_gone(folder, [path.stem for path in paths], known.get(ROWS_NAME, 0))
     except ValueError as error:
-        raise ConfigError(
-            f"resume={str(folder)!r}: {error}; allowed: a run's folder as it was left"
-        ) from None
+        raise refusal("resume", str(folder), f"{error}", "a run's folder as it was left") from None
     return known
 
 
@@ -100,10 +92,7 @@ def _check_none_gone(folder: Path, arms: Sequence[str], known: int) -> None:
 def begin(folder: Path, config: RunConfig, data: str = "") -> None:
     """Make the folder and put the configuration in it: what was given, and what followed.
 
-    Args:
-        folder: of the run.
-        config: what runs.
-        data: digest of the shards, where they are known.
+    `data`: digest of the shards, where they are known.
     """
     folder.mkdir(parents=True, exist_ok=True)
     # Without its own folder, which holds this run: so the file runs again as it is.
@@ -121,17 +110,10 @@ def _began(text: bytes, config: RunConfig, data: str) -> Began:
 def gone_on(folder: Path, config: RunConfig, data: str = "", *, anyway: bool = False) -> list[str]:
     """Check that a run goes on with what it began with.
 
-    Args:
-        folder: of the run.
-        config: what would go on.
-        data: digest of the shards, where they are known.
-        anyway: go on with something else, and write that down.
+    `anyway`: go on with something else, and write that down.
 
     Returns:
         What differs and was gone on with, a line each.
-
-    Raises:
-        ConfigError: something differs; it is named.
     """
     try:
         text = _with_rounds(folder, config, anyway=anyway)
@@ -189,12 +171,8 @@ def rewind(
 ) -> tuple[list[Row], dict[str, State]]:
     """The rows so far and the states to go on from; rows past a checkpoint are cut off.
 
-    Args:
-        folder: of the run.
-        arms: whose.
-        known: from `check_resumable`; nothing vouches for what comes after so many bytes.
-        kinds: the types of memories by name.
-        held: weights that states of models which are not kept in memory are about.
+    `known`: from `check_resumable`; nothing vouches for what comes after so many bytes. `held`:
+    weights that states of models which are not kept in memory are about.
     """
     paths = {a: checkpoint_path(folder, a) for a in arms}
     found = {a: load_state(p, kinds, held) for a, p in paths.items() if p.is_file()}
@@ -212,9 +190,7 @@ def rewind(
 def read_rows(path: Path, size: int | None = None) -> list[Row]:
     """The rows of a file; a last line that a crash cut short, without its end, is not one.
 
-    Args:
-        path: of the file.
-        size: how many of its bytes are read; None: all.
+    `size`: how many of its bytes are read; None: all.
 
     Raises:
         ValueError: another line is damaged; its number is named.

@@ -22,11 +22,8 @@ from fedprune.records.bound import began_in, rounds_added
 def longer(before: RunConfig, rounds: Any, *, anyway: bool = False) -> RunConfig:
     """The configuration of a run with more rounds.
 
-    Args:
-        before: of the run as it was planned.
-        rounds: how many there are to be.
-        anyway: although what was played would have been played otherwise: all but the rounds, and
-            what falls with them, stays as it was.
+    `anyway`: although what was played would have been played otherwise: all but the rounds, and
+    what falls with them, stays as it was.
 
     Raises:
         ConfigError: they are fewer, or what was played would have been played otherwise.
@@ -64,7 +61,8 @@ def _otherwise(before: RunConfig, after: RunConfig) -> str:
         return f"lr-schedule {before.lr_schedule} would fall more slowly (constant does not)"
     if [prunes_in(before, r) for r in planned] != [prunes_in(after, r) for r in planned]:
         return f"schedule {before.schedule} would prune in other rounds"
-    if distils(before) and any(factor(before, r) != factor(after, r) for r in _taught(before)):
+    taught = range(before.warmup + 1, before.rounds + 1)
+    if distils(before) and any(factor(before, r) != factor(after, r) for r in taught):
         return "distil-schedule linear would fall more slowly (constant does not)"
     if not measures_in(after, before.rounds):
         return f"round {before.rounds} was measured as the last one, and would not be"
@@ -73,18 +71,10 @@ def _otherwise(before: RunConfig, after: RunConfig) -> str:
     return ""
 
 
-def _taught(config: RunConfig) -> range:
-    return range(config.warmup + 1, config.rounds + 1)
-
-
 def lengthened(folder: Path, text: str, before: RunConfig, after: RunConfig) -> None:
     """Write down that the run in a folder has more rounds from now on.
 
-    Args:
-        folder: of the run.
-        text: what its configuration's file holds.
-        before: that configuration.
-        after: the longer one.
+    `text`: what its configuration's file holds.
     """
     new = to_toml(with_values(after, {"out": ""}))
     began = began_in(folder)

@@ -45,21 +45,16 @@ class ArmsWorld:
 
 @dataclass
 class ArmsPlayed:
-    """What the arms of a run came to.
+    """What the arms of a run came to."""
 
-    Attributes:
-        ends: last states and their plans, by arm.
-        tests: test totals by arm, the pruned one first.
-        adapters: of the pruned arm, before they were merged.
-        alone: of clients that are each played by themselves, where there are some.
-        said: what a summary says of arms beside their quality.
-    """
-
+    # last states and their plans, by arm
     ends: dict[str, tuple[State, Plan]] = field(default_factory=dict)
+    # test totals by arm, the pruned one first
     tests: dict[str, Totals] = field(default_factory=dict)
-    adapters: Tensors = field(default_factory=dict)
+    adapters: Tensors = field(default_factory=dict)  # of the pruned arm, before they were merged
+    # of clients that are each played by themselves, where there are some
     alone: State | None = None
-    said: Summary = field(default_factory=dict)
+    said: Summary = field(default_factory=dict)  # what a summary says of arms beside their quality
 
 
 def play_arms(
@@ -67,11 +62,7 @@ def play_arms(
 ) -> ArmsPlayed:
     """Play every arm to its end; if the first comes to nothing, no other.
 
-    Args:
-        world: where.
-        starts: what each begins with; emptied on the way, so that it is let go of.
-        blank: the plan of the dense model.
-        arms: their configurations.
+    `starts`: what each begins with; emptied on the way, so that it is let go of.
     """
     out, book = ArmsPlayed(), world.book
     for arm, its_config in arms.items():
@@ -105,12 +96,11 @@ def play_arms(
 
 
 def _alone_played(world: ArmsWorld, fresh: State, plan: Plan) -> State:
-    """What clients come to that each prune and tune alone."""
     state = world.book.states.get(LOCAL) or State(0, Model({}, {}), tested={}, tested_own={})
     for state in played_alone(  # noqa: B020 (the last state is the result)
         state, fresh, plan, world.shown(LOCAL), _finished
     ):
-        world.book.keep_alone(state)
+        world.book.keep(LOCAL, state)
     return state
 
 
@@ -132,7 +122,6 @@ def _tested(end: State, plan: Plan, port: Port) -> State:
 
 
 def _on_newcomers(end: State, r: Round, port: Port) -> tuple[State, Totals]:
-    """Test totals of the clients that never trained."""
     new = [p for p in port.measuring() if p in newcomers_of(r.config)]
     if not new:
         return end, {}

@@ -7,7 +7,7 @@ release of anybody's.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,20 +29,12 @@ from fedprune.tasks.task import Part, Shard
 
 
 def pooled_arm(
-    config: RunConfig,
-    arm: RunConfig,
-    port: Port,
-    rows: Sequence[Row],
-    steps: Sequence[float] = (),
+    config: RunConfig, arm: RunConfig, port: Port, rows: Sequence[Row], steps: Sequence[float] = ()
 ) -> tuple[RunConfig, Port, dict[str, float]]:
     """The configuration of the arm, the port to its one client, and the examples trained on.
 
-    Args:
-        config: of the run.
-        arm: of the arm, as `fedprune.records.arms.arms_of` has it.
-        port: to the run's clients: who of them trains, and who is measured on.
-        rows: of the run, all rounds of its pruned arm among them.
-        steps: part of its steps that each client takes; none: all.
+    `arm`: of the arm, as `fedprune.records.arms.arms_of` has it. `rows`: of the run, all rounds of
+    its pruned arm among them. `steps`: part of its steps that each client takes; none: all.
 
     Returns:
         Configuration and port, and how many examples a round trains on: the mean of the federated
@@ -73,11 +65,7 @@ def joined_parts(parts: Sequence[Part]) -> Part:
 
 
 def check_poolable(config: RunConfig) -> None:
-    """Refuse data that are not one where a baseline wants them so, before anything starts.
-
-    Raises:
-        ConfigError: clients' examples differ in their shapes or types.
-    """
+    """Refuse data that are not one where a baseline wants them so, before anything starts."""
     if CENTRAL not in config.baselines:
         return
     kinds = {
@@ -100,11 +88,7 @@ def federated_examples(
 
     Those of a client that failed count for nothing, as they do for the model.
 
-    Args:
-        config: of the run.
-        sizes: training examples, by partition.
-        rows: of its pruned arm.
-        steps: part of its steps that each client takes (`fedprune.server.plan.Plan.steps`).
+    `steps`: part of its steps that each client takes (`fedprune.server.plan.Plan.steps`).
     """
 
     def seen_by(p: int) -> int:
@@ -113,19 +97,15 @@ def federated_examples(
 
     found = list[float]()
     for row in rows:
-        those = [p for p in row["cohort"] if p not in _failed(row)]
+        failed = {f["partition"] for f in row["failures"] if f["phase"] == "tune"}
+        those = [p for p in row["cohort"] if p not in failed]
         seen = sum(seen_by(p) for p in those)
         # Of more than a cohort that were asked, not all counted: which ones no row says.
         found.append(seen * min(1.0, int(row["answered"]) / max(1, len(those))))
     return sum(found) / max(1, len(found))
 
 
-def _failed(row: Row) -> Collection[int]:
-    return {f["partition"] for f in row["failures"] if f["phase"] == "tune"}
-
-
 def _only(config: RunConfig, arm: RunConfig, seen: float, whole: int, clients: int) -> RunConfig:
-    """The configuration for one client with so many examples."""
     changes: dict[str, Any] = {"clients": 1, "hosts": 1, "engine": "inline"}
     if trains(config):
         passes, rest = divmod(seen, whole)

@@ -41,22 +41,14 @@ from fedprune.tensors.named import Masks, Tensors, copied, full_masks, masked
 
 @dataclass(frozen=True)
 class PreviousRun:
-    """A run that another one continues.
+    """A run that another one continues."""
 
-    Attributes:
-        folder: where it is.
-        config: what ran.
-        weights: its last state, and its frozen parameters.
-        masks: its masks.
-        edits: what was edited in its model.
-        quality: what it measured on its own test split; empty where it kept no summary.
-    """
-
-    folder: Path
-    config: RunConfig
-    weights: Tensors
+    folder: Path  # where it is
+    config: RunConfig  # what ran
+    weights: Tensors  # its last state, and its frozen parameters
     masks: Masks
-    edits: Edits
+    edits: Edits  # what was edited in its model
+    # what it measured on its own test split; empty where it kept no summary
     quality: Mapping[str, Any]
 
 
@@ -157,7 +149,8 @@ def on_the_earlier_task(before: PreviousRun, end: State) -> dict[str, Any]:
     try:
         measured = _measured_again(before, end)
     except Exception as error:  # a plugin's code may raise anything, and the new run is over
-        return {**told, "now": None, "why": _one_line(f"{type(error).__name__}: {error}")}
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        return {**told, "now": None, "why": why}
     now = quality(measured.totals, before.config)
     if now is not None:
         return {**told, "now": now}
@@ -180,14 +173,9 @@ def _measured_again(before: PreviousRun, end: State) -> Aggregate:
     masks = {n: end.masks.get(n, before.masks.get(n)) for n in host.layout.prunable}
     kept = {n: m for n, m in masks.items() if m is not None}
     masks_now = full_masks(weights, host.layout.prunable) | kept
-    what = (weights, masks_now)
-    question = Question("evaluate", end.round, *what, part="test", edits=end.edits)
+    question = Question("evaluate", end.round, weights, masks_now, part="test", edits=end.edits)
     port = inline_port(host)
     return port.ask(question, port.measuring())
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:300]
 
 
 def release_of_before(

@@ -1,27 +1,27 @@
-"""Where a result comes from: when, with which versions, from which code and data, on what."""
+"""Where a result comes from (when, versions, code, data, machine), and how a run is repeated."""
 
 from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
+from fedprune.config import RunConfig
+from fedprune.options.values import for_flower
+from fedprune.protocol.port import Port
 from fedprune.records.bound import Began
+from fedprune.records.folder import CONFIG_NAME
+from fedprune.runtime.connection import CONNECTION
 
-_HOME = Path(__file__).parents[2]
-"""The repository, where the package was not installed elsewhere."""
-
-_TIMEOUT = 10
-"""Seconds that git may take."""
+_HOME = Path(__file__).parents[2]  # The repository, where the package was not installed elsewhere
+_TIMEOUT = 10  # Seconds that git may take
 
 
 def provenance_of(began: Began) -> dict[str, str]:
     """What a summary says of where its run comes from, besides its configuration and command.
-
-    Args:
-        began: what the run began with: versions, digests of data and plug-in.
 
     Returns:
         ``date`` (UTC, when the summary was written), ``commit`` of the repository that the code
@@ -38,8 +38,7 @@ def provenance_of(began: Began) -> dict[str, str]:
     }
 
 
-_ELSEWHERE = {"config.toml", "engine"}
-"""What a summary or the folder says in other places."""
+_ELSEWHERE = {"config.toml", "engine"}  # What a summary or the folder says in other places
 
 
 def _commit() -> str:
@@ -62,3 +61,33 @@ def _git(*arguments: str) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def commands_for(config: RunConfig, folder: Path, port: Port) -> dict[str, str]:
+    """How to repeat a run and how to go on with it.
+
+    Devices meet at the SuperLink that Flower's configuration calls `CONNECTION`: so do the
+    documentation and ``fedprune devices run``.
+    """
+    if config.engine == "flower":
+        where = [CONNECTION] * port.own_data()
+        where += ["--federation", port.federation] * bool(port.federation)
+        put = ["flwr", "run", ".", *where, "--stream", "--run-config"]
+        again, on = as_run_config(config), f"resume={for_flower(str(folder))}"
+        return {"command": shlex.join([*put, again]), "resume": shlex.join([*put, on])}
+    code = ["--plugin", config.plugin] * bool(config.plugin)  # a file does not choose code
+    anew = ["--config", str(folder / CONFIG_NAME), *code, "--out", f"{folder}-again"]
+    return {
+        "command": shlex.join(["fedprune", "run", *anew]),
+        "resume": shlex.join(["fedprune", "run", "--resume", str(folder), *code]),
+    }
+
+
+def as_run_config(config: RunConfig) -> str:
+    """The configuration in the form of Flower's ``--run-config``: the keys that were given."""
+    given = {"task": config.task} | config.given
+    return " ".join(
+        f"{key.replace('_', '-')}={for_flower(value)}"
+        for key, value in given.items()
+        if key not in {"engine", "out"} and value not in ("", None)
+    )

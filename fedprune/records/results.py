@@ -43,14 +43,7 @@ def write_results(
 ) -> dict[str, dict[str, int]]:
     """Write the model in both forms, the mask, and what there is to say about size and speed.
 
-    Args:
-        folder: the run's.
-        state: the pruned arm's last one.
-        model: the model with that state.
-        config: what ran.
-        layouts: of the dense model, and of this one.
-        command: that has the run again.
-        held: the dense model's state, where it is at hand.
+    `layouts`: of the dense model, and of this one.
 
     Returns:
         ``bytes_on_disk``: sizes of the coded file and of the same model's coded file, kept whole.

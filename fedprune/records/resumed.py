@@ -20,11 +20,8 @@ def resumed_config(
 ) -> RunConfig:
     """The configuration of the run in a folder, which must be the one that ran.
 
-    Args:
-        folder: of the run.
-        given: what is asked for beside; of its keys only `MORE` and the plug-in may be there.
-        file: a configuration that is asked for, which cannot be.
-        anyway: go on although something follows otherwise.
+    `given`: what is asked for beside; of its keys only `MORE` and the plug-in may be there. `file`:
+    a configuration that is asked for, which cannot be.
 
     Raises:
         ConfigError: another is asked for, or something follows otherwise than when it began.
@@ -52,13 +49,7 @@ def resumed_config(
 def text_at(path: Path, key: str, wanted: str = "a TOML file of options") -> str:
     """The text of a file that an option names.
 
-    Args:
-        path: of the file.
-        key: the option.
-        wanted: what it should have named, where there is no such file.
-
-    Raises:
-        ConfigError: there is none, or it cannot be read.
+    `wanted`: what it should have named, where there is no such file.
     """
     if not path.is_file():
         raise ConfigError(f"{key}={str(path)!r}: no such file; allowed: {wanted}")

@@ -12,12 +12,7 @@ from fedprune.codec.masks import mask_digest
 from fedprune.methods.acting import done
 from fedprune.methods.global_mask import cost_of
 from fedprune.options.refusal import counted
-from fedprune.records.staying import (
-    nearly_empty,
-    staying_kinds,
-    uncut,
-    uncut_summary,
-)
+from fedprune.records.staying import nearly_empty, staying_kinds, uncut, uncut_summary
 from fedprune.redundancy.spectrum import spectrum_of
 from fedprune.selection.options import Pruning
 from fedprune.server.plan import Plan
@@ -29,8 +24,7 @@ from fedprune.structure.groups import Group
 from fedprune.structure.layout import Layout, as_rows
 from fedprune.tensors.named import Masks, count_kept, digest, kept_in
 
-Summary = dict[str, Any]
-"""What a run came to, as JSON has it."""
+Summary = dict[str, Any]  # What a run came to, as JSON has it
 
 
 def sizes_of_model(config: Pruning, layout: Layout, end: State, plan: Plan | None) -> Summary:
@@ -82,7 +76,6 @@ def _short(config: Pruning, sparsity: float, end: State, plan: Plan | None) -> f
 
 
 def _why_short(config: Pruning, end: State) -> str:
-    """Why a run may come short of what was asked for."""
     if end.pending and (void := end.round - end.completed):
         return f"{void} of {counted(end.round, 'round')} void, in which nothing changes"
     if config.target_bytes or config.target_flops:
@@ -93,16 +86,14 @@ def _why_short(config: Pruning, end: State) -> str:
     return "the next unit is larger than what is left to remove"
 
 
-LEAST_MISSED = 1e-3
-"""Sparsities that differ by less are the same to a reader."""
+LEAST_MISSED = 1e-3  # Sparsities that differ by less are the same to a reader
 
 
 MOST_NUMBERS = 2**21
 """Larger matrices have no spectrum in a summary: `fedprune analyse` takes its time."""
 
 
-MOST_IN_ALL = 2**25
-"""Nor have those of models with more prunable weights than this."""
+MOST_IN_ALL = 2**25  # Nor have those of models with more prunable weights than this
 
 
 def _rank(name: str, end: State, now: Layout) -> Summary:

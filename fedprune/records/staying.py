@@ -13,8 +13,7 @@ from fedprune.structure.layout import Layout
 Kinds = dict[str, dict[str, Any]]
 """Of each kind of parameter that stays dense: its share of all parameters, how many, and names."""
 
-_FEW, _LEAST = 8, 0.01
-"""Fewer weights than this, or a smaller part of a tensor, is almost nothing."""
+_FEW, _LEAST = 8, 0.01  # Fewer weights than this, or a smaller part of a tensor, is almost nothing
 
 
 def staying_kinds(layout: Layout) -> Kinds:
@@ -60,10 +59,6 @@ def nearly_empty(layers: Sequence[Mapping[str, Any]], unit: str) -> list[str]:
     """Names of the tensors that keep almost nothing: under 1 %, or under 8 weights and 10 %.
 
     Where units are whole tensors, those that are gone are none of these.
-
-    Args:
-        layers: as in ``summary.json``.
-        unit: what was removed together.
     """
     wholly = UNITS[unit].tensors == "all"
     return [

@@ -26,46 +26,30 @@ from fedprune.tasks.coverage import reading_of
 from fedprune.tasks.resampling import intervals
 from fedprune.tasks.task import class_names_of
 
-OWN_DATA = "devices' own"
-"""What a summary says of the split where there was none."""
+OWN_DATA = "devices' own"  # What a summary says of the split where there was none
 
 
 @dataclass(frozen=True)
 class About:
-    """What a summary says beside the states.
+    """What a summary says beside the states."""
 
-    Attributes:
-        model: the model's class.
-        sizes: labels in each partition's training part.
-        seconds: how long it took.
-        naive: what label frequencies alone reach on test, by measure.
-        plan: the plan of the last state, with the layout that its model has come to.
-        own_data: whether clients were devices with data of their own: then nothing was split.
-    """
-
-    model: str
-    sizes: Mapping[int, int]
-    seconds: float
+    model: str  # the model's class
+    sizes: Mapping[int, int]  # labels in each partition's training part
+    seconds: float  # how long it took
+    # what label frequencies alone reach on test, by measure
     naive: Mapping[str, float] = field(default_factory=dict)
+    # the plan of the last state, with the layout that its model has come to
     plan: Plan | None = None
+    # whether clients were devices with data of their own: then nothing was split
     own_data: bool = False
 
 
 def summary_of(
-    config: RunConfig,
-    layout: Layout,
-    end: State,
-    tests: Mapping[str, Totals],
-    about: About,
+    config: RunConfig, layout: Layout, end: State, tests: Mapping[str, Totals], about: About
 ) -> Summary:
     """What a run came to.
 
-    Args:
-        config: what ran.
-        layout: the dense model's layout.
-        end: the pruned arm's last state.
-        tests: test totals over all partitions, by arm, the pruned one first.
-        about: the rest.
+    `tests`: test totals over all partitions, by arm, the pruned one first.
     """
     task = tasks_of(config.plugin)[config.task]
     return {
@@ -116,7 +100,6 @@ def _quality(config: RunConfig, end: State, tests: Mapping[str, Totals]) -> Summ
 
 
 def _intervals(end: State, tests: Mapping[str, Totals]) -> Summary:
-    """The 95 % intervals of what was measured on test; none where sums were not resampled."""
     (_, final), *baselines = tests.items()
     every = {"dense_at_pruning": end.dense_at_pruning, "final": final, **dict(baselines)}
     every |= {"newcomers": end.tested_new, "own": end.tested_own}

@@ -42,10 +42,7 @@ def wait_for_writer(folder: Path, seconds: float, waiting: Callable[[], None]) -
 
     For a run whose server was killed while its process, of another group, had yet to notice.
 
-    Args:
-        folder: of a run.
-        seconds: how long. After them nothing is raised: `only_writer` says what there is to say.
-        waiting: called once, before the first wait.
+    `seconds`: how long. After them nothing is raised: `only_writer` says what there is to say.
     """
     until = time.monotonic() + seconds
     told = False

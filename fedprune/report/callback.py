@@ -44,11 +44,7 @@ class Callback(Protocol):
 
 
 def callbacks_of(plugin: str) -> list[Callback]:
-    """The values of a plug-in's ``CALLBACKS``.
-
-    Raises:
-        ConfigError: it is something else than a dictionary of callbacks by name.
-    """
+    """The values of a plug-in's ``CALLBACKS``."""
     try:
         return list(table_in(plugin, "CALLBACKS", Callback).values())
     except ImportError as error:
@@ -57,17 +53,11 @@ def callbacks_of(plugin: str) -> list[Callback]:
 
 @dataclass
 class Telling:
-    """All callbacks of a run, as a context around it.
+    """All callbacks of a run, as a context around it."""
 
-    Attributes:
-        callbacks: who is told, in this order.
-        started: whether the run has come to its first question.
-        summary: what the run ended with, once it has.
-    """
-
-    callbacks: Sequence[Callback]
-    started: Sequence[Callback] = ()
-    summary: Mapping[str, Any] | None = None
+    callbacks: Sequence[Callback]  # who is told, in this order
+    started: Sequence[Callback] = ()  # whether the run has come to its first question
+    summary: Mapping[str, Any] | None = None  # what the run ended with, once it has
 
     def start(self, config: RunConfig, folder: Path | None, rows: Sequence[Row]) -> None:
         """Tell all of them that the run begins, with copies of the rows so far."""

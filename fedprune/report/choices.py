@@ -11,8 +11,7 @@ from fedprune.options.refusal import counted
 from fedprune.report import drawing
 from fedprune.report.reading import percent, short_name, significant
 
-NAMED = 4
-"""So many curves have a name in the figure: those of the layers that bear least."""
+NAMED = 4  # So many curves have a name in the figure: those of the layers that bear least
 
 
 @drawing.styled

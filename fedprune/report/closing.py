@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fedprune.records.staying import empty_summary
-from fedprune.report.gap import gap_words
 from fedprune.report.privacy_lines import after
-from fedprune.report.reading import SPACE, size, worded
+from fedprune.report.reading import SPACE, significant, size, worded
 from fedprune.report.round_table import reduced_cell
 from fedprune.report.unpruned import model_word
 from fedprune.tasks.measures import beside, metric_of
@@ -88,7 +87,6 @@ def best_lines(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _over_clients(summary: Mapping[str, Any]) -> list[str]:
-    """How quality is spread over clients."""
     told = summary.get("client_spread") or {}
     names = {"worst_tenth": "worst tenth", "p10": "10 %", "p50": "median", "p90": "90 %"}
     return [
@@ -101,7 +99,6 @@ def _over_clients(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _devices(summary: Mapping[str, Any]) -> list[str]:
-    """What a run took the simulated devices."""
     told = summary.get("devices")
     if not told:
         return []
@@ -110,7 +107,6 @@ def _devices(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _earlier(summary: Mapping[str, Any]) -> list[str]:
-    """What has become of the task of the run that this one continues."""
     before = summary.get("before")
     if not before:
         return []
@@ -133,7 +129,6 @@ def _reduced(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _smaller(summary: Mapping[str, Any]) -> list[str]:
-    """What was really taken out of the model."""
     left, whole = summary["parameters_left"], summary["parameters"]
     if left == whole:
         return []
@@ -186,10 +181,49 @@ def figure(value: float | None, digits: int) -> str:
     return f"{value:.{digits}f}" if abs(value) < _WIDE else f"{value:.{digits + 1}g}"
 
 
-_WIDE = 1e5
-"""From here on a number is shown by its first digits and an exponent."""
+_WIDE = 1e5  # From here on a number is shown by its first digits and an exponent
 
 
 def in_bytes(count: float) -> str:
     """A number of bytes for people, three significant digits: as the report has it."""
     return size(count).replace(SPACE, " ")
+
+
+BY_CONSTRUCTION = (
+    "It is 1 by construction: sums of everyone are those of pooled data, and nobody trains."
+)
+
+
+def gap_words(told: Mapping[str, Any] | None) -> list[str]:
+    """What a summary says of the gap, a sentence each; nothing where it says nothing.
+
+    `told`: ``gap_closure`` of a summary, as `fedprune.records.gap.gap_of` has it.
+    """
+    if not told:
+        return []
+    sides = {name: _side(found) for name, found in told["losses"].items()}
+    value = told["value"]
+    head = f"Not said: {told['withheld']}" if value is None else f"{significant(value)} is closed"
+    losses = (
+        f"test loss {sides['local']} of clients alone, {sides['federated']} federated, "
+        f"{sides['centralised']} of pooled data"
+    )
+    error = told.get("standard_error")
+    width = told.get("denominator")
+    about = "" if error is None else f"; local less centralised {significant(width)}"
+    about += "" if error is None else f" (standard error {significant(error)})"
+    return [f"{head}: {losses}{about}.", *([BY_CONSTRUCTION] if told["by_construction"] else [])]
+
+
+def _side(found: Mapping[str, Any]) -> str:
+    deviation = found["deviation"]
+    spread = "" if deviation is None else f" ({significant(deviation)} over {found['count']})"
+    return significant(found["mean"]) + spread
+
+
+ALONE = (
+    "The arm centralised is played in this process, by one client with all data: no release of "
+    "anybody's, and not in the ledger. Clients of the arm local-only would send nothing; here the "
+    "server plays them, and what it asks is in the ledger."
+)
+"""What is said of arms that no federation plays."""

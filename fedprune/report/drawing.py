@@ -16,17 +16,9 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
-from matplotlib.ticker import (
-    MaxNLocator,
-    PercentFormatter,
-)
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from fedprune.report.reading import (
-    SPACE,
-    arms,
-    pruning_rounds,
-    series,
-)
+from fedprune.report.reading import SPACE, arms, pruning_rounds, series
 from fedprune.server.rows import Row
 
 P = ParamSpec("P")
@@ -34,8 +26,7 @@ P = ParamSpec("P")
 INK, FAINT, PAPER = "#777b82", "#8b9098", "#ffffff"
 GROUNDS = ("#ffffff", "#0d1117")
 """What a PNG is looked at on: white, and GitHub's dark page."""
-TRACK = 0.25
-"""Alpha of `FAINT` behind a bar: faint enough for what is written on it."""
+TRACK = 0.25  # Alpha of `FAINT` behind a bar: faint enough for what is written on it
 # Okabe and Ito's palette, told apart by colour-blind readers; each arm has its own dashes too.
 _MAIN = ("#0072b2", "-", "o")
 ARMS = {
@@ -71,8 +62,7 @@ STYLE: Any = {  # matplotlib names its keys one by one, by version
     "lines.markersize": 2.8,
     "svg.fonttype": "none",
 }
-MOST_MARKS = 60
-"""More rounds than this have no mark each."""
+MOST_MARKS = 60  # More rounds than this have no mark each
 WIDTH, HEIGHT = 4.2, 2.6  # inches: small, so that text stays readable when scaled to a phone
 LEGEND_ROWS = 3
 

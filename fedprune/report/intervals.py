@@ -60,7 +60,6 @@ def noise_on_measures(run: Run) -> float:
 
 
 def _why_none(run: Run) -> str:
-    """Why clients were not resampled."""
     if run.config.get("secure", "none") != "none":
         return f"{_NEEDS}, which secure sums hide"
     if run.config.get("dp", "none") != "none":

@@ -18,8 +18,7 @@ log = logging.getLogger("fedprune")
 FIRST_PAGE = 20.0
 """Seconds from a run's first question to its first page; one that is shorter has it at its end."""
 
-SHARE = 0.05
-"""The largest part of a run's time that its page takes, while it goes."""
+SHARE = 0.05  # The largest part of a run's time that its page takes, while it goes
 
 
 class LivePage(Callback):

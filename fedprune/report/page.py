@@ -9,8 +9,8 @@ from pathlib import Path
 from markupsafe import Markup
 
 from fedprune.records.staying import empty_summary
+from fedprune.report.closing import ALONE, gap_words
 from fedprune.report.figures import figures_in
-from fedprune.report.gap import ALONE, gap_words
 from fedprune.report.picture import Picture, svg, write_plots
 from fedprune.report.pictures import pictures
 from fedprune.report.privacy import (
@@ -20,13 +20,7 @@ from fedprune.report.privacy import (
     statement_of,
     sum_notices,
 )
-from fedprune.report.reading import (
-    Run,
-    arms,
-    baselines_in,
-    read_run,
-    worded,
-)
+from fedprune.report.reading import Run, arms, baselines_in, read_run, worded
 from fedprune.report.round_table import round_table
 from fedprune.report.sentences import (
     earlier_task,
@@ -107,6 +101,5 @@ def write_html(folder: Path, run: Run, made: dict[str, Picture]) -> Path:
 
 
 def _commands(run: Run) -> list[tuple[str, str]]:
-    """What to type to have this run again or to go on with it."""
     told = (("Repeat", run.summary.get("command")), ("Resume", run.summary.get("resume")))
     return [(what, str(command)) for what, command in told if command]

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 from fedprune.records.choices import sensitivity_in, tried_in
 from fedprune.report import plots
-from fedprune.report.architecture import architecture_figure, architecture_finding
 from fedprune.report.choices import (
     sensitivity_figure,
     sensitivity_finding,
@@ -13,12 +12,8 @@ from fedprune.report.choices import (
     tried_finding,
 )
 from fedprune.report.picture import Picture
-from fedprune.report.privacy import (
-    curve_figure,
-    curve_finding,
-    epsilon_figure,
-    epsilon_finding,
-)
+from fedprune.report.plots import architecture_figure, architecture_finding
+from fedprune.report.privacy import curve_figure, curve_finding, epsilon_figure, epsilon_finding
 from fedprune.report.reading import (
     Run,
     arms,
@@ -51,21 +46,13 @@ def pictures(run: Run) -> dict[str, Picture]:
         *choices(run),
         *privacy(run),
     )
-    made = tuple(_words_alone(picture) for picture in made) if _one_round(run) else made
+    if len({row["round"] for row in run.rows}) == 1:  # a single point is no curve
+        made = tuple(replace(p, figure=None) if p.name in OVER_ROUNDS else p for p in made)
     return {picture.name: picture for picture in made}
 
 
 OVER_ROUNDS = {"quality", "sparsity", "bytes", "agreement", "epsilon"}
 """Pictures whose axis is the rounds."""
-
-
-def _one_round(run: Run) -> bool:
-    return len({row["round"] for row in run.rows}) == 1
-
-
-def _words_alone(picture: Picture) -> Picture:
-    """Of one round the words of a picture over rounds: a single point is no curve."""
-    return replace(picture, figure=None) if picture.name in OVER_ROUNDS else picture
 
 
 def choices(run: Run) -> list[Picture]:

@@ -64,8 +64,7 @@ def _simulated(run: Run) -> str:
     return f" ({SIMULATED})" if run.config.get("noise-source") == "seeded" else ""
 
 
-NOTICES_SHOWN = 5
-"""More of them are in rounds.jsonl."""
+NOTICES_SHOWN = 5  # More of them are in rounds.jsonl
 
 
 def sum_notices(run: Run) -> list[str]:
@@ -78,8 +77,7 @@ def other_notices(run: Run) -> list[str]:
     return _told_notices(run, sums=False)
 
 
-_OF_A_SUM = re.compile(r"\w+: (the secure|this) sum ")
-"""How a notice about a secure sum begins."""
+_OF_A_SUM = re.compile(r"\w+: (the secure|this) sum ")  # How a notice about a secure sum begins
 
 
 def _told_notices(run: Run, *, sums: bool) -> list[str]:

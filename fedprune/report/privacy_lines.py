@@ -11,8 +11,7 @@ from fedprune.config.terms import colluders_of, keys_follow, others_of, simulate
 from fedprune.options.refusal import counted
 from fedprune.privacy.accounting_terms import SIMULATED
 
-_MUCH = 0.05
-"""Noise on an accuracy beyond which it says nothing worth reading."""
+_MUCH = 0.05  # Noise on an accuracy beyond which it says nothing worth reading
 
 _OF = {"client": "of a client", "example": "of an example"}
 

@@ -19,10 +19,7 @@ def rounds_left(config: RunConfig, arm: str, round_: int) -> int:
     round of one counts as its part of a cohort. Of a run that ends early, by its patience or its
     budget, these are more than come.
 
-    Args:
-        config: of the run.
-        arm: that is played now.
-        round_: its last that is over.
+    `round_`: its last that is over.
     """
     arms = list(config.baselines)
     later = arms[arms.index(arm) + 1 :] if arm in arms else arms
@@ -30,7 +27,6 @@ def rounds_left(config: RunConfig, arm: str, round_: int) -> int:
 
 
 def _rounds_in(config: RunConfig, baseline: str) -> int:
-    """How many rounds an arm beside the run takes."""
     if baseline == LOCAL:
         return ceil(config.rounds * config.clients / config.cohort)
     return config.rounds - (0 if baseline in OWN_START else config.warmup)
@@ -38,17 +34,11 @@ def _rounds_in(config: RunConfig, baseline: str) -> int:
 
 @dataclass
 class RoundTimes:
-    """What rounds have taken so far in this process.
+    """What rounds have taken so far in this process."""
 
-    Attributes:
-        config: of the run.
-        seconds: of all rounds that were played.
-        rounds: how many these are.
-    """
-
-    config: RunConfig
-    seconds: float = 0.0
-    rounds: int = 0
+    config: RunConfig  # of the run
+    seconds: float = 0.0  # of all rounds that were played
+    rounds: int = 0  # how many these are
 
     def left(self, row: Row, seconds: float) -> str:
         """After a round: about how long the rest takes, in words; "" after the last one.

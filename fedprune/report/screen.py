@@ -36,14 +36,6 @@ from fedprune.tasks.coverage import reading_summary
 from fedprune.tasks.owners import sentences
 
 
-def _doing(phase: str) -> str:
-    return (
-        KINDS[phase].doing
-        if phase in KINDS
-        else {"hello": "joining"}.get(phase, f"in phase {phase}")
-    )
-
-
 class _Console(Console):
     def on_broken_pipe(self) -> None:
         """Leave to the command what to say: rich would end it without a word."""
@@ -77,10 +69,7 @@ class Screen:
     def opening(self, config: RunConfig, folder: Path | None, *, own_data: bool = False) -> None:
         """What will run, as far as the configuration tells.
 
-        Args:
-            config: of the run.
-            folder: where its results go.
-            own_data: whether clients are devices, which have data of their own.
+        `own_data`: whether clients are devices, which have data of their own.
         """
         task = tasks_of(config.plugin)[config.task]
         self.metric, self.pace = task.metric, RoundTimes(config)
@@ -196,12 +185,14 @@ class Screen:
             self.bar.update(self.task, left=self.pace.left(row, seconds))
         for failure in row["failures"]:
             where = f" {failure['field']}:" if failure["field"] else ""
+            phase = failure["phase"]
+            known = KINDS[phase].doing if phase in KINDS else f"in phase {phase}"
+            doing = "joining" if phase == "hello" else known
             self.line(
-                f"        client {failure['partition']} failed while {_doing(failure['phase'])}:"
+                f"        client {failure['partition']} failed while {doing}:"
                 f"{where} {failure['reason']}",
                 "yellow",
             )
-
         undone, out = row.get("undone"), left_out_text(row.get("left_out"))
         said = [undone, out and f"left out for their strikes: {out}", *(row.get("notices") or ())]
         for notice in filter(None, said):

@@ -21,12 +21,7 @@ from fedprune.report.reading import (
     worded,
 )
 from fedprune.report.round_table import reduced_cell
-from fedprune.report.tables import (
-    measured_columns,
-    results,
-    shorten,
-    test_figure,
-)
+from fedprune.report.tables import measured_columns, results, shorten, test_figure
 from fedprune.report.unpruned import nothing_pruned
 from fedprune.tasks.coverage import reading_summary
 from fedprune.tasks.measures import metric_of

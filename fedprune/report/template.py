@@ -44,8 +44,7 @@ FIGURE = """\
 """
 """The macro that draws a `fedprune.report.picture.Picture`, whose `svg` is not escaped."""
 
-_CONTENTS = "<!-- contents -->"
-"""Where the list of sections goes."""
+_CONTENTS = "<!-- contents -->"  # Where the list of sections goes
 
 
 def framed(header: str, main: str, images: bool = False) -> str:
@@ -53,10 +52,7 @@ def framed(header: str, main: str, images: bool = False) -> str:
 
     It takes its `title` and a `kicker`, the line above: the command that it is of.
 
-    Args:
-        header: what is below its title.
-        main: the rest; may use the macros `table` and `figure`.
-        images: its figures hold some.
+    `main`: the rest; may use the macros `table` and `figure`. `images`: its figures hold some.
     """
     allowed = "img-src data:; " if images else ""
     return f"""\

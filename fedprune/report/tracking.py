@@ -17,31 +17,24 @@ from typing import Any
 
 from fedprune.config import RunConfig
 from fedprune.config.options import TRACKERS, Results
-from fedprune.options.refusal import ConfigError
+from fedprune.options.refusal import ConfigError, refuse
 from fedprune.records.arms import PRUNED
 from fedprune.report.board import STEP, scalars, tests_of
 from fedprune.report.callback import Callback
 from fedprune.server.rows import Row
 
-PROJECT = "fedprune"
-"""Project of W&B, unless WANDB_PROJECT names one, and experiment of MLflow."""
+PROJECT = "fedprune"  # Project of W&B, unless WANDB_PROJECT names one, and experiment of MLflow
 
 CSV_NAME = "rounds.csv"
-_PARAMS = 100
-"""As many options as MLflow takes in one call."""
+_PARAMS = 100  # As many options as MLflow takes in one call
 
 
 class Tracker(Callback):
-    """What the trackers share: names of metrics, and a resumed run's rows told again.
-
-    Attributes:
-        last: the last round of each arm so far.
-        begun: whether the library has opened its run, which is then to be closed.
-    """
+    """What the trackers share: names of metrics, and a resumed run's rows told again."""
 
     def __init__(self) -> None:
-        self.last: dict[str, int] = {}
-        self.begun = False
+        self.last: dict[str, int] = {}  # the last round of each arm so far
+        self.begun = False  # whether the library has opened its run, which is then to be closed
 
     def started(self, config: RunConfig, folder: Path | None, rows: Sequence[Row]) -> None:
         """Begin a run of the tracker.
@@ -50,9 +43,7 @@ class Tracker(Callback):
             ConfigError: the run has no folder, or the library refuses; one line.
         """
         if folder is None:
-            raise ConfigError(
-                f"track={config.track!r}: the run keeps no folder; allowed: a folder, or no tracker"
-            )
+            refuse("track", config.track, "the run keeps no folder", "a folder, or no tracker")
         self.last, self.begun = {}, False
         told = config.model_dump(mode="json", exclude_none=True)
         try:
@@ -180,11 +171,7 @@ _KINDS = {"wandb": WandbTracker, "mlflow": MlflowTracker, "csv": CsvTracker}
 
 
 def check_trackers(config: Results) -> None:
-    """Refuse a tracker whose library is not installed.
-
-    Raises:
-        ConfigError: one line with the command that installs it.
-    """
+    """Refuse a tracker whose library is not installed."""
     for name in config.track:
         if name != "csv" and importlib.util.find_spec(name) is None:
             raise ConfigError(
@@ -194,10 +181,6 @@ def check_trackers(config: Results) -> None:
 
 
 def trackers_of(config: Results) -> list[Callback]:
-    """The trackers that a configuration asks for, each once.
-
-    Raises:
-        ConfigError: as `check_trackers`.
-    """
+    """The trackers that a configuration asks for, each once."""
     check_trackers(config)
     return [_KINDS[name]() for name in TRACKERS if name in config.track]

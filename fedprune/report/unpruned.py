@@ -7,8 +7,7 @@ from typing import Any
 from fedprune.records.arms import PRUNED
 from fedprune.report.reading import Run, number
 
-UNPRUNED = "trained"
-"""What the main arm of a run is called in which nothing was pruned."""
+UNPRUNED = "trained"  # What the main arm of a run is called in which nothing was pruned
 
 AVERAGED = "averaged"
 """What it is called where clients' own models are pruned, and the server's, their mean, is not."""

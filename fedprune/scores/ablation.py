@@ -14,12 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedprune.scores.score import (
-    Evidence,
-    Probe,
-    Shapes,
-    Statistic,
-)
+from fedprune.scores.score import Evidence, Probe, Shapes, Statistic
 from fedprune.selection.units import unit_count, unit_labels
 from fedprune.structure.layers import (
     as_output,
@@ -34,8 +29,7 @@ from fedprune.structure.layout import Layout, as_rows
 from fedprune.tasks.task import Part, examples
 from fedprune.tensors.named import Tensors
 
-_CHANGES = "ablation"
-"""The summand of larger units: Σ L(without) - L(with), for every unit."""
+_CHANGES = "ablation"  # The summand of larger units: Σ L(without) - L(with), for every unit
 
 _AT_ONCE = 2**15
 """How many numbers of a batch's largest tensor go through at once, all copies together."""
@@ -46,19 +40,12 @@ Labels = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Patches:
-    """Parts of one weight that belong to units, all of one shape, in the (out, columns) view.
+    """Parts of one weight that belong to units, all of one shape, in the (out, columns) view."""
 
-    Attributes:
-        copies: (patches,), the copy of the batch that a patch is taken off.
-        rows: (patches, height).
-        columns: (patches, width).
-        weights: (patches, height, width), 0 where a place inside does not belong to the unit.
-    """
-
-    copies: Tensor
-    rows: Tensor
-    columns: Tensor
-    weights: Tensor
+    copies: Tensor  # (patches,), the copy of the batch that a patch is taken off
+    rows: Tensor  # (patches, height)
+    columns: Tensor  # (patches, width)
+    weights: Tensor  # (patches, height, width), 0 where a place inside does not belong to the unit
 
 
 class _NotBatched(Exception):
@@ -106,24 +93,20 @@ def _alive(labels: Labels, probe: Probe) -> Tensor:
 
 def _one_by_one(probe: Probe, labels: Labels, units: Tensor) -> Tensor:
     parameters = parameters_of(probe.model, list(labels))
-    whole, changes = _loss(probe), torch.zeros(len(units), dtype=torch.float64)
+    whole, changes = probe.total_loss(), torch.zeros(len(units), dtype=torch.float64)
     sent = {name: p.clone() for name, p in parameters.items()}
     try:
         for i, unit in enumerate(units.tolist()):
             hit = [name for name, label in labels.items() if bool((label == unit).any())]
             for name in hit:
                 parameters[name].masked_fill_((labels[name] == unit).to(sent[name].device), 0.0)
-            changes[i] = _loss(probe) - whole
+            changes[i] = probe.total_loss() - whole
             for name in hit:
                 parameters[name].copy_(sent[name])
     finally:
         for name, p in parameters.items():
             p.copy_(sent[name])
     return changes
-
-
-def _loss(probe: Probe) -> float:
-    return sum(float(probe.loss(probe.model, batch).total) for batch in probe.batches)
 
 
 def _batched(probe: Probe, labels: Labels, units: Tensor) -> Tensor:
@@ -134,8 +117,8 @@ def _batched(probe: Probe, labels: Labels, units: Tensor) -> Tensor:
         raise _NotBatched
     whole = [_each(probe, batch).sum().item() for batch in probe.batches]
     changes = torch.zeros(len(units), dtype=torch.float64)
-    done = 0
-    for chunk in units.split(_at_once(probe)):
+    largest, done = max(t.numel() for batch in probe.batches for t in batch.values()), 0
+    for chunk in units.split(max(1, _AT_ONCE // largest)):
         patches = {n: list(_patches(probe, n, label, chunk)) for n, label in labels.items()}
         for batch, before in zip(probe.batches, whole, strict=True):
             after = _without(probe, batch, len(chunk), layers, patches)
@@ -149,11 +132,6 @@ def _each(probe: Probe, batch: Part) -> Tensor:
     if each is None:
         raise _NotBatched
     return each.double().cpu()
-
-
-def _at_once(probe: Probe) -> int:
-    largest = max(t.numel() for batch in probe.batches for t in batch.values())
-    return max(1, _AT_ONCE // largest)
 
 
 def _without(
@@ -171,7 +149,8 @@ def _without(
             return None
         if x.shape[0] % rows or y.shape[0] != x.shape[0]:
             raise _NotBatched
-        inputs = input_rows(layer, x).reshape(copies, -1, _columns(layer, x))
+        inputs = input_rows(layer, x)
+        inputs = inputs.reshape(copies, -1, inputs.shape[-1])
         outputs = output_rows(layer, y)
         shaped = outputs.reshape(copies, -1, outputs.shape[-1]).clone()
         for patch in patches[name]:
@@ -185,17 +164,11 @@ def _without(
     return summed
 
 
-def _columns(layer: nn.Module, x: Tensor) -> int:
-    return input_rows(layer, x[:1]).shape[-1]
-
-
 def _take_off(outputs: Tensor, inputs: Tensor, patch: Patches) -> None:
     """What the patches add to the outputs of their copies goes, in place.
 
-    Args:
-        outputs: (copies, rows of data, out).
-        inputs: (copies, rows of data, columns).
-        patch: some patches; no two of one copy share a row of the weight.
+    `outputs`: (copies, rows of data, out). `inputs`: (copies, rows of data, columns). `patch`: some
+    patches; no two of one copy share a row of the weight.
     """
     x = inputs[patch.copies]
     columns = patch.columns[:, None, :].expand(-1, x.shape[1], -1)

@@ -7,34 +7,25 @@ included. A block that hardly turns its input scores low.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from fedprune.scores.score import (
-    Evidence,
-    Probe,
-    Shapes,
-    Statistic,
-)
+from fedprune.scores.score import Evidence, Probe, Shapes, Statistic, unrecognised
 from fedprune.streaming.blocks import send_through
 from fedprune.structure.layout import Layout
 from fedprune.tensors.hooks import removed_after
 from fedprune.tensors.lazy import shapes_of
 from fedprune.tensors.named import Tensors
 
-INFLUENCE = "block_influence"
-"""The summand: a row (Σ 1 - cos, tokens) for every block."""
+INFLUENCE = "block_influence"  # The summand: a row (Σ 1 - cos, tokens) for every block
 
 
 def _shapes(layout: Layout, _names: Sequence[str], _unit: str, _probes: int) -> Shapes:
     blocks = len(layout.structure.blocks)
     if not blocks:
-        raise ValueError(
-            f"score={INFLUENCE!r}: no blocks were recognised in this model; "
-            "allowed: models of the families in --list, or another score"
-        )
+        raise unrecognised(INFLUENCE, "blocks")
     return {INFLUENCE: torch.Size([blocks, 2])}
 
 
@@ -76,12 +67,13 @@ def block_influence(evidence: Evidence) -> Tensors:
     """Every weight's score is the influence of its block; 0 of what is in none and always stays."""
     turned, tokens = evidence.sums[INFLUENCE].unbind(-1)
     mean = (turned / tokens.clamp(min=1.0)).tolist()
-    of_block = {
-        name: mean[i]
-        for i, block in enumerate(evidence.layout.structure.blocks)
-        for name in block.tensors
-    }
+    blocks = enumerate(evidence.layout.structure.blocks)
+    return by_name(evidence, {name: mean[i] for i, block in blocks for name in block.tensors})
+
+
+def by_name(evidence: Evidence, scores: Mapping[str, float]) -> Tensors:
+    """Tensors of one score each, float64; 0 of those without one."""
     return {
-        name: torch.full(shape, of_block.get(name, 0.0), dtype=torch.float64)
+        name: torch.full(shape, scores.get(name, 0.0), dtype=torch.float64)
         for name, shape in shapes_of(evidence.weights).items()
     }

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.randomness import generator
-from fedprune.scores.score import Evidence, Probe, Shapes, Statistic
+from fedprune.scores.block_influence import by_name
+from fedprune.scores.score import Evidence, Probe, Shapes, Statistic, unrecognised
 from fedprune.streaming.blocks import send_through
 from fedprune.structure.groups import Block, stacks_of
 from fedprune.structure.layout import Layout
@@ -37,10 +38,7 @@ PROJECTED = 64
 def _shapes(layout: Layout, _names: Sequence[str], _unit: str, _probes: int) -> Shapes:
     stacks = stacks_of(layout)
     if not stacks:
-        raise ValueError(
-            f"score={SIMILARITY!r}: no blocks were recognised in this model; "
-            "allowed: models of the families in --list, or another score"
-        )
+        raise unrecognised(SIMILARITY, "blocks")
     sides = [len(blocks) * PROJECTED + 1 for blocks in stacks]
     return {f"{SIMILARITY} {i}": torch.Size([side, side]) for i, side in enumerate(sides)}
 
@@ -134,10 +132,7 @@ def block_similarity(evidence: Evidence) -> Tensors:
         alive = torch.tensor([_is_alive(block, evidence.masks) for block in blocks])
         nearest = (like * alive).tril(-1).max(1).values.tolist()
         of_block |= {n: 1.0 - nearest[i] for i, b in enumerate(blocks) for n in b.tensors}
-    return {
-        name: torch.full(w.shape, of_block.get(name, 0.0), dtype=torch.float64)
-        for name, w in evidence.weights.items()
-    }
+    return by_name(evidence, of_block)
 
 
 def _is_alive(block: Block, masks: Masks) -> bool:

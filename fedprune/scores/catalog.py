@@ -15,7 +15,18 @@ from fedprune.scores.block_influence import ASK_BLOCK_INFLUENCE as ASK_INFLUENCE
 from fedprune.scores.block_influence import block_influence
 from fedprune.scores.block_similarity import ASK_BLOCK_SIMILARITY as ASK_SIMILARITY
 from fedprune.scores.block_similarity import block_similarity
-from fedprune.scores.columns import by_input, ria, wanda, wanda_by_row
+from fedprune.scores.columns import (
+    by_input,
+    fisher,
+    magnitude,
+    mean_magnitude,
+    mean_of_sums,
+    negative_mean,
+    random_score,
+    ria,
+    wanda,
+    wanda_by_row,
+)
 from fedprune.scores.contribution import ASK_CONTRIBUTION, contribution
 from fedprune.scores.flap import ASK_FLUCTUATION, flap, mean_outputs
 from fedprune.scores.gradient_statistics import (
@@ -28,21 +39,7 @@ from fedprune.scores.gradient_statistics import (
 )
 from fedprune.scores.grasp import ASKS as ASKS_GRASP
 from fedprune.scores.grasp import grasp
-from fedprune.scores.inputs import (
-    absolutes,
-    inputs_ask,
-    nonzeros,
-    products,
-    squares,
-)
-from fedprune.scores.means import (
-    fisher,
-    magnitude,
-    mean_magnitude,
-    mean_of_sums,
-    negative_mean,
-    random_score,
-)
+from fedprune.scores.inputs import absolutes, inputs_ask, nonzeros, products, squares
 from fedprune.scores.perturbation import ASK_PERTURBATION, perturbation, standard_error
 from fedprune.scores.score import ByBlock, ByTensor, Score
 from fedprune.scores.sparsegpt import obs, step

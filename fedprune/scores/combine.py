@@ -22,24 +22,18 @@ Merge = Callable[[Tensor, float], Tensor]
 
 @dataclass(frozen=True)
 class Combine:
-    """One way to combine clients.
+    """One way to combine clients."""
 
-    Attributes:
-        summary: one line for ``--list``.
-        source: where it is from.
-        pooled: statistics are summed and scored afterwards; otherwise each client scores.
-        valued: clients send their (transformed) scores; votes alone otherwise.
-        transform: what a client does to its own scores before it sends them.
-        within: between which numbers what a client sends lies.
-        merge: from the scores one by one; None: their weighted mean, which needs only the sum.
-    """
-
-    summary: str
-    source: str
+    summary: str  # one line for ``--list``
+    source: str  # where it is from
+    # statistics are summed and scored afterwards; otherwise each client scores
     pooled: bool = False
-    valued: bool = True
+    valued: bool = True  # clients send their (transformed) scores; votes alone otherwise
+    # what a client does to its own scores before it sends them
     transform: Callable[[Tensor], Tensor] = lambda flat: flat
+    # from the scores one by one; None: their weighted mean, which needs only the sum
     merge: Merge | None = None
+    # between which numbers what a client sends lies
     within: tuple[float, float] = (-math.inf, math.inf)
 
 

@@ -14,19 +14,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedprune.scores.gradients import by_batch, taylor
-from fedprune.scores.score import (
-    Evidence,
-    Probe,
-    Shapes,
-    Statistic,
-)
+from fedprune.scores.gradients import SumOverBatches, taylor
+from fedprune.scores.score import Evidence, Probe, Shapes, Statistic
 from fedprune.selection.units import unit_count, unit_labels
 from fedprune.structure.layout import Layout
 from fedprune.tensors.named import Tensors
 
-GATES = "gates"
-"""The summand: Σ w·∂L/∂w over the columns that read a unit, for every unit."""
+GATES = "gates"  # The summand: Σ w·∂L/∂w over the columns that read a unit, for every unit
 
 
 def _labels(layout: Layout, names: Sequence[str], unit: str) -> dict[str, Tensor]:
@@ -45,7 +39,7 @@ def _shapes(layout: Layout, names: Sequence[str], unit: str, _probes: int) -> Sh
 
 def _collect(probe: Probe) -> Tensors:
     labels = _labels(probe.layout, probe.prunable, probe.unit)
-    sums = by_batch(taylor)(probe)
+    sums = SumOverBatches(taylor)(probe)
     gates = torch.zeros(unit_count(labels), dtype=torch.float64)
     for name in _readers(probe.layout) & labels.keys():
         inside = labels[name] >= 0

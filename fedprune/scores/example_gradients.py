@@ -26,21 +26,15 @@ from fedprune.structure.layers import parameters_of
 from fedprune.tasks.task import Loss, Part, batches, examples
 from fedprune.tensors.named import Tensors, wide, wide_zeros
 
-_AT_ONCE = 2**22
-"""How many numbers the gradients of some examples may be that are held at once."""
+_AT_ONCE = 2**22  # How many numbers the gradients of some examples may be that are held at once
 
 
 @dataclass(frozen=True)
 class SumOverExamples:
-    """A statistic that is Σ over examples of a function of a weight and an example's gradient.
+    """A statistic that is Σ over examples of a function of a weight and an example's gradient."""
 
-    Attributes:
-        each: that function; an example is one row of a batch.
-        collect: how the sum is taken where single examples do not matter.
-    """
-
-    each: Each
-    collect: Callable[[Probe], Tensors]
+    each: Each  # that function; an example is one row of a batch
+    collect: Callable[[Probe], Tensors]  # how the sum is taken where single examples do not matter
 
     def __call__(self, probe: Probe) -> Tensors:
         """The sum over the probe's batches, as `fedprune.scores.score.Statistic.collect`."""
@@ -88,35 +82,23 @@ def of_examples(each: Each, probe: Probe) -> Iterator[Tensors]:
 
 
 class Some(NamedTuple):
-    """Some examples of a batch.
+    """Some examples of a batch."""
 
-    Attributes:
-        gradients: of each one's summed loss, (examples, *shape of the parameter), by name.
-        rows: the examples themselves.
-        loss: summed over them.
-        labels: how many it is summed over.
-    """
-
-    gradients: Tensors
-    rows: Part
-    loss: float
-    labels: int
+    gradients: Tensors  # of each one's summed loss, (examples, *shape of the parameter), by name
+    rows: Part  # the examples themselves
+    loss: float  # summed over them
+    labels: int  # how many it is summed over
 
 
 @dataclass
 class ExampleGradients:
-    """Takes gradients of single examples of a model in eval mode, which stays as it is.
+    """Takes gradients of single examples of a model in eval mode, which stays as it is."""
 
-    Attributes:
-        model: holds the weights.
-        loss: sums over a batch, to which every example adds what it would by itself.
-        names: the parameters asked about.
-        at_once: whether batches of a size can be taken at once, by size, as far as is known.
-    """
-
-    model: nn.Module
+    model: nn.Module  # holds the weights
+    # sums over a batch, to which every example adds what it would by itself
     loss: Callable[[nn.Module, Part], Loss]
-    names: Sequence[str]
+    names: Sequence[str]  # the parameters asked about
+    # whether batches of a size can be taken at once, by size, as far as is known
     at_once: dict[int, bool] = field(default_factory=dict)
 
     def of(self, batch: Part) -> Iterator[Some]:
@@ -205,7 +187,6 @@ def _call_of(model: nn.Module, args: Any, kwargs: Any, output: Any) -> _Call:
 
 
 def _tensors(output: Any) -> list[Tensor]:
-    """What the model gives that can be differentiated."""
     leaves = tree_flatten(output)[0]
     return [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
 

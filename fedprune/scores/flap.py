@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fedprune.scores.inputs import inputs_of, rows_of, sums_of
-from fedprune.scores.score import Evidence, Probe, Shapes, Statistic
+from fedprune.scores.score import Evidence, Probe, Shapes, Statistic, unrecognised
 from fedprune.scores.two_sums import summed_twice
 from fedprune.structure.groups import Group, UnitSlice
 from fedprune.structure.layout import Layout, as_rows, from_rows
@@ -43,10 +43,7 @@ def _shapes(layout: Layout, names: Sequence[str], unit: str, _probes: int) -> Sh
         shapes[inputs_of(part.tensor)] = shapes[sums_of(part.tensor)] = columns
         shapes[rows_of(part.tensor)] = torch.Size([1])
     if not shapes and not any(_readers(layout, layout.prunable, unit)):
-        raise ValueError(
-            "score='flap': no heads or neurons were recognised in this model; "
-            "allowed: models of the families in --list, or another score"
-        )
+        raise unrecognised("flap", "heads or neurons")
     return shapes
 
 

@@ -1,9 +1,8 @@
 """Statistics of gradients: one function of a weight and a gradient, summed in four ways.
 
 Over batches and in passing while a client tunes (`by_batch`, `watched`), over the whole shard at
-once (`by_client`) or over single examples
-(`fedprune.scores.example_gradients`). What is linear in the
-gradient is the same in all but the second of these, where the weights move from step to step.
+once (`by_client`) or over single examples (`fedprune.scores.example_gradients`). What is linear in
+the gradient is the same in all but the second of these, where the weights move from step to step.
 """
 
 from __future__ import annotations
@@ -77,9 +76,7 @@ class SumOverBatches:
         return {name: _sum_of(sums, name, p) for name, p in parameters.items()}
 
 
-def by_batch(each: Each) -> SumOverBatches:
-    """Σ over batches of `each`."""
-    return SumOverBatches(each)
+by_batch = SumOverBatches
 
 
 def by_client(each: Each) -> Callable[[Probe], Tensors]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fedprune.scores.gradients import by_batch, gradient, watched
+from fedprune.scores.gradients import SumOverBatches, gradient, watched
 from fedprune.scores.score import FORWARDS_OF_A_STEP, Evidence, Probe, Statistic
 from fedprune.structure.layers import parameters_of
 from fedprune.tensors.named import Tensors, wide_zeros
@@ -50,7 +50,7 @@ def _product(probe: Probe, batch: Tensors) -> Tensors:
 
 
 ASKS = (
-    Statistic(by_batch(gradient), watch=watched(gradient)),
+    Statistic(SumOverBatches(gradient), watch=watched(gradient)),
     Statistic(
         _hessian_times,
         given=_mean_gradient,

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from fedprune.scores.inputs import inputs_of, rows_of, sums_of
-from fedprune.scores.score import (
-    Evidence,
-)
+from fedprune.scores.score import Evidence
 from fedprune.structure.groups import input_of
 
 

@@ -18,20 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedprune.scores.score import (
-    Probe,
-    Shapes,
-    Statistic,
-    Watcher,
-)
+from fedprune.scores.score import Probe, Shapes, Statistic, Watcher
 from fedprune.streaming.blocks import send_through
 from fedprune.structure.groups import input_of
-from fedprune.structure.layers import (
-    groups,
-    input_rows,
-    layers_of,
-    watching,
-)
+from fedprune.structure.layers import groups, input_rows, layers_of, watching
 from fedprune.structure.layout import Layout, as_rows
 from fedprune.tensors.lazy import joined_to
 from fedprune.tensors.named import Tensors
@@ -78,9 +68,7 @@ def sums_of(name: str) -> str:
 def inputs_ask(each: _Each, *, square: bool = False) -> Statistic:
     """The question for such sums, in a pass of their own (1 forward) or while tuning.
 
-    Args:
-        each: what is added up.
-        square: whether that is (columns, columns) instead of (columns,).
+    `square`: whether that is (columns, columns) instead of (columns,).
     """
 
     def shapes(layout: Layout, names: Sequence[str], _unit: str, _probes: int) -> Shapes:
@@ -142,6 +130,12 @@ def aliases(given: Container[str], layout: Layout, names: Sequence[str]) -> dict
     }
 
 
+def no_sums(model: nn.Module, shapes: Shapes) -> Tensors:
+    """Zeros of these shapes, float64, where the model is."""
+    device = next(model.parameters()).device
+    return {n: torch.zeros(s, dtype=torch.float64, device=device) for n, s in shapes.items()}
+
+
 _AT_ONCE = 512
 """Lines of a sum that are added to at once: to widen all would take as much memory again."""
 
@@ -173,11 +167,7 @@ class SameInputs:
             self._seen[name] += float(x.detach().sum(dtype=torch.float64))
 
     def check(self) -> None:
-        """Refuse a model in which one reads something else.
-
-        Raises:
-            ValueError: it does.
-        """
+        """Refuse a model in which one reads something else."""
         for name in self._alike:
             seen, source = self._seen[name], self.sources[name]
             if seen != self._seen[source] and math.isfinite(seen):
@@ -196,10 +186,7 @@ def _watched(
     for name, found in layers.items():
         if not found or any(groups(layer) > 1 for layer in found):
             raise _no_inputs(name)
-    device = next(model.parameters()).device
-    sums = {
-        n: torch.zeros(shape, dtype=torch.float64, device=device) for n, shape in shapes.items()
-    }
+    sums = no_sums(model, shapes)
 
     def seen(name: str, layer: nn.Module, x: Tensor, _y: Tensor) -> None:
         alike.note(name, x)

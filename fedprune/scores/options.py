@@ -41,9 +41,7 @@ class Scoring(Section):
         "cohort",
     )
     score_examples: int | None = option(
-        "pruning",
-        "training examples that a client draws to score on (default: all)",
-        ge=1,
+        "pruning", "training examples that a client draws to score on (default: all)", ge=1
     )
     gradient_blocks: bool = option(
         "pruning",
@@ -52,10 +50,7 @@ class Scoring(Section):
         False,
     )
     probes: int | None = option(
-        "pruning",
-        "random perturbations of scores that use them (default 64)",
-        ge=2,
-        le=100_000,
+        "pruning", "random perturbations of scores that use them (default 64)", ge=2, le=100_000
     )
 
 

@@ -17,21 +17,13 @@ import torch
 from torch import Tensor
 
 from fedprune.randomness import generator
-from fedprune.scores.score import (
-    Evidence,
-    Probe,
-    Shapes,
-    Statistic,
-)
+from fedprune.scores.score import Evidence, Probe, Shapes, Statistic
 from fedprune.structure.layers import parameters_of
 from fedprune.structure.layout import Layout
 from fedprune.tensors.named import Tensors
 
-REMOVED = 0.1
-"""Probability that a pattern removes a weight."""
-
-CHANGES = "perturbation"
-"""The summand: Σ L(with the pattern) - L(without), for every pattern."""
+REMOVED = 0.1  # Probability that a pattern removes a weight
+CHANGES = "perturbation"  # The summand: Σ L(with the pattern) - L(without), for every pattern
 
 
 def pattern(seed: int, index: int, name: str, layout: Layout) -> Tensor:
@@ -53,29 +45,22 @@ def _shapes(_layout: Layout, _names: Sequence[str], _unit: str, probes: int) -> 
 def _collect(probe: Probe) -> Tensors:
     parameters = parameters_of(probe.model, probe.prunable)
     sent = {name: p.clone() for name, p in parameters.items()}
-    whole = _loss(probe)
+    whole = probe.total_loss()
     changes = torch.zeros(probe.probes, dtype=torch.float64)
     try:
         for index in range(probe.probes):
             for name, p in parameters.items():
                 gone = pattern(probe.seed, index, name, probe.layout).to(p.device)
                 p.copy_(sent[name].masked_fill(gone, 0.0))
-            changes[index] = _loss(probe) - whole
+            changes[index] = probe.total_loss() - whole
     finally:
         for name, p in parameters.items():
             p.copy_(sent[name])
     return {CHANGES: changes}
 
 
-def _loss(probe: Probe) -> float:
-    return sum(float(probe.loss(probe.model, batch).total) for batch in probe.batches)
-
-
 ASK_PERTURBATION = Statistic(
-    _collect,
-    _shapes,
-    passes="1 + probes forwards",
-    forwards=lambda probes: 1.0 + probes,
+    _collect, _shapes, passes="1 + probes forwards", forwards=lambda probes: 1.0 + probes
 )
 
 

@@ -21,79 +21,59 @@ from fedprune.tensors.named import Masks, Tensors
 Shapes = Mapping[str, torch.Size]
 
 
-def _forgetful(kept: Tensors) -> None:
-    del kept
+def _forgetful(_: Tensors) -> None:
     raise ValueError("remember: only in the last ask of a score that has remembers=True")
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a statistic is taken from: a model in eval mode and one client's training part.
+    """What a statistic is taken from: a model in eval mode and one client's training part."""
 
-    Attributes:
-        model: holds the weights that were sent; must be left bit-identical.
-        layout: the model's layout.
-        prunable: names of the tensors asked about: all of the layout's, or some of them.
-        batches: the client's training part, on the model's device; may be gone through again.
-        loss: sums over a batch.
-        masks: True = alive.
-        given: what the server sent along, by the names of `Statistic.given`; empty for most scores.
-        unit: the kind of unit that is scored (a name in `fedprune.selection.units.UNITS`).
-        probes: how many random perturbations to take, for the scores that take some.
-        seed: the same on the server and all clients in this round: for numbers that both draw.
-        by_block: gradients are to be taken a block of the model at a time.
-        remembered: what this client kept of a score that remembers, before this round; its own.
-        remember: keeps named tensors in place of it. They never leave the client, and count if its
-            answer does.
-    """
-
-    model: nn.Module
+    model: nn.Module  # holds the weights that were sent; must be left bit-identical
     layout: Layout
+    # names of the tensors asked about: all of the layout's, or some of them
     prunable: Sequence[str]
+    # the client's training part, on the model's device; may be gone through again
     batches: Iterable[Part]
-    loss: Callable[[nn.Module, Part], Loss]
-    masks: Masks
+    loss: Callable[[nn.Module, Part], Loss]  # sums over a batch
+    masks: Masks  # True = alive
+    # what the server sent along, by the names of `Statistic.given`; empty for most scores
     given: Tensors = field(default_factory=dict)
+    # the kind of unit that is scored (a name in `fedprune.selection.units.UNITS`)
     unit: str = "weight"
-    probes: int = 0
+    probes: int = 0  # how many random perturbations to take, for the scores that take some
+    # the same on the server and all clients in this round: for numbers that both draw
     seed: int = 0
-    by_block: bool = False
+    by_block: bool = False  # gradients are to be taken a block of the model at a time
+    # what this client kept of a score that remembers, before this round; its own
     remembered: Tensors = field(default_factory=dict)
+    # keeps named tensors in place of it. They never leave the client, and count if its answer does.
     remember: Callable[[Tensors], None] = _forgetful
+
+    def total_loss(self) -> float:
+        """The loss summed over all batches."""
+        return sum(float(self.loss(self.model, batch).total) for batch in self.batches)
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the server scores with.
+    """What the server scores with."""
 
-    Attributes:
-        sums: the clients' statistics added up, float64; empty for a score that asks no client.
-        count: labels that the statistics were summed over.
-        weights: the current weights of the tensors to score, 0.0 where removed.
-        masks: True = alive, of the same tensors.
-        layout: the model's layout.
-        generator: seeded for this round.
-        seed: as in `Probe`.
-        probes: as in `Probe`.
-        unit: as in `Probe`.
-        model: a model to compute with (its values are overwritten), holding the current weights;
-            None where there is none, and for scores of fedprune's own that ask clients.
-        dummy: one example without data in it, where the task has one.
-        given: what was sent along with the last ask.
-    """
-
+    # the clients' statistics added up, float64; empty for a score that asks no client
     sums: Tensors
-    count: float
-    weights: Tensors
-    masks: Masks
+    count: float  # labels that the statistics were summed over
+    weights: Tensors  # the current weights of the tensors to score, 0.0 where removed
+    masks: Masks  # True = alive, of the same tensors
     layout: Layout
-    generator: torch.Generator
-    seed: int = 0
-    probes: int = 0
-    unit: str = "weight"
+    generator: torch.Generator  # seeded for this round
+    seed: int = 0  # as in `Probe`
+    probes: int = 0  # as in `Probe`
+    unit: str = "weight"  # as in `Probe`
+    # a model to compute with (its values are overwritten), holding the current weights; None where
+    # there is none, and for scores of fedprune's own that ask clients
     model: nn.Module | None = None
-    dummy: Part | None = None
-    given: Tensors = field(default_factory=dict)
+    dummy: Part | None = None  # one example without data in it, where the task has one
+    given: Tensors = field(default_factory=dict)  # what was sent along with the last ask
 
 
 @dataclass(frozen=True)
@@ -108,6 +88,14 @@ class Watcher:
 
     sums: Tensors
     after_backward: Callable[[int], None] | None = None
+
+
+def unrecognised(score: str, what: str) -> ValueError:
+    """The refusal of a model without what a score is of."""
+    return ValueError(
+        f"score={score!r}: no {what} were recognised in this model; "
+        "allowed: models of the families in --list, or another score"
+    )
 
 
 Watching = Callable[[nn.Module, Layout, Sequence[str]], AbstractContextManager[Watcher]]

@@ -25,14 +25,9 @@ from fedprune.selection.ranking import Layer, drop
 from fedprune.structure.layout import as_inputs, as_rows, from_rows
 from fedprune.tensors.named import Masks, Tensors
 
-BLOCK = 128
-"""Columns whose mask is chosen at once (B_s in algorithm 1)."""
-
-_DAMPENING = 0.01
-"""Part of the mean of the Hessian's diagonal that is added to it."""
-
-PerGroup = tuple[int, int]
-"""N of M: N stay of every M neighbours along the inputs."""
+BLOCK = 128  # Columns whose mask is chosen at once (B_s in algorithm 1)
+_DAMPENING = 0.01  # Part of the mean of the Hessian's diagonal that is added to it
+PerGroup = tuple[int, int]  # N of M: N stay of every M neighbours along the inputs
 
 Groups = list[tuple[int, int]]
 """How wide each group of neighbouring columns is, in their order, and how many of it go."""

@@ -70,11 +70,7 @@ def synflow(evidence: Evidence) -> Tensors:
 
 
 def refuse_inhomogeneous(model: nn.Module, dummy: Part | None) -> None:
-    """Refuse a network that is not homogeneous before a run starts.
-
-    Raises:
-        ValueError: as `synflow`.
-    """
+    """Refuse a network that is not homogeneous before a run starts."""
     _prepared(model, dummy)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fedprune.scores.example_gradients import SumOverExamples
 from fedprune.scores.gradients import SumOverBatches, gradient, taylor
-from fedprune.scores.inputs import SumOverInputs, add_rows, inputs_of
+from fedprune.scores.inputs import SumOverInputs, add_rows, inputs_of, no_sums
 from fedprune.scores.score import Probe, Statistic
 from fedprune.structure.layers import input_rows, layers_of, parameters_of, watching
 from fedprune.structure.stacked import Stacked
@@ -29,10 +29,6 @@ LINEAR = (gradient, taylor)
 
 def collect_together(ask: Statistic, probes: Sequence[Probe]) -> list[Tensors] | None:
     """What each client sums for an ask, to rounding; None where this ask goes one by one.
-
-    Args:
-        ask: of a score.
-        probes: of the clients, about the same model.
 
     Raises:
         RuntimeError: the model does what vmap cannot follow.
@@ -60,9 +56,8 @@ def _gradients(collect: SumOverBatches, probes: Sequence[Probe]) -> list[Tensors
         leaves = {
             n: p.detach().expand(len(parts), *p.shape).requires_grad_() for n, p in weights.items()
         }
-        losses = losses_of(
-            Stacked(probe.model, leaves), probe.loss, join_parts(list(parts.values()))
-        )
+        joined = join_parts(list(parts.values()))
+        losses = losses_of(Stacked(probe.model, leaves), probe.loss, joined)
         given = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
         for name, of_all in zip(leaves, given, strict=True):
             for i, g in zip(parts, () if of_all is None else of_all, strict=of_all is not None):
@@ -74,11 +69,7 @@ def _gradients(collect: SumOverBatches, probes: Sequence[Probe]) -> list[Tensors
 def _inputs(collect: SumOverInputs, probes: Sequence[Probe]) -> list[Tensors]:
     probe = probes[0]
     shapes = collect.shapes(probe.layout, probe.prunable, probe.unit, probe.probes)
-    device = next(probe.model.parameters()).device
-    found = [
-        {n: torch.zeros(shape, dtype=torch.float64, device=device) for n, shape in shapes.items()}
-        for _ in probes
-    ]
+    found = [no_sums(probe.model, shapes) for _ in probes]
     there = dict[int, Part]()
 
     def seen(name: str, layer: nn.Module, x: Tensor, _y: Tensor) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor, nn
 
-from fedprune.scores.inputs import SameInputs, inputs_of, rows_of, squares, sums_of
+from fedprune.scores.inputs import SameInputs, inputs_of, no_sums, rows_of, squares, sums_of
 from fedprune.scores.score import Probe, Shapes
 from fedprune.streaming.blocks import send_through
 from fedprune.structure.groups import input_of
@@ -22,14 +21,10 @@ def summed_twice(
 
     What several weights read alike is summed once, where `shapes` has it for the first of them.
 
-    Args:
-        probe: the model and the client's batches.
-        names: of the weights.
-        shapes: of the sums, by `inputs_of`, `sums_of` and `rows_of`.
-        first: of every number by itself.
+    `shapes`: of the sums, by `inputs_of`, `sums_of` and `rows_of`. `first`: of every number by
+    itself.
     """
-    device = next(probe.model.parameters()).device
-    sums = {n: torch.zeros(s, dtype=torch.float64, device=device) for n, s in shapes.items()}
+    sums = no_sums(probe.model, shapes)
     alike = SameInputs(input_of(probe.layout, names))
 
     def seen(name: str, layer: nn.Module, x: Tensor, _y: Tensor) -> None:

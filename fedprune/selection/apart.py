@@ -9,8 +9,7 @@ from torch import Tensor
 
 from fedprune.selection.arrays import as_masks, layer_of, layer_sizes, ranking_layers
 from fedprune.selection.densities import Ground, Limits
-from fedprune.selection.made import Made
-from fedprune.selection.ranking import Array, Layer, ranked_together
+from fedprune.selection.ranking import Array, Layer, Made, ranked_together
 from fedprune.selection.row_ranking import patterned
 from fedprune.selection.rules import Rules
 from fedprune.selection.scopes import SCOPES, counter, total_of
@@ -51,15 +50,9 @@ def select_apart(
 ) -> Masks:
     """What `select` gives, with one tensor's scores at a time.
 
-    Args:
-        rules: with a unit and a scope that `apart` allows for.
-        score_of: a tensor's scores by its name, the same ones whenever it is called; in the order
-            of `alive`, once, or in one ranking of all tensors several times.
-        sparsity: as of `select`.
-        alive: here it says which tensors there are.
-        magnitude: breaks ties.
-        layout: the model's.
-        names: which masks are wanted, where `counted_apart`; None: all.
+    `score_of`: a tensor's scores by its name, the same ones whenever it is called; in the order of
+    `alive`, once, or in one ranking of all tensors several times. `alive`: here it says which
+    tensors there are. `names`: which masks are wanted, where `counted_apart`; None: all.
 
     Raises:
         ValueError: as `select`, at the first tensor that it is about.
@@ -102,7 +95,6 @@ def _layer(
     alive: Mapping[str, Tensor],
     magnitude: Mapping[str, Tensor],
 ) -> Layer:
-    """The one tensor of these scores as it is ranked."""
     living, sizes = ({name: of[name] for name in one} for of in (alive, magnitude))
     return ranking_layers(one, living, sizes, rules.floor, rules.part)[0]
 
@@ -137,7 +129,6 @@ def _units_apart(
     magnitude: Mapping[str, Tensor],
     layout: Layout,
 ) -> Masks:
-    """The same of units: what ranks them is put together tensor by tensor."""
     shapes, numbers = shapes_of(alive), unit_labels(layout, rules.unit, rules.unit_shape)
     ground = Ground(shapes, sparsity, (), rules.densities, rules.progress)
     total = total_of(ground, rules.scope)

@@ -24,9 +24,6 @@ def ranking_layers(
     """The arguments of a selection, checked, as arrays.
 
     `part` of each tensor stays, at least and at most.
-
-    Raises:
-        ValueError: as `select`.
     """
     if floor < 0:
         raise ValueError(f"floor must be 0 or more, got {floor}")

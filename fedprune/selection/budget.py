@@ -25,14 +25,8 @@ def sparsity_for(
     By bisection, so about log2(n) selections. Where the cost wiggles on its way down, a smaller
     sparsity may fit as well; that the answer fits is certain, since its masks were weighed.
 
-    Args:
-        cost: of masks; it falls with the sparsity, but for wiggles.
-        choose: the masks of a sparsity. A ValueError means that it is too sparse to be chosen,
-            but for the lowest.
-        target: what the masks may cost at most.
-        lowest: the sparsity that is reached already.
-        n: how many prunable weights there are.
-        key: what the target is called in an error.
+    `cost`: of masks; it falls with the sparsity, but for wiggles. `choose`: the masks of a
+    sparsity. A ValueError means that it is too sparse to be chosen, but for the lowest.
 
     Raises:
         OutOfReach: no sparsity fits.
@@ -61,16 +55,7 @@ def sparsity_for(
 
 
 def sparsest(choose: Callable[[float], Masks], lowest: float, n: int) -> Masks:
-    """The masks of the largest sparsity, in whole weights, that can be chosen; by bisection.
-
-    Args:
-        choose: as in `sparsity_for`.
-        lowest: the sparsity that is reached already.
-        n: how many prunable weights there are.
-
-    Raises:
-        ValueError: what `choose` raises for the lowest.
-    """
+    """The masks of the largest sparsity, in whole weights, that can be chosen; by bisection."""
     low, high, found = int(lowest * n + 0.5), n + 1, choose(lowest)
     while high - low > 1:
         middle = (low + high) // 2

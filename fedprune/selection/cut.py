@@ -13,14 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-VERY_MANY = 2**22
-"""Values from which on no copy of them is made."""
-
-_CHUNK = 2**18
-"""Values whose bits are looked at together."""
-
-_FEW = 16
-"""As many parts are the values in question at most one of, before they are copied."""
+VERY_MANY = 2**22  # Values from which on no copy of them is made
+_CHUNK = 2**18  # Values whose bits are looked at together
+_FEW = 16  # As many parts are the values in question at most one of, before they are copied
 
 _DIGIT, _BITS = 16, 64
 
@@ -30,10 +25,8 @@ def cut_at(
 ) -> tuple[Any, int]:
     """The `count`-th lowest key of the pools, and how many equal ones the `count` lowest have.
 
-    Args:
-        keys: the values compared, (size,) each, no NaN; gone through several times.
-        pools: who takes part; None is everybody.
-        count: at least 1, at most as many as take part.
+    `keys`: the values compared, (size,) each, no NaN; gone through several times. `pools`: who
+    takes part; None is everybody. `count`: at least 1, at most as many as take part.
     """
     size, types = 0, set()
     for key, pool in zip(keys, pools, strict=True):
@@ -72,10 +65,7 @@ def _cut_by_bits(
 
 
 def _in_question(
-    keys: Sequence[NDArray[Any]],
-    pools: Sequence[NDArray[np.bool_] | None],
-    prefix: int,
-    shift: int,
+    keys: Sequence[NDArray[Any]], pools: Sequence[NDArray[np.bool_] | None], prefix: int, shift: int
 ) -> Iterator[tuple[NDArray[Any], NDArray[np.uint64]]]:
     """Values whose bits above `shift` are these, a chunk at a time, and their bits."""
     for key, pool in zip(keys, pools, strict=True):

@@ -28,21 +28,14 @@ class Limits:
 
 @dataclass(frozen=True)
 class Ground:
-    """What the rules look at.
+    """What the rules look at."""
 
-    Attributes:
-        shapes: every tensor's name and shape, in the order of the answer.
-        sparsity: fraction removed of all weights together.
-        scores: of what is alive, flat, by tensor; only OWL looks at them.
-        densities: shell pattern to density, for `by_pattern`.
-        progress: how much of the way to those densities is gone, 0 to 1.
-    """
-
-    shapes: Mapping[str, torch.Size]
-    sparsity: float
-    scores: Sequence[Array] = ()
+    shapes: Mapping[str, torch.Size]  # every tensor's name and shape, in the order of the answer
+    sparsity: float  # fraction removed of all weights together
+    scores: Sequence[Array] = ()  # of what is alive, flat, by tensor; only OWL looks at them
+    # shell pattern to density, for `by_pattern`
     densities: Mapping[str, float] = field(default_factory=dict)
-    progress: float = 1.0
+    progress: float = 1.0  # how much of the way to those densities is gone, 0 to 1
 
 
 def uniform(ground: Ground) -> list[Fraction]:
@@ -161,11 +154,9 @@ def removed_counts(
     outside [must, most] are fixed at that limit, those on the side that weighs more first, and the
     rest is shared out again among the others.
 
-    Args:
-        limits: what has to and may go, by tensor.
-        total: between the sums of `must` and of `most`.
-        shares: what each should lose; they sum to `total`, but for rounding.
-        weights: proportions in which the others share what a fixed one cannot take.
+    `total`: between the sums of `must` and of `most`. `shares`: what each should lose; they sum to
+    `total`, but for rounding. `weights`: proportions in which the others share what a fixed one
+    cannot take.
     """
     fixed: dict[int, int] = {}
     while True:

@@ -29,8 +29,7 @@ from fedprune.selection.units import UNITS
 from fedprune.structure.layout import Layout
 from fedprune.tensors.named import Masks, Tensors, count_kept
 
-FINEST = 1e-3
-"""The smallest step in sparsity that is worth a question."""
+FINEST = 1e-3  # The smallest step in sparsity that is worth a question
 
 ADAPTIVE = {
     "global": "one sparsity for all tensors, ranked by --scope",
@@ -41,17 +40,12 @@ ADAPTIVE = {
 
 @dataclass(frozen=True)
 class AdaptiveState:
-    """Where an adaptive schedule stands between two rounds.
+    """Where an adaptive schedule stands between two rounds."""
 
-    Attributes:
-        step: how far beyond the sparsity in force the next tries reach.
-        reference: lowest mean loss before a pruning so far; None: nothing was measured yet.
-        done: nothing more will be tried.
-    """
-
-    step: float
+    step: float  # how far beyond the sparsity in force the next tries reach
+    # lowest mean loss before a pruning so far; None: nothing was measured yet
     reference: float | None = None
-    done: bool = False
+    done: bool = False  # nothing more will be tried
 
 
 def tries(now: float, final: float, step: float, n: int) -> list[float]:
@@ -95,11 +89,8 @@ def ladder(
 ) -> list[Masks]:
     """Nested masks of growing sparsity, each different from the one before; none below `alive`.
 
-    Args:
-        choose: the masks of a sparsity within what an earlier mask kept. A ValueError means that
-            floors or units do not allow it: the ladder ends there.
-        alive: the masks in force.
-        sparsities: ascending.
+    `choose`: the masks of a sparsity within what an earlier mask kept. A ValueError means that
+    floors or units do not allow it: the ladder ends there.
     """
     rungs = [alive]
     for sparsity in sparsities:
@@ -121,12 +112,7 @@ def ladder_up_to(
 ) -> list[Masks]:
     """A `ladder`; where whole units are larger than all of its steps, one rung of one such unit.
 
-    Args:
-        most: the sparsity that is not to be exceeded.
-        choose: as in `ladder`.
-        alive: the masks in force.
-        now: their sparsity.
-        sparsities: ascending.
+    `most`: the sparsity that is not to be exceeded.
     """
     masks, top = ladder(choose, alive, sparsities), sparsities[-1]
     while not masks and top < most:
@@ -164,17 +150,12 @@ def ladder_parts(layout: Layout, unit: str) -> dict[str, tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class Point:
-    """A place on the way that takes the cheapest step first.
+    """A place on the way that takes the cheapest step first."""
 
-    Attributes:
-        rungs: by part, how many rungs it has climbed; those that are not named, none.
-        removed: weights that are gone by that, beyond those gone before.
-        rise: by how much the loss rises, if the rises of single parts add up.
-    """
-
+    # by part, how many rungs it has climbed; those that are not named, none
     rungs: Mapping[str, int]
-    removed: int = 0
-    rise: float = 0.0
+    removed: int = 0  # weights that are gone by that, beyond those gone before
+    rise: float = 0.0  # by how much the loss rises, if the rises of single parts add up
 
 
 _Curve = Sequence[tuple[int, float]]

@@ -78,17 +78,10 @@ class Pruning(Section):
         "pruning", "remove weights whose score is at or below this, instead of a fraction", None
     )
     target_bytes: int | None = option(
-        "pruning",
-        "prune until model.fedprune has at most this many bytes",
-        None,
-        ge=1,
+        "pruning", "prune until model.fedprune has at most this many bytes", None, ge=1
     )
     target_flops: float | None = option(
-        "pruning",
-        "prune until this part of the FLOPs of prunable layers is left",
-        None,
-        gt=0,
-        lt=1,
+        "pruning", "prune until this part of the FLOPs of prunable layers is left", None, gt=0, lt=1
     )
     method: str | None = option(
         "pruning",

@@ -30,16 +30,9 @@ def overlapping(
     Units whose removal would leave a tensor below its floor, after all that rank lower, are in no
     weight: they stay.
 
-    Args:
-        layers: what is ranked.
-        labels: the unit that each weight counts for in the scores, -1 for none; flat.
-        along: a second unit that takes the weight with it, -1 for none; flat.
-        pool: as in `fedprune.selection.unit_ranking.ranked`.
-        evenly: units of every group lose the same share of it, one at a time, instead of going by
-            their scores across groups.
-
-    Raises:
-        ValueError: as `ranked`.
+    `labels`: the unit that each weight counts for in the scores, -1 for none; flat. `along`: a
+    second unit that takes the weight with it, -1 for none; flat. `evenly`: units of every group
+    lose the same share of it, one at a time, instead of going by their scores across groups.
     """
     units = ranked(layers, labels, pool)
     rank = _evenly(units) if evenly else units.rank
@@ -78,7 +71,6 @@ def _first(own: Numbers, more: Numbers, rank: Ints, pinned: Bools) -> Numbers:
 def _pinned(
     layers: Sequence[Layer], labels: Sequence[Numbers], along: Sequence[Numbers], rank: Ints
 ) -> Bools:
-    """Units that have to stay for the sake of a tensor's floor."""
     pinned = np.zeros(len(rank), bool)
     for layer, own, more in zip(layers, labels, along, strict=True):
         living = slice(None) if layer.alive is None else layer.alive

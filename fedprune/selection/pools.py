@@ -16,19 +16,14 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Pool:
-    """How the scores of a unit's weights become the unit's score.
+    """How the scores of a unit's weights become the unit's score."""
 
-    Attributes:
-        summary: one line for ``--list``.
-        of: what of a weight's score, float64, is put together.
-        end: the score, from what was put together and the number of weights, by unit.
-        best: the greatest counts, instead of the sum.
-    """
-
-    summary: str
+    summary: str  # one line for ``--list``
+    # what of a weight's score, float64, is put together
     of: Callable[[Array], Array] = lambda values: values
+    # the score, from what was put together and the number of weights, by unit
     end: Callable[[Array, Ints], Array] = lambda total, _count: total
-    best: bool = False
+    best: bool = False  # the greatest counts, instead of the sum
 
 
 @dataclass(frozen=True)
@@ -58,11 +53,7 @@ class Pooling:
                 _add(self.total, piece.labels, self.pool.of(values))
 
     def scores(self, count: Ints) -> Array:
-        """The score of each unit, of so many weights each, (units,) float64.
-
-        Raises:
-            ValueError: infinities of both signs in one unit.
-        """
+        """The score of each unit, of so many weights each, (units,) float64."""
         scores = self.pool.end(self.total, count)
         if np.isnan(scores).any():
             raise ValueError(f"pool={self.name!r}: a unit has scores inf and -inf; allowed: max")

@@ -9,15 +9,14 @@ threshold would remove all of the tied, or none.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedprune.selection.cut import cut_at
-from fedprune.selection.made import Made
 
 Array = NDArray[Any]
 Bools = NDArray[np.bool_]
@@ -75,11 +74,7 @@ def drop(
 ) -> list[Bools]:
     """What is alive in the layers, without the `count` lowest ranked of all of them.
 
-    Args:
-        layers: what is ranked.
-        count: at most what is alive.
-        scores: instead of those in the layers; gone through several times, one after the other.
-        sizes: instead of the magnitudes in the layers.
+    `scores`: instead of those in the layers; gone through several times, one after the other.
 
     Returns:
         New arrays, (size,) each.
@@ -129,12 +124,8 @@ def ranked_together(
     make up for it; those on the side that weighs more first, since that moves the cut of the others
     away from no limit they kept.
 
-    Args:
-        layers: what is ranked.
-        total: weights gone in the end, those gone before included; between the sums of `must` and
-            of `most`.
-        scores: as of `drop`.
-        sizes: as of `drop`.
+    `total`: weights gone in the end, those gone before included; between the sums of `must` and of
+    `most`.
     """
 
     def left_of(those: Sequence[int], count: int) -> list[Bools]:
@@ -162,11 +153,6 @@ def _split(
 ) -> tuple[list[Bools], list[Bools], int]:
     """The pools cut at their `count`-th lowest key.
 
-    Args:
-        keys: the values compared, (size,) each.
-        pools: who takes part; None is everybody.
-        count: at least 1, at most as many as take part.
-
     Returns:
         The members above the cut, the members equal to it, and how many of the equal belong to
         the `count` lowest.
@@ -193,3 +179,19 @@ def _within(mask: Bools, pool: Bools | None) -> Bools:
 
 def _union(left: Sequence[Bools], right: Sequence[Bools]) -> list[Bools]:
     return [np.logical_or(a, b, out=a) for a, b in zip(left, right, strict=True)]
+
+
+_T = TypeVar("_T")
+
+
+class Made(Sequence[_T]):
+    """As many elements as there are keys, each made of its key."""
+
+    def __init__(self, keys: Iterable[Any], make: Callable[[Any], _T]) -> None:
+        self.keys, self.make = tuple(keys), make
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, at: Any) -> Any:
+        return self.make(self.keys[at])

@@ -12,16 +12,10 @@ from torch import Tensor
 
 from fedprune.selection.arrays import as_masks, ranking_layers
 from fedprune.selection.densities import Limits, exactly, removed_counts
-from fedprune.selection.ranking import (
-    Bools,
-    Layer,
-    drop,
-    ranked_together,
-)
+from fedprune.selection.ranking import Bools, Layer, drop, ranked_together
 from fedprune.tensors.named import Masks, count_kept
 
-EXCHANGING = ("global", "layer", "er", "erk")
-"""The scopes that an exchange knows."""
+EXCHANGING = ("global", "layer", "er", "erk")  # The scopes that an exchange knows
 
 GROWN = ("gradient", "random")
 """By what a client grows weights: the largest gradients of every tensor, or by chance, more where
@@ -91,13 +85,6 @@ def redistributed(
     in all come back, in each tensor in proportion to the mean size of what it kept before
     (Dettmers & Zettlemoyer 2019, arXiv 1907.04840, section 3.2, with sizes in place of momentum),
     as far as there is room, drawn among all that are not kept now.
-
-    Args:
-        masks: True = kept.
-        sizes: absolute weights.
-        fraction: part of each tensor's kept weights that go.
-        gen: what draws.
-        floor: the weights of each tensor that stay.
     """
     left: Masks = {}
     for name, mask in masks.items():

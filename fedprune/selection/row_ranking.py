@@ -11,20 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedprune.selection.patterns import pattern_counts
-from fedprune.selection.ranking import (
-    Array,
-    Bools,
-    Layer,
-    drop,
-)
+from fedprune.selection.ranking import Array, Bools, Layer, drop
 from fedprune.selection.unit_numbers import Shape
-from fedprune.structure.layout import (
-    Layout,
-    as_inputs,
-    as_rows,
-    from_inputs,
-    from_rows,
-)
+from fedprune.structure.layout import Layout, as_inputs, as_rows, from_inputs, from_rows
 
 _Ints = NDArray[np.int64]
 
@@ -60,9 +49,7 @@ class RowRankings:
 def left_of(table: RowRankings, counts: _Ints) -> Bools:
     """What is left of every row when so many of it are gone, the lowest ranked first.
 
-    Args:
-        table: the rankings.
-        counts: (rows,), weights gone in the end, at least those gone before.
+    `counts`: (rows,), weights gone in the end, at least those gone before.
 
     Returns:
         (rows, columns), True = kept.
@@ -117,12 +104,7 @@ def within_lines(layout: Layout, name: str, layer: Layer, count: int, lines: str
     Where the count is no multiple of the lines, earlier ones lose one more; lines that lost more
     before keep the rest. A tensor without rows is one ranking. Flat, in C order.
 
-    Args:
-        layout: of the model.
-        name: the tensor.
-        layer: its rankings.
-        count: weights gone in the end.
-        lines: "row": those of one output; "column": those that read one input.
+    `lines`: "row": those of one output; "column": those that read one input.
     """
     if len(layout.shapes[name]) < 2:
         return drop([layer], count - layer.gone)[0]

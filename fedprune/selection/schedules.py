@@ -15,19 +15,15 @@ class Schedule:
     """`fraction(i, n, final)`: the part of the final sparsity in force after step i of n, from 1.
 
     It never falls with i, and fraction(n, n, final) is exactly 1.
-
-    Attributes:
-        fraction: as above.
-        summary: one line for ``--list``.
-        exchanges: after the first step, which reaches the final sparsity, the other steps drop
-            weights and regrow as many (`fedprune.selection.regrowth`).
-        chosen: how far a step goes is chosen when it is due (`fedprune.selection.ladder`); the
-            fraction says only in which rounds there are steps.
     """
 
     fraction: Callable[[int, int, float], float]
-    summary: str
+    summary: str  # one line for ``--list``
+    # after the first step, which reaches the final sparsity, the other steps drop weights and
+    # regrow as many (`fedprune.selection.regrowth`)
     exchanges: bool = False
+    # how far a step goes is chosen when it is due (`fedprune.selection.ladder`); the fraction says
+    # only in which rounds there are steps
     chosen: bool = False
 
 
@@ -116,11 +112,7 @@ def sparsity_at(
 def prunes_at(
     schedule: str, round_: int, steps: Steps, table: Mapping[str, Schedule] = SCHEDULES
 ) -> bool:
-    """Whether `round_` is a step that changes the masks (of one-shot, only the first does).
-
-    Raises:
-        ValueError: as in `sparsity_at`.
-    """
+    """Whether `round_` is a step that changes the masks (of one-shot, only the first does)."""
     step, n = steps.done(round_)
     # Any final sparsity would do: whether a step raises it does not depend on how high it gets.
     reached, before = (_reached(schedule, i, n, 0.5, table) for i in (step, step - 1))

@@ -1,4 +1,4 @@
-"""Who competes with whom: the table of scopes, and how many go from each tensor under one."""
+"""Who competes with whom: the table of scopes, what goes from each tensor, what fits which unit."""
 
 from __future__ import annotations
 
@@ -19,27 +19,21 @@ from fedprune.selection.densities import (
     removed_counts,
     uniform,
 )
+from fedprune.selection.units import UNITS
 
 
 @dataclass(frozen=True)
 class Scope:
-    """Who competes with whom.
+    """Who competes with whom."""
 
-    Attributes:
-        summary: one line for ``--list``.
-        shares: what each tensor loses, before rounding; None: all tensors are one ranking.
-        lines: which lines of the (out, in) view are rankings of their own; "": none.
-        scaled: the shares are brought to sum to the asked count.
-        own_total: the shares say how much goes, whatever the sparsity is.
-        looks: the shares depend on the scores of all tensors.
-    """
-
-    summary: str
+    summary: str  # one line for ``--list``
+    # what each tensor loses, before rounding; None: all tensors are one ranking
     shares: Callable[[Ground], list[Fraction]] | None
+    # which lines of the (out, in) view are rankings of their own; "": none
     lines: Literal["", "row", "column"] = ""
-    scaled: bool = False
-    own_total: bool = False
-    looks: bool = False
+    scaled: bool = False  # the shares are brought to sum to the asked count
+    own_total: bool = False  # the shares say how much goes, whatever the sparsity is
+    looks: bool = False  # the shares depend on the scores of all tensors
 
 
 SCOPES: dict[str, Scope] = {
@@ -60,11 +54,7 @@ SCOPES: dict[str, Scope] = {
 
 
 def total_of(ground: Ground, scope: str) -> int:
-    """How many weights are gone in the end under a scope.
-
-    Raises:
-        ValueError: as the scope's shares.
-    """
+    """How many weights are gone in the end under a scope."""
     shares = SCOPES[scope].shares
     if SCOPES[scope].own_total and shares is not None and ground.densities:
         return math.floor(sum(shares(ground)) + Fraction(1, 2))
@@ -89,3 +79,47 @@ def counter(ground: Ground, scope: str) -> Callable[[Sequence[Limits], int], lis
         return removed_counts(limits, total, shares, weights)
 
     return counts
+
+
+def scopes_of(unit: str) -> tuple[str, ...]:
+    """The scopes that a kind of unit can be ranked under.
+
+    A pattern decides in every group by itself; units of several tensors have no tensor's density;
+    units that are whole tensors have no other beside them there, but experts: those of a mixture.
+    """
+    if unit == "weight":
+        return tuple(SCOPES)
+    if unit == "n:m" or (UNITS[unit].tensors == "all" and unit != "expert"):
+        return ("global",)
+    if UNITS[unit].tensors == "many" or unit == "expert":
+        return ("global", "layer")
+    return tuple(name for name, scope in SCOPES.items() if not scope.lines)
+
+
+def conflict(unit: str, scope: str, *, min_density: float = 0.0, max_density: float = 1.0) -> str:
+    """Why units cannot be selected under a scope and these limits, "" if they can."""
+    allowed = scopes_of(unit)
+    if scope not in allowed:
+        return f"unit {unit} cannot be ranked so"
+    fixed = "n:m fixes" if unit == "n:m" else "patterns fix" if scope == "patterns" else ""
+    if fixed and (min_density > 0.0 or max_density < 1.0):
+        return f"{fixed} the density of every tensor, which leaves min-density 0, max-density 1"
+    if min_density > 0.0 and UNITS[unit].tensors == "all":
+        return f"unit {unit} removes whole tensors, which leaves min-density 0"
+    if max_density < 1.0 and unit != "weight":
+        return f"unit {unit} has sizes that no max-density can be kept with but 1"
+    return ""
+
+
+def scope_fits(vote_scope: str, scope: str) -> str:
+    """Why clients' masks of one scope cannot be counted under another, "" if they can.
+
+    FedPrLLM (2025), arXiv 2505.13547, table 4: equal comparison groups fit, and the server may
+    compare layer by layer what clients compared row by row.
+    """
+    if vote_scope == scope or (vote_scope, scope) == ("row", "layer"):
+        return ""
+    return (
+        f"votes of weights that competed per {vote_scope} do not rank per {scope} "
+        "(FedPrLLM, arXiv 2505.13547, table 4: perplexity 7.98 became 31.85 with layer against row)"
+    )

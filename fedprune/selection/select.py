@@ -1,33 +1,30 @@
 """Which weights stay: how many go, from where, and the masks that say so.
 
-The counts are exact under any ties: scores are cut at a threshold in
-`fedprune.selection.threshold` alone. What ranks below what is said in `ranking`, how much each
-tensor loses in `densities`, what goes together in `units`, what cannot be combined in
-`combinations`.
+The counts are exact under any ties: scores are cut at a threshold in `above` alone. What ranks
+below what is said in `ranking`, how much each tensor loses in `densities`, what goes together in
+`units`, what cannot be combined in `scopes`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fedprune.selection.arrays import LayerSizes, as_masks, layer_sizes, ranking_layers
 from fedprune.selection.densities import Ground, Limits
 from fedprune.selection.overlap import overlapping
-from fedprune.selection.patterns import pattern_counts
 from fedprune.selection.pools import Numbers
 from fedprune.selection.ranking import Bools, Layer, Unreachable, drop, ranked_together
 from fedprune.selection.row_ranking import patterned, within_lines
 from fedprune.selection.rules import Rules
 from fedprune.selection.scopes import SCOPES, counter, total_of
-from fedprune.selection.unit_numbers import Shape
 from fedprune.selection.unit_ranking import competing, drop_units, ranked
 from fedprune.selection.units import along_labels, staying_units, unit_kind, unit_labels
-from fedprune.structure.layout import Layout, as_inputs
+from fedprune.structure.layout import Layout
 from fedprune.tensors.named import Masks
 
 
@@ -125,14 +122,7 @@ def left_of_units(
 ) -> Iterator[Bools]:
     """What is left of each layer where whole units go that do not overlap, as many as fit.
 
-    Args:
-        layers: what is ranked; gone through once.
-        sizes: the same, for all but their scores.
-        labels: each tensor's unit numbers, flat.
-        total: weights gone in the end, at most.
-        rules: what masks are chosen by.
-        ground: what densities are made of.
-        layout: the model's.
+    `layers`: what is ranked; gone through once. `sizes`: the same, for all but their scores.
     """
     staying = staying_units(layout, rules.unit)
     units = competing(ranked(layers, labels, rules.pool), staying)
@@ -142,11 +132,7 @@ def left_of_units(
 
 
 def check_reachable(weights: Mapping[str, Tensor], sparsity: float, rules: Rules) -> None:
-    """Refuse what `select` would of dense tensors and single weights, without ranking any.
-
-    Raises:
-        ValueError: as `select`.
-    """
+    """Refuse what `select` would of dense tensors and single weights, without ranking any."""
     # One tensor as an array at a time: of bfloat16 it takes twice the memory.
     layers = [
         layer_sizes(layer)
@@ -159,34 +145,6 @@ def check_reachable(weights: Mapping[str, Tensor], sparsity: float, rules: Rules
     check_count(layers, total, rules.floor, exact=True)
     if SCOPES[rules.scope].shares is not None:
         counter(ground, rules.scope)([Limits(x.size, x.must, x.most) for x in layers], total)
-
-
-def removed_count(
-    layout: Layout,
-    sparsity: float,
-    *,
-    scope: str = "global",
-    unit: str = "weight",
-    unit_shape: Shape | None = None,
-    densities: Mapping[str, float] | None = None,
-    progress: float = 1.0,
-) -> int:
-    """How many weights `select` removes: exactly, but for units larger than a weight at most.
-
-    Raises:
-        ValueError: as `select`.
-    """
-    if unit == "n:m":
-        unit_kind(unit, unit_shape)
-        n, m = unit_shape or (0, 0)
-        rows = [as_inputs(layout, x, _meta(layout, x)).shape for x in layout.prunable]
-        return sum(r * int(pattern_counts(c, n, m, sparsity).sum()) for r, c in rows)
-    shapes = {name: layout.shapes[name] for name in layout.prunable}
-    return total_of(Ground(shapes, sparsity, (), densities or {}, progress), scope)
-
-
-def _meta(layout: Layout, name: str) -> Tensor:
-    return torch.empty(layout.shapes[name], device="meta")
 
 
 def plain_layout(scores: Mapping[str, Tensor]) -> Layout:
@@ -229,3 +187,31 @@ def check_count(
     if exact and total < must:
         reason = f"cannot remove {total} of {n} weights: max_density takes {must}"
         raise Unreachable(reason, must, n)
+
+
+def above(
+    scores: Mapping[str, Tensor],
+    threshold: float,
+    *,
+    alive: Mapping[str, Tensor] | None = None,
+    magnitude: Mapping[str, Tensor] | None = None,
+    floor: int = 1,
+) -> Masks:
+    """Masks that keep what is alive and scores above an absolute threshold, however many that is.
+
+    The other arguments, the result and the errors are those of `select`. A tensor that would keep
+    fewer than `floor` weights keeps its highest ranked ones.
+    """
+    if math.isnan(threshold):
+        raise ValueError("threshold is NaN")
+    layers = ranking_layers(scores, alive, magnitude, floor)
+    return as_masks(scores, [_above(layer, threshold) for layer in layers])
+
+
+def _above(layer: Layer, threshold: float) -> Bools:
+    kept = layer.scores > threshold
+    if layer.alive is not None:
+        kept &= layer.alive
+    if np.count_nonzero(kept) >= layer.least:
+        return kept
+    return drop([layer], layer.most - layer.gone)[0]

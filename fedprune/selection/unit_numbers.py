@@ -16,8 +16,7 @@ from fedprune.structure.layout import Layout, as_inputs, as_rows, from_inputs
 from fedprune.tensors.lazy import LazyTensors, shapes_of
 
 Shape = tuple[int, int]
-View = Callable[[Layout, str, Tensor], Tensor]
-"""From a tensor to two dimensions."""
+View = Callable[[Layout, str, Tensor], Tensor]  # From a tensor to two dimensions
 
 
 def _made(

@@ -12,36 +12,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fedprune.selection.densities import Limits
-from fedprune.selection.pools import (
-    Ints,
-    Numbers,
-    Pooling,
-    add_counts,
-    unit_piece,
-)
-from fedprune.selection.ranking import (
-    Array,
-    Bools,
-    Layer,
-    Unreachable,
-)
+from fedprune.selection.pools import Ints, Numbers, Pooling, add_counts, unit_piece
+from fedprune.selection.ranking import Array, Bools, Layer, Unreachable
 
 
 @dataclass(frozen=True)
 class Units:
-    """The units in a ranking.
+    """The units in a ranking."""
 
-    Attributes:
-        labels: each tensor's unit numbers, flat.
-        size: weights alive, (units,).
-        group: who competes together, (units,): the first tensor that a unit is in, -1 for none.
-        rank: place in the order of removal, (units,): by score, magnitude, number.
-    """
-
-    labels: Sequence[Numbers]
-    size: Ints
-    group: Ints
-    rank: Ints
+    labels: Sequence[Numbers]  # each tensor's unit numbers, flat
+    size: Ints  # weights alive, (units,)
+    group: Ints  # who competes together, (units,): the first tensor that a unit is in, -1 for none
+    rank: Ints  # place in the order of removal, (units,): by score, magnitude, number
 
 
 def ranked(layers: Iterable[Layer], labels: Sequence[Numbers], pool: str) -> Units:

@@ -28,31 +28,24 @@ from fedprune.selection.unit_numbers import (
     of_weights,
 )
 from fedprune.structure.families.catalog import FAMILIES
-from fedprune.structure.layout import (
-    Layout,
-    from_rows,
-)
+from fedprune.structure.layout import Layout, from_rows
 from fedprune.tensors.lazy import LazyTensors
+from fedprune.tensors.named import Tensors
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A kind of unit.
+    """A kind of unit."""
 
-    Attributes:
-        summary: one line for ``--list``.
-        labels: number of every weight's unit, (out, in) int32 by tensor, from the layout and the
-            unit's shape; -1 = in no unit.
-        tensors: how many tensors a unit is in: "one", or "many"; "all" of several, wholly.
-        shape: what the two numbers of its shape mean; "" where it has none.
-        along: where units overlap: the number of a second unit whose removal takes the weight with
-            it, though the weight does not count for that unit's score.
-    """
-
-    summary: str
+    summary: str  # one line for ``--list``
+    # number of every weight's unit, (out, in) int32 by tensor, from the layout and the unit's
+    # shape; -1 = in no unit
     labels: Callable[[Layout, Shape], dict[str, Tensor]]
+    # how many tensors a unit is in: "one", or "many"; "all" of several, wholly
     tensors: str = "one"
-    shape: str = ""
+    shape: str = ""  # what the two numbers of its shape mean; "" where it has none
+    # where units overlap: the number of a second unit whose removal takes the weight with it,
+    # though the weight does not count for that unit's score
     along: Callable[[Layout], dict[str, Tensor]] | None = None
 
 
@@ -152,11 +145,7 @@ def shape_misfit(unit: str, unit_shape: Shape | None) -> str:
 
 
 def removable(layout: Layout, unit: str, unit_shape: Shape | None = None) -> int:
-    """How many weights are in units of the kind: no selection can remove more.
-
-    Raises:
-        ValueError: as `unit_labels`.
-    """
+    """How many weights are in units of the kind: no selection can remove more."""
     if unit == "weight":
         return sum(layout.shapes[name].numel() for name in layout.prunable)
     labels = unit_labels(layout, unit, unit_shape)
@@ -213,3 +202,27 @@ UNITS: dict[str, Unit] = {
     "sublayer": Unit("a whole attention or feed-forward layer", of_sublayers, "all"),
     "layer": Unit("a whole block of a stack", of_layers, "all"),
 }  # fmt: skip
+
+
+def by_position(layout: Layout, unit: str, unit_shape: Shape | None = None) -> Tensors:
+    """A score of every prunable weight that falls with the place of its unit: 1 at first, above 0.
+
+    Units are counted within their tensor, so that the same part of every tensor comes first; those
+    that are whole tensors, as blocks of a stack, over the model. Weights in no unit have 1.
+
+    Raises:
+        ValueError: the model has no such units.
+    """
+    origin = layout.origin
+    if origin is not None:
+        return layout.from_origin(by_position(origin.layout, unit, unit_shape))
+    labels = unit_labels(layout, unit, unit_shape)
+    found = {n: label[label >= 0].unique() for n, label in labels.items()}
+    if all(len(units) <= 1 for units in found.values()):
+        found = dict.fromkeys(found, torch.cat(list(found.values())).unique())
+    return {n: _falling(label, found[n]) for n, label in labels.items()}
+
+
+def _falling(label: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
+    place = torch.searchsorted(units, label.clamp(min=0)).double()
+    return torch.where(label >= 0, 1.0 - place / max(1, len(units)), 1.0)

@@ -14,42 +14,26 @@ from typing import Any
 from fedprune.config import RunConfig, configure, to_toml, with_values
 from fedprune.config.profiles import profiles_in
 from fedprune.methods.catalog import check_method
-from fedprune.options.refusal import ConfigError
+from fedprune.options.refusal import ConfigError, refuse
 from fedprune.records.bound import RESUMABLE, began_with
 from fedprune.runtime.sums import sha256_of
 
 
 @dataclass(frozen=True)
 class GridCell:
-    """One run of a study.
+    """One run of a study."""
 
-    Attributes:
-        name: of its folder: what tells it from the others, and the start of its digest.
-        labels: what it is called in each factor of the grid.
-        config: what it runs.
-        digest: SHA-256 of all that its result depends on: see `cell_digest`.
-    """
-
-    name: str
-    labels: Mapping[str, str]
-    config: RunConfig
-    digest: str
+    name: str  # of its folder: what tells it from the others, and the start of its digest
+    labels: Mapping[str, str]  # what it is called in each factor of the grid
+    config: RunConfig  # what it runs
+    digest: str  # SHA-256 of all that its result depends on: see `cell_digest`
 
 
-Levels = dict[str, dict[str, Any]]
-"""The keys of each level of a factor, by its label."""
+Levels = dict[str, dict[str, Any]]  # The keys of each level of a factor, by its label
 
 
 def cells_of(base: Mapping[str, Any], levels: Mapping[str, Levels]) -> Iterator[GridCell]:
-    """A cell for every combination of levels.
-
-    Args:
-        base: keys of all cells.
-        levels: by factor.
-
-    Raises:
-        ConfigError: a combination is refused; it is named.
-    """
+    """A cell for every combination of levels."""
     files: dict[str, str] = {}
     for combination in itertools.product(*(its.items() for its in levels.values())):
         labels = dict(zip(levels, (label for label, _ in combination), strict=True))
@@ -66,9 +50,7 @@ def cells_of(base: Mapping[str, Any], levels: Mapping[str, Levels]) -> Iterator[
 
 def _check_own(config: RunConfig) -> None:
     if config.out:
-        raise ConfigError(
-            f"out={config.out!r}: every run has a folder of the study's; allowed: --out"
-        )
+        refuse("out", config.out, "every run has a folder of the study's", "--out")
     if config.engine == "flower":
         raise ConfigError("engine='flower': started by flwr run; allowed: auto, ray, inline")
     if config.profiles:
@@ -93,9 +75,7 @@ def cell_digest(config: RunConfig, files: dict[str, str]) -> str:
     The configuration without what changes no bit, the user's files, that of the devices' classes,
     the plug-in, the versions of the packages. Not of it: data that comes with an installed package.
 
-    Args:
-        config: what would run.
-        files: digests of files and folders by path, which is filled.
+    `files`: digests of files and folders by path, which is filled.
     """
     free = {key: RunConfig.model_fields[key].default for key in (*RESUMABLE, "out")}
     text = to_toml(with_values(config, free)).encode()

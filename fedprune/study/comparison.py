@@ -14,8 +14,7 @@ from fedprune.study.design import Factors
 from fedprune.study.outcomes import StudyOutcome
 from fedprune.tasks.measures import metric_of
 
-GridPlace = tuple[str, ...]
-"""Labels of some factors, in their order: where in the grid a run is."""
+GridPlace = tuple[str, ...]  # Labels of some factors, in their order: where in the grid a run is
 
 
 @dataclass(frozen=True)
@@ -70,39 +69,25 @@ def quality_blocks(outcomes: Sequence[StudyOutcome], factors: Factors) -> Qualit
 
 @dataclass(frozen=True)
 class Paired:
-    """Two labels over the blocks that have both.
-
-    Attributes:
-        first, second: the labels.
-        count: pairs.
-        difference: mean of first - second, in the metric.
-        deviation: its standard deviation over pairs.
-        effect: matched-pairs rank-biserial correlation: rank sum of the pairs in which `first` is
-            better, less that of the others, over both; -1 to 1, 0 where all pairs are equal.
-            Kerby 2014, The simple difference formula, equation 3.
-        p: two-sided, of Wilcoxon's signed-rank test (Wilcoxon 1945; pairs without a difference are
-            left out); 1.0 where no pair differs.
-        corrected: by Holm's method (1979) over all comparisons.
-    """
+    """Two labels over the blocks that have both."""
 
     first: str
     second: str
-    count: int
-    difference: float
-    deviation: float
+    count: int  # pairs
+    difference: float  # mean of first - second, in the metric
+    deviation: float  # its standard deviation over pairs
+    # matched-pairs rank-biserial correlation: rank sum of the pairs in which `first` is better,
+    # less that of the others, over both; -1 to 1, 0 where all pairs are equal. Kerby 2014, The
+    # simple difference formula, equation 3
     effect: float
+    # two-sided, of Wilcoxon's signed-rank test (Wilcoxon 1945; pairs without a difference are left
+    # out); 1.0 where no pair differs
     p: float
-    corrected: float = math.nan
+    corrected: float = math.nan  # by Holm's method (1979) over all comparisons
 
 
 def paired_tests(blocks: QualityBlocks, labels: Sequence[str], *, higher: bool) -> list[Paired]:
-    """Every two labels against each other, corrected for how many comparisons there are.
-
-    Args:
-        blocks: values in one metric.
-        labels: of the factor compared.
-        higher: whether more is better.
-    """
+    """Every two labels against each other, corrected for how many comparisons there are."""
     found = [
         _paired(first, second, pairs, 1 if higher else -1)
         for first, second in itertools.combinations(labels, 2)
@@ -114,8 +99,7 @@ def paired_tests(blocks: QualityBlocks, labels: Sequence[str], *, higher: bool) 
     ]
 
 
-_DECIMALS = 12
-"""Of a difference: 0.3 - 0.2 and 0.2 - 0.1 are a tie, though not in binary."""
+_DECIMALS = 12  # Of a difference: 0.3 - 0.2 and 0.2 - 0.1 are a tie, though not in binary
 
 
 def _paired(first: str, second: str, pairs: Sequence[tuple[float, float]], sign: int) -> Paired:
@@ -150,20 +134,13 @@ def least_p(pairs: int) -> float:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Mean ranks over blocks that have every label, rank 1 for the best, ties shared.
+    """Mean ranks over blocks that have every label, rank 1 for the best, ties shared."""
 
-    Attributes:
-        ranks: mean rank by label, best first.
-        blocks: how many.
-        p: of Friedman's test that all labels are alike; NaN of fewer than three labels.
-        critical: mean ranks that differ by less are not told apart at 5 % by Nemenyi's test
-            (Demsar 2006, section 3.2.2, whose q is the quantile of the studentised range over
-            the square root of 2).
-    """
-
-    ranks: Mapping[str, float]
-    blocks: int
-    p: float
+    ranks: Mapping[str, float]  # mean rank by label, best first
+    blocks: int  # how many
+    p: float  # of Friedman's test that all labels are alike; NaN of fewer than three labels
+    # mean ranks that differ by less are not told apart at 5 % by Nemenyi's test (Demsar 2006,
+    # section 3.2.2, whose q is the quantile of the studentised range over the square root of 2)
     critical: float
 
     def together(self) -> list[tuple[str, ...]]:
@@ -183,10 +160,7 @@ def _within(span: tuple[str, ...], others: Sequence[tuple[str, ...]]) -> bool:
 def ranking_of(blocks: QualityBlocks, labels: Sequence[str], *, higher: bool) -> Ranking | None:
     """The mean ranks of the labels; None where fewer than two blocks have them all.
 
-    Args:
-        blocks: values; blocks of other metrics may be among them where these go the same way.
-        labels: of the factor compared, two or more.
-        higher: whether more is better.
+    `blocks`: values; blocks of other metrics may be among them where these go the same way.
     """
     whole = [[block[label] for label in labels] for block in blocks if block.keys() >= {*labels}]
     if len(whole) < 2 or len(labels) < 2:
@@ -215,9 +189,7 @@ def is_higher(metric: str) -> bool:
 def front_of(points: Sequence[tuple[float, float]], *, higher: bool) -> list[int]:
     """The places of the points that no other beats: at most the cost, and better, or the reverse.
 
-    Args:
-        points: cost (less is better) and quality of each.
-        higher: whether more quality is better.
+    `points`: cost (less is better) and quality of each.
 
     Returns:
         In order of their cost; of equal points the first.

@@ -13,8 +13,7 @@ from fedprune.options.refusal import ConfigError
 from fedprune.options.values import as_text
 from fedprune.study.cells import GridCell, Levels, cells_of
 
-SEED = "seed"
-"""The factor whose values are repetitions: means and spreads go over it."""
+SEED = "seed"  # The factor whose values are repetitions: means and spreads go over it
 
 COMPARED_OVER = {"sparsity": (0.5, 0.8, 0.9), SEED: (0, 1, 2)}
 """What varies where a file says nothing of it: several amounts of pruning and three repetitions, as
@@ -25,24 +24,18 @@ _AMOUNTS = {"sparsity", "threshold", "target_bytes", "target_flops", "unit_shape
 
 _TABLES = ("study", "base", "grid")
 _WORDS = ("title", "compare", "over")
-_NAME = "name"
-"""The key of a table in the grid that says what the table is called."""
+_NAME = "name"  # The key of a table in the grid that says what the table is called
 
 
 @dataclass(frozen=True)
 class Factors:
-    """The factors of several runs, and what they are for.
+    """The factors of several runs, and what they are for."""
 
-    Attributes:
-        names: in the order of the grid.
-        compared: the one whose values are compared with each other, by default the first whose
-            values are tables, else the first that is not the seed.
-        over: the one on the horizontal axis; "" for none. By default sparsity, where it is one.
-    """
-
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # in the order of the grid
+    # the one whose values are compared with each other, by default the first whose values are
+    # tables, else the first that is not the seed
     compared: str
-    over: str
+    over: str  # the one on the horizontal axis; "" for none. By default sparsity, where it is one.
 
     @property
     def rest(self) -> tuple[str, ...]:
@@ -52,19 +45,12 @@ class Factors:
 
 @dataclass(frozen=True)
 class Design:
-    """What a study's file asks for.
+    """What a study's file asks for."""
 
-    Attributes:
-        title: of the page.
-        factors: of the grid.
-        cells: the runs.
-        usual: factors of which the file said nothing.
-    """
-
-    title: str
-    factors: Factors
-    cells: tuple[GridCell, ...]
-    usual: tuple[str, ...] = ()
+    title: str  # of the page
+    factors: Factors  # of the grid
+    cells: tuple[GridCell, ...]  # the runs
+    usual: tuple[str, ...] = ()  # factors of which the file said nothing
 
 
 def read_design(path: Path) -> Design:
@@ -98,12 +84,7 @@ def _usual(document: Mapping[str, Any]) -> dict[str, list[Any]]:
 def design_of(document: Mapping[str, Any], title: str) -> Design:
     """As `read_design`, of what is in the file.
 
-    Args:
-        document: tables ``base``, ``grid`` and ``study``.
-        title: where the document gives none.
-
-    Raises:
-        ConfigError: see `read_design`.
+    `title`: where the document gives none.
     """
     for key in document.keys() - set(_TABLES):
         raise ConfigError(f"{key}: no table of a study; allowed: {', '.join(_TABLES)}")
@@ -127,13 +108,8 @@ def factors_of(
 ) -> Factors:
     """The factors, and which of them is compared over which.
 
-    Args:
-        levels: labels by factor.
-        said: ``compare`` and ``over``, where they are given.
-        grid: the values, of which tables are methods to be compared.
-
-    Raises:
-        ConfigError: what is given is no factor.
+    `said`: ``compare`` and ``over``, where they are given. `grid`: the values, of which tables are
+    methods to be compared.
     """
     names = tuple(levels)
     for key in ("compare", "over"):

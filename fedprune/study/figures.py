@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,7 +13,15 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from fedprune.report.drawing import INK, SERIES, canvas, legend, percentages, styled
-from fedprune.report.reading import density, number, percent, series, without_middle, worded
+from fedprune.report.reading import (
+    density,
+    number,
+    percent,
+    ratio,
+    series,
+    without_middle,
+    worded,
+)
 from fedprune.study.comparison import Ranking, SeedSpread, front_of, is_higher, seed_spread
 from fedprune.study.outcomes import StudyOutcome
 from fedprune.tasks.measures import metric_of
@@ -23,46 +32,37 @@ DASHES = ("-", "--", ":", "-.")
 
 @dataclass(frozen=True)
 class Cost:
-    """What quality is held against.
-
-    Attributes:
-        key: short name.
-        words: of the axis.
-        of: its value for a run; NaN where unknown.
-        share: it is between 0 and 1, and shown as a percentage.
-        log: it spans orders of magnitude.
-    """
+    """What quality is held against."""
 
     key: str
-    words: str
-    share: bool = False
-    log: bool = False
-
-    def of(self, outcome: StudyOutcome) -> float:
-        """Its value for a run; NaN where unknown."""
-        return _VALUES[self.key](outcome)
+    words: str  # of the axis
+    of: Callable[[StudyOutcome], float]  # its value for a run; NaN where unknown
+    share: bool = False  # it is between 0 and 1, and shown as a percentage
+    log: bool = False  # it spans orders of magnitude
 
 
-def _ratio(part: object, whole: object) -> float:
-    return number(part) / number(whole) if number(whole) else math.nan
+def _part(o: StudyOutcome, key: str, part: str) -> Any:
+    return (o.said(key) or {}).get(part)
 
-
-_VALUES = {
-    "density": lambda o: 1 - number(o.said("sparsity")),
-    "bytes": lambda o: (number(o.said("bytes_up")) + number(o.said("bytes_down"))) / 1e6,
-    "disk": lambda o: number((o.said("bytes_on_disk") or {}).get("pruned")) / 1e3,
-    "flops": lambda o: _ratio(o.said("flops_kept"), o.said("flops_dense")),
-    "clock": lambda o: number((o.said("devices") or {}).get("seconds")),
-    "epsilon": lambda o: number((o.said("privacy") or {}).get("total")),
-}
 
 COSTS = (
-    Cost("density", "weights kept, of prunable", share=True),
-    Cost("bytes", "MB sent up and down by all clients"),
-    Cost("disk", "kB on disk"),
-    Cost("flops", "FLOPs of kept weights, of dense", share=True),
-    Cost("clock", "seconds of simulated devices", log=True),
-    Cost("epsilon", "epsilon", log=True),
+    Cost("density", "weights kept, of prunable", lambda o: 1 - number(o.said("sparsity")), True),
+    Cost(
+        *("bytes", "MB sent up and down by all clients"),
+        lambda o: (number(o.said("bytes_up")) + number(o.said("bytes_down"))) / 1e6,
+    ),
+    Cost("disk", "kB on disk", lambda o: number(_part(o, "bytes_on_disk", "pruned")) / 1e3),
+    Cost(
+        *("flops", "FLOPs of kept weights, of dense"),
+        lambda o: ratio(o.said("flops_kept"), o.said("flops_dense")),
+        share=True,
+    ),
+    Cost(
+        *("clock", "seconds of simulated devices"),
+        lambda o: number(_part(o, "devices", "seconds")),
+        log=True,
+    ),
+    Cost("epsilon", "epsilon", lambda o: number(_part(o, "privacy", "total")), log=True),
 )
 
 

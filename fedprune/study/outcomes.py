@@ -1,4 +1,4 @@
-"""What several runs came to, each as a record: a row of ``results.csv``."""
+"""What several runs came to, each as a record: a row of ``results.csv``; and what they lack."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedprune.methods.catalog import FOLLOWING
 from fedprune.options.refusal import ConfigError
 from fedprune.records.folder import CONFIG_NAME
-from fedprune.report.reading import Run, number, read_run
+from fedprune.report.reading import Run, arms, number, read_run
 from fedprune.runtime.files import write_atomically
 from fedprune.study.cells import GridCell
+from fedprune.study.design import SEED
 from fedprune.study.playing import cell_folder, is_there, last_line, log_of
 
 RESULTS_NAME = "results.csv"
@@ -21,23 +23,14 @@ RESULTS_NAME = "results.csv"
 
 @dataclass(frozen=True)
 class StudyOutcome:
-    """A run of a study.
+    """A run of a study."""
 
-    Attributes:
-        name: of its folder.
-        labels: what it is called in each factor.
-        folder: where it is.
-        run: what is in it; None where it has no result.
-        reason: why it has none, or what of it was not done; "" where all was.
-        digest: of its cell, "" where it is of no study.
-    """
-
-    name: str
-    labels: Mapping[str, str]
-    folder: Path
-    run: Run | None
-    reason: str = ""
-    digest: str = ""
+    name: str  # of its folder
+    labels: Mapping[str, str]  # what it is called in each factor
+    folder: Path  # where it is
+    run: Run | None  # what is in it; None where it has no result
+    reason: str = ""  # why it has none, or what of it was not done; "" where all was
+    digest: str = ""  # of its cell, "" where it is of no study
 
     @property
     def metric(self) -> str:
@@ -109,8 +102,7 @@ SUMMED = (
 """Keys of a summary that are columns under their own names."""
 
 
-_OF_DEVICES = ("seconds", "joules")
-"""What simulated devices took."""
+_OF_DEVICES = ("seconds", "joules")  # What simulated devices took
 
 
 def record_of(outcome: StudyOutcome) -> dict[str, Any]:
@@ -161,3 +153,25 @@ def write_outcomes(out: Path, outcomes: Sequence[StudyOutcome]) -> Path:
     writer.writerows(records)
     write_atomically(out / RESULTS_NAME, text.getvalue().encode())
     return out / RESULTS_NAME
+
+
+_SEEDS = 3  # Fewer give a spread that says little
+
+
+def lacking(outcomes: Sequence[StudyOutcome]) -> list[str]:
+    """Of what Blalock et al. 2020 (arXiv 2003.03033, ShrinkBench) ask for, what is not there.
+
+    Several amounts of pruning, repetitions, and a random mask and magnitude as baselines. That
+    runs of a seed begin with the same weights, and what they send and compute, is always so.
+    """
+    runs = [o.run for o in outcomes if o.run is not None]
+    pruned = {run.summary.get("sparsity_asked") for run in runs} - {0.0, None}
+    plain = {run.config.get("score") for run in runs if run.config.get("method") in FOLLOWING}
+    beside = plain.union(*(arms(run.rows) for run in runs))
+    found = {
+        "several sparsities": len(pruned) < 2,
+        "three seeds": len({o.labels.get(SEED) for o in outcomes}) < _SEEDS,
+        "a random mask": "random" not in beside,
+        "magnitude": "magnitude" not in beside,
+    }
+    return [what for what, lacks in found.items() if lacks and pruned]

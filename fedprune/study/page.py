@@ -13,17 +13,10 @@ from fedprune.report.sentences import listed
 from fedprune.report.tables import Table
 from fedprune.report.template import framed, rendered
 from fedprune.study.beside import fairness_table, gap_table, reaching_table, recovery_table
-from fedprune.study.comparison import (
-    is_higher,
-    least_p,
-    metrics_in,
-    paired_tests,
-    quality_blocks,
-)
+from fedprune.study.comparison import is_higher, least_p, metrics_in, paired_tests, quality_blocks
 from fedprune.study.design import SEED, Factors
-from fedprune.study.outcomes import write_outcomes
+from fedprune.study.outcomes import lacking, write_outcomes
 from fedprune.study.pictures import Collected, mask_pictures, panel_pictures, rank_pictures
-from fedprune.study.rules import lacking
 from fedprune.study.tables import (
     Panel,
     panels_of,

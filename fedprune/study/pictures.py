@@ -36,19 +36,12 @@ from fedprune.study.tables import Panel
 
 @dataclass(frozen=True)
 class Collected:
-    """Runs beside each other, and what to call them.
+    """Runs beside each other, and what to call them."""
 
-    Attributes:
-        title: of the page.
-        factors: in which they differ.
-        outcomes: of the runs, in the order of the grid.
-        command: that has the page again.
-    """
-
-    title: str
-    factors: Factors
-    outcomes: Sequence[StudyOutcome]
-    command: str
+    title: str  # of the page
+    factors: Factors  # in which they differ
+    outcomes: Sequence[StudyOutcome]  # of the runs, in the order of the grid
+    command: str  # that has the page again
 
     @property
     def measured(self) -> list[StudyOutcome]:

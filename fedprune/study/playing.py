@@ -1,43 +1,41 @@
-"""The cells of a study, each played as a process of its own: what fails there ends nothing here."""
+"""The cells of a study, each played as a process of its own: what fails there ends nothing here.
+
+On this machine, or on the nodes of a Ray cluster.
+"""
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from fedprune.config import to_toml
+from fedprune.options.refusal import ConfigError, counted
 from fedprune.records.folder import CONFIG_NAME
 from fedprune.runtime.files import write_atomically
 from fedprune.runtime.sums import SUMMARY_NAME, SUMS_NAME, check_sums
 from fedprune.study.cells import GridCell
-from fedprune.study.places import RunPlace, RunProcess
 
-_POLL = 0.1
-"""Seconds between two looks at the processes."""
+_POLL = 0.1  # Seconds between two looks at the processes
 
 CELLS = "cells"
 
 
 @dataclass(frozen=True)
 class CellEnded:
-    """How far a study has come.
+    """How far a study has come."""
 
-    Attributes:
-        cell: that has ended.
-        seconds: it took; 0.0: it was there already.
-        error: the last line that it wrote where it left no result; "": it left one.
-        done: cells that have ended, this one among them.
-        left: seconds that the others may take, by those that were played; None: not known yet.
-    """
-
-    cell: GridCell
-    seconds: float
-    error: str
-    done: int
+    cell: GridCell  # that has ended
+    seconds: float  # it took; 0.0: it was there already
+    error: str  # the last line that it wrote where it left no result; "": it left one
+    done: int  # cells that have ended, this one among them
+    # seconds that the others may take, by those that were played; None: not known yet
     left: float | None
 
 
@@ -69,13 +67,9 @@ def play(
 ) -> None:
     """Play the cells that are not there yet; one that was interrupted goes on where it was.
 
-    Args:
-        cells: of the study. A cell has the folder of its digest, so one that is there was made from
-            the same configuration, data and versions.
-        out: the study's folder.
-        place: where they are played.
-        jobs: how many run at once.
-        tell: told of every cell that has ended. What it raises ends those that run, too.
+    `cells`: of the study. A cell has the folder of its digest, so one that is there was made from
+    the same configuration, data and versions. `tell`: told of every cell that has ended. What it
+    raises ends those that run, too.
     """
     (out / CELLS).mkdir(parents=True, exist_ok=True)
     there = [cell for cell in cells if is_there(cell_folder(cell, out))]
@@ -106,7 +100,6 @@ class _Playing:
 
 
 def _started(cell: GridCell, out: Path, place: RunPlace) -> RunProcess:
-    """What plays a cell, or goes on with it."""
     shows = cell_folder(cell, out) / SUMS_NAME
     return place.start(lambda: _words(cell, out), shows, log_of(cell, out))
 
@@ -122,7 +115,6 @@ def _words(cell: GridCell, out: Path) -> list[str]:
 
 
 def _error_of(cell: GridCell, out: Path) -> str:
-    """Why a cell has no result; "" where it has one."""
     return "" if is_there(cell_folder(cell, out)) else last_line(log_of(cell, out))
 
 
@@ -146,5 +138,67 @@ def _end(processes: Sequence[RunProcess]) -> None:
             process.wait()
 
 
-_PATIENCE = 30
-"""Seconds that a run may take to end when it is told to."""
+_PATIENCE = 30  # Seconds that a run may take to end when it is told to
+
+
+class RunProcess(Protocol):
+    """A run that was begun: what of `subprocess.Popen` a study wants of it."""
+
+    def poll(self) -> int | None:
+        """The exit code; None: it still runs."""
+
+    def terminate(self) -> None:
+        """Interrupt it: it ends at a checkpoint."""
+
+    def kill(self) -> None:
+        """End it at once."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code, or `subprocess.TimeoutExpired`."""
+
+
+@dataclass(frozen=True)
+class RunPlace:
+    """Where runs are played."""
+
+    # begins one. It is given what gives the words of the command, a file that is there when the run
+    # has ended well, and the log.
+    start: Callable[[Callable[[], list[str]], Path, Path], RunProcess]
+    jobs: int  # how many are played at once, unless somebody says
+    told: str = ""  # in words; "": here
+
+
+@contextmanager
+def place_at(address: str, out: Path, cells: Sequence[GridCell]) -> Iterator[RunPlace]:
+    """Within the block the cluster at an address, or this machine where there is none.
+
+    Raises:
+        ConfigError: the cluster, a node of it or a cell cannot take part.
+    """
+    if not address:
+        yield RunPlace(_started_here, len(os.sched_getaffinity(0)))
+        return
+    for cell in cells:
+        if cell.config.engine != "inline":
+            raise ConfigError(
+                f"engine={cell.config.engine!r}: of cell {cell.name}, and a node has one process "
+                "for it; allowed beside --ray-address: inline"
+            )
+    from fedprune.engines.ray.spreading import spread_over
+
+    with spread_over(address, out) as spread:
+        told = f" on {counted(spread.nodes, 'node')} of the cluster at {address}"
+        yield RunPlace(spread.start, spread.cpus, told)
+
+
+def _started_here(words: Callable[[], list[str]], _: Path, log: Path) -> subprocess.Popen[bytes]:
+    home = str(Path(__file__).parents[2])
+    path = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "fedprune", *words()],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONPATH": path},
+        )

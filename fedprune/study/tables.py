@@ -8,15 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedprune.report.reading import (
-    NO_VALUE,
-    SPACE,
-    metric_text,
-    percent,
-    significant,
-    size,
-    worded,
-)
+from fedprune.report.reading import NO_VALUE, SPACE, metric_text, percent, significant, size, worded
 from fedprune.report.tables import Table, shorten
 from fedprune.runtime.files import write_atomically
 from fedprune.study.comparison import (
@@ -37,23 +29,16 @@ from fedprune.tasks.measures import metric_of
 class Panel:
     """The runs that differ in the compared factor, in the one they are compared over, and the seed.
 
-    Attributes:
-        place: labels of the other factors.
-        metric: of all its runs that count.
-        rows, columns: labels of the compared factor, and of the one over which; one column, "",
-            without such.
-        cells: the spread of test quality over repetitions, by row and column.
-        seeds: of these repetitions.
-        alone: whether the runs of this place have one metric; else each has a panel.
+    Spreads are of test quality over repetitions.
     """
 
-    place: GridPlace
-    metric: str
-    rows: tuple[str, ...]
-    columns: tuple[str, ...]
-    cells: dict[tuple[str, str], SeedSpread]
-    seeds: dict[tuple[str, str], frozenset[str]]
-    alone: bool = True
+    place: GridPlace  # labels of the other factors
+    metric: str  # of all its runs that count
+    rows: tuple[str, ...]  # labels of the compared factor
+    columns: tuple[str, ...]  # of the one over which; one column, "", without such
+    cells: dict[tuple[str, str], SeedSpread]  # by row and column
+    seeds: dict[tuple[str, str], frozenset[str]]  # of these repetitions
+    alone: bool = True  # whether the runs of this place have one metric; else each has a panel
 
     @property
     def name(self) -> GridPlace:
@@ -85,18 +70,12 @@ def panels_of(outcomes: Sequence[StudyOutcome], factors: Factors) -> list[Panel]
 
 
 def _spot(outcome: StudyOutcome, factors: Factors) -> tuple[str, str]:
-    """The row and the column that a run is in."""
     column = outcome.labels[factors.over] if factors.over else ""
     return outcome.labels[factors.compared], column
 
 
 def _panel(
-    place: GridPlace,
-    metric: str,
-    same: Sequence[StudyOutcome],
-    factors: Factors,
-    *,
-    alone: bool,
+    place: GridPlace, metric: str, same: Sequence[StudyOutcome], factors: Factors, *, alone: bool
 ) -> Panel:
     rows = tuple(dict.fromkeys(_spot(o, factors)[0] for o in same))
     columns = tuple(dict.fromkeys(_spot(o, factors)[1] for o in same))

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from fedprune.attacks import image_report, label_report, portrait_report, text_report
+from fedprune.attacks.exposed import CHANCE
 from fedprune.attacks.page import Passage
-from fedprune.attacks.tabling import CHANCE
 from fedprune.report.reading import NO_VALUE
 
 Findings = tuple[list[Passage], dict[str, Any]]

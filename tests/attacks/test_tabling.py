@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from fedprune.attacks.tabling import decibels, error_cell, over_seeds, pivot, share_cell
+from fedprune.attacks.page import decibels, error_cell, over_seeds, pivot, share_cell
 from fedprune.report.reading import NO_VALUE
 
 FIGURES = [

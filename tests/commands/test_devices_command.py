@@ -19,9 +19,8 @@ from typing import Any
 import pytest
 
 from fedprune.commands import device_node, devices, main, programs
-from fedprune.commands.device_node import node_config_in
+from fedprune.commands.device_node import end_orphans, node_config_in
 from fedprune.commands.devices import database_at
-from fedprune.commands.orphans import end_orphans
 
 NODE = 'partition-id=0 data="/tmp"'
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from fedprune.commands.quality import quality_of
+from fedprune.commands.inputs import quality_of
 from fedprune.commands.subject import subject
 
 

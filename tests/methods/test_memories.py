@@ -102,7 +102,9 @@ def test_a_memory_of_what_is_no_more_begins_anew(cut):
     assert its.plan.edits == factored.edits
     assert after.model is model
     fresh = {
-        n: v.init(model, its) for n, v in riders_of(plan.config).items() if weights_in(held[n])
+        n: v.init(model, its) if v.init else v.memory()
+        for n, v in riders_of(plan.config).items()
+        if weights_in(held[n])
     }
     assert {"moving", "rewind"} == fresh.keys()
     wanted = {**held, **fresh, "reduce": done}

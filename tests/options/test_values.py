@@ -15,7 +15,7 @@ from fedprune.config import RunConfig, configure, from_flower, overridden
 from fedprune.methods.catalog import check_method
 from fedprune.options.refusal import ConfigError
 from fedprune.options.values import COLUMNS, for_flower, parsed
-from fedprune.records.repeating import as_run_config
+from fedprune.records.provenance import as_run_config
 
 KEYS = RunConfig.model_fields
 

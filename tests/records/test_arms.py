@@ -11,7 +11,7 @@ from fedprune.engines.inline import inline_port
 from fedprune.learning.steps import examples_trained_on, step_rows
 from fedprune.protocol.messages import Question
 from fedprune.records.gap import by_construction, gap_closure, gap_of
-from fedprune.report.gap import BY_CONSTRUCTION, gap_words
+from fedprune.report.closing import BY_CONSTRUCTION, gap_words
 from fedprune.server.state import Model, State
 from fedprune.server.watch import Watch
 from tests.runs import Killed, house_of, tiny

@@ -4,7 +4,7 @@ import shlex
 from pathlib import Path
 
 from fedprune.engines.inline import inline_port
-from fedprune.records.repeating import commands_for
+from fedprune.records.provenance import commands_for
 from tests.runs import house_of, tiny
 
 

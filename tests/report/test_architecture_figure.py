@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.patches import Rectangle
 
-from fedprune.report.architecture import architecture_figure, architecture_finding, spans
+from fedprune.report.plots import architecture_figure, architecture_finding, spans
 from fedprune.report.reading import Run, read_run
 from tests.report.pages import write_page
 

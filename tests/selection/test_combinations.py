@@ -5,8 +5,7 @@ import torch
 from convnets import net_of
 from families import family
 
-from fedprune.selection.combinations import conflict, scope_fits, scopes_of
-from fedprune.selection.scopes import SCOPES
+from fedprune.selection.scopes import SCOPES, conflict, scope_fits, scopes_of
 from fedprune.selection.select import select
 from fedprune.selection.units import UNITS
 from fedprune.structure.layout import layout_of

@@ -3,13 +3,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from by_hand import gone, random_scores
+from by_hand import gone, random_scores, removed_count
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedprune.selection.patterns import pattern_counts, pattern_sparsity
 from fedprune.selection.row_ranking import RowRankings, left_of
-from fedprune.selection.select import removed_count, select
+from fedprune.selection.select import select
 from fedprune.selection.units import unit_labels
 from fedprune.structure.layout import Layout, as_rows
 

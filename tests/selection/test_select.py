@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from by_hand import bits, gone, kept, random_scores
+from by_hand import bits, gone, kept, random_scores, removed_count
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -13,8 +13,7 @@ from fedprune.selection.apart import apart, select_apart
 from fedprune.selection.rules import Rules
 from fedprune.selection.schedules import SCHEDULES, Steps, sparsity_at
 from fedprune.selection.scopes import SCOPES
-from fedprune.selection.select import plain_layout, removed_count, select, select_by
-from fedprune.selection.threshold import above
+from fedprune.selection.select import above, plain_layout, select, select_by
 
 INF = math.inf
 # Few different values, so that most drawn weights are tied with others.

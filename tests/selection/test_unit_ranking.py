@@ -5,13 +5,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from by_hand import bits, gone, kept, random_scores
+from by_hand import bits, gone, kept, random_scores, removed_count
 from families import family
 from torch import Tensor
 
-from fedprune.selection.combinations import scopes_of
 from fedprune.selection.pools import POOLS
-from fedprune.selection.select import plain_layout, removed_count, select
+from fedprune.selection.scopes import scopes_of
+from fedprune.selection.select import plain_layout, select
 from fedprune.selection.units import UNITS, unit_labels
 
 INF = math.inf

@@ -7,10 +7,9 @@ import pytest
 from fedprune.report.reading import Run
 from fedprune.study.beside import after_pruning, reaching_table
 from fedprune.study.design import Factors
-from fedprune.study.outcomes import StudyOutcome
+from fedprune.study.outcomes import StudyOutcome, lacking
 from fedprune.study.page import write_study
 from fedprune.study.pictures import Collected, rank_pictures
-from fedprune.study.rules import lacking
 from fedprune.study.tables import panels_of
 
 FACTORS = Factors(("score", "seed"), "score", "")
