@@ -10,7 +10,7 @@ import os
 import shlex
 import signal
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -102,29 +102,31 @@ def on_ray(in_use: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 with (place / f"{case}.screen").open("w") as screen, looked_at:
                     if case == "resumed":
                         cut_short(config, place / case, 1)
-                    if case == "killed":
-                        kill_workers(grid.pool)
                     told, going = Screen(Console(file=screen, width=300)), Going(case == "resumed")
-                    run_on(grid, config, place / case, told, going)
+                    with workers_killed(grid.pool) if case == "killed" else nullcontext():
+                        run_on(grid, config, place / case, told, going)
             except BaseException as error:  # its test fails for want of a summary, and says why
                 (place / f"{case}.error").write_text(repr(error))
     return place
 
 
-def kill_workers(pool: Any) -> None:
-    """All of them, as soon as one has been given the pruning's question: nobody is left to ask."""
+@contextmanager
+def workers_killed(pool: Any) -> Iterator[None]:
+    """Within the block all are, once one has the pruning's question: nobody is left to ask."""
     give, found = pool.give, set[int]()
 
     def given(member: Any, job: Any) -> None:
         give(member, job)
         if job.message.metadata.message_type == "train.score":
-            while len(found) < 2:  # one look may miss one
+            while len(found) < len(pool.members):  # one look may miss one
                 found.update(workers_of(os.getpid()))
             for worker in found:
                 os.kill(worker, signal.SIGKILL)
             pool.give = give
 
     pool.give = given
+    yield
+    assert found
 
 
 def same(folder: Path, run: Result) -> None:
