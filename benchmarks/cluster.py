@@ -165,7 +165,7 @@ def of_kills(rounds: int) -> None:
     def after(made: Machines, round_: int) -> None:
         if round_ % 6 == 3:
             made.join()
-            made.unplug(oldest=True)
+            made.unplug(min(made.nodes))
 
     row(f"{KILLS} kills in 60 rounds, of 2", {"rounds": 6 * KILLS}, 2, after=after)
 

@@ -29,7 +29,7 @@ from fedprune.engines.ray.engine import ray_grid
 from fedprune.protocol.messages import Question
 from fedprune.protocol.models import dense_model, layout_for
 from fedprune.server.state import first_state
-from tests.test_ray_worker_killed import workers_of
+from tests.machines import workers_of
 
 PHASES = 4
 

@@ -5,8 +5,6 @@ folders that are hidden from it, and when its first process is killed, all of it
 The head has no processors, so all work is on nodes, one processor each unless more are asked for.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shlex
@@ -17,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,9 +66,8 @@ class Machines:
         self.nodes[self.joined] = _started([*NAMESPACES, "sh", "-c", script], log, environment)
         self.joined += 1
 
-    def unplug(self, node: str = "") -> None:
-        """Take a node away: what Ray calls so, or else what joined last."""
-        number = number_of(node) if node else max(self.nodes)
+    def unplug(self, number: int) -> None:
+        """Take a node away."""
         gone = self.nodes.pop(number)
         gone.kill()
         gone.wait()
@@ -151,12 +148,11 @@ def unplugging(grid: Any, made: Machines, phases: Sequence[str]) -> Iterator[Non
 
     def given(member: Any, job: Any) -> None:
         give(member, job)
-        kind = job.message.metadata.message_type
-        wanted = left and kind.rpartition(".")[2] == left[0]
-        if wanted and number_of(member.node.id) in made.nodes:
+        kind = job.message.metadata.message_type.rpartition(".")[2]
+        if left and kind == left[0] and (number := number_of(member.node.id)) in made.nodes:
             left.pop(0)
             made.join()
-            made.unplug(member.node.id)
+            made.unplug(number)
 
     pool.give = given
     try:
@@ -164,3 +160,17 @@ def unplugging(grid: Any, made: Machines, phases: Sequence[str]) -> Iterator[Non
     finally:
         pool.give = give
     assert not left
+
+
+def workers_of(run: int) -> set[int]:
+    """Ray's client workers among the descendants of a process.
+
+    Ray rewrites a worker's title at each call, so that one look may miss one that works.
+    """
+    import psutil  # which Ray brings
+
+    found = set[int]()
+    for process in psutil.Process(run).children(recursive=True):
+        with suppress(psutil.Error):  # it ended while we looked
+            found |= {process.pid} if "ray::Worker" in " ".join(process.cmdline()) else set()
+    return found

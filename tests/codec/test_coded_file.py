@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load, save
 from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import fedprune
 from fedprune import TASKS, select
 from fedprune.codec.coded_file import CODED_NAME, FILE_MAGIC, from_coded, to_coded
 from fedprune.codec.masks import mask_digest
+from fedprune.codec.tensor_file import tensor_file
 from fedprune.export.manifest import MANIFEST_NAME
 from fedprune.export.saved import load_saved, save_folder
 from fedprune.protocol.models import dense_model, layout_for
@@ -48,22 +51,14 @@ def test_only_kept_values_are_in_it():
     assert len(data) < 4 * size * 0.1 + size / 8 + 400
 
 
-def test_a_flipped_bit_anywhere_is_found():
+def test_a_bit_that_is_flipped_or_bytes_that_are_cut_anywhere_are_found():
     data = to_coded(ORIGIN, WEIGHTS, MASKS)
     for place in range(len(data)):
         hurt = bytearray(data)
         hurt[place] ^= 1 << (place % 8)
-        with pytest.raises(ValueError, match=r"here\.fedprune: (damaged|not a fedprune)"):
-            from_coded(bytes(hurt), "here.fedprune")
-
-
-def test_a_file_cut_short_anywhere_is_found():
-    data = to_coded(ORIGIN, WEIGHTS, MASKS)
-    for length in range(len(data)):
-        with pytest.raises(ValueError, match=r"damaged|not a fedprune"):
-            from_coded(data[:length])
-    with pytest.raises(ValueError, match="damaged"):
-        from_coded(data + b"x")
+        for bad in (bytes(hurt), data[:place], data + b"x"):
+            with pytest.raises(ValueError, match=r"here\.fedprune: (damaged|not a fedprune)"):
+                from_coded(bad, "here.fedprune")
 
 
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04" + bytes(90), FILE_MAGIC[:-1], b"{}"])
@@ -72,8 +67,9 @@ def test_a_foreign_file_is_named_so(data):
         from_coded(data)
 
 
-def test_both_forms_of_a_finished_run_give_the_same_bits(run_folder):
-    whole, coded = load_saved(run_folder / "model"), load_saved(run_folder)
+def test_both_forms_of_a_finished_run_give_the_same_bits(run_folder, tmp_path):
+    moved = shutil.copytree(run_folder / "model", tmp_path / "elsewhere")
+    whole, coded = load_saved(moved), load_saved(run_folder)
     assert same(state_of(whole), state_of(coded))
     assert same(whole.state_dict(), coded.state_dict())
     assert (whole.training, coded.training) == (False, False)
@@ -116,22 +112,12 @@ def test_a_task_that_is_gone_is_named(run_folder, tmp_path):
     assert same(state_of(load_saved(tmp_path, load_saved(run_folder))), weights)
 
 
-def test_an_empty_folder_is_named(tmp_path):
+def test_an_empty_folder_and_a_damaged_file_are_named(run_folder, tmp_path):
     with pytest.raises(FileNotFoundError, match=f"neither {CODED_NAME} nor {MANIFEST_NAME}"):
         load_saved(tmp_path)
-
-
-def test_a_damaged_file_is_named(run_folder, tmp_path):
-    data = bytearray((run_folder / CODED_NAME).read_bytes())
-    data[-100] ^= 1
-    (tmp_path / CODED_NAME).write_bytes(data)
+    (tmp_path / CODED_NAME).write_bytes((run_folder / CODED_NAME).read_bytes()[:-100])
     with pytest.raises(ValueError, match=f"{tmp_path}.*damaged"):
         load_saved(tmp_path)
-
-
-def test_a_model_folder_can_be_moved(run_folder, tmp_path):
-    moved = shutil.copytree(run_folder / "model", tmp_path / "elsewhere")
-    assert same(state_of(load_saved(moved)), state_of(load_saved(run_folder)))
 
 
 @pytest.fixture(scope="module")
@@ -150,8 +136,6 @@ def language_folder(tmp_path_factory) -> Path:
 
 
 def test_transformers_loads_the_model_folder(language_folder):
-    from transformers import AutoModelForCausalLM
-
     theirs = AutoModelForCausalLM.from_pretrained(language_folder / "model")
     ours = load_saved(language_folder)
     assert type(theirs) is type(ours)
@@ -163,8 +147,6 @@ def test_transformers_loads_the_model_folder(language_folder):
 
 
 def test_transformers_loads_the_tokenizer_and_writes_text(language_folder):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     words = AutoTokenizer.from_pretrained(language_folder / "model")
     text = "To be, or\nnot to be"
     assert words(text)["input_ids"] == encode(text).tolist()
@@ -184,9 +166,8 @@ def test_tied_weights_are_saved_once_and_loaded_tied(tmp_path, monkeypatch):
             self.head = nn.Linear(4, 6, bias=False)
             self.head.weight = self.table.weight
 
-    monkeypatch.setitem(
-        TASKS, "tied", replace(TASKS["digits"], model=lambda _: Tied(), output=("head",))
-    )
+    tied = replace(TASKS["digits"], model=lambda _: Tied(), output=("head",))
+    monkeypatch.setitem(TASKS, "tied", tied)
     model, origin = Tied(), {"task": "tied", "plugin": ""}
     save_folder(model, tmp_path / "model", origin)
     (tmp_path / CODED_NAME).write_bytes(to_coded(origin, state_of(model), {}))
@@ -194,3 +175,18 @@ def test_tied_weights_are_saved_once_and_loaded_tied(tmp_path, monkeypatch):
         back = load_saved(folder)
         assert back.head.weight is back.table.weight
         assert same(state_of(back), state_of(model))
+
+
+TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+
+
+def test_the_pieces_are_the_bytes_that_safetensors_writes():
+    shared = torch.arange(6.0)
+    tensors = {f"b/{t}": torch.arange(5).to(t) for t in TYPES + WHOLE}
+    tensors |= {"é": shared[:4].view(2, 2), "a": shared[4:], "none": torch.empty(0, 3)}
+    tensors |= {"turned": torch.arange(6.0).view(2, 3).t(), "flag": torch.tensor(True)}
+    data = b"".join(tensor_file(tensors, {"said": "as it is: \u00e9"}))
+    own = {n: t.contiguous().clone() for n, t in tensors.items()}
+    assert data == save(own, {"said": "as it is: \u00e9"})
+    assert all(torch.equal(t, tensors[n]) for n, t in load(data).items())

@@ -45,16 +45,13 @@ def test_the_size_is_head_values_and_bits():
     assert Packet({"head": "é", "n": 12}).size() == 4
 
 
-def test_what_is_decoded_may_be_worked_on():
-    packet = pack({}, {"values": (torch.ones(3), "fp32")})
-    values_of(packet).zero_()
-    assert values_of(packet).tolist() == [1.0] * 3
-
-
-def test_values_may_be_a_read_only_view():
-    packet = pack({}, {"values": (torch.ones(3), "bf16")})
+@pytest.mark.parametrize("wire", ["fp32", "bf16"])
+def test_what_is_decoded_may_be_worked_on_and_come_from_a_read_only_view(wire):
+    packet = pack({}, {"values": (torch.ones(3), wire)})
     view = memoryview(bytes(packet["values"])).toreadonly()
-    assert values_of(Packet(packet.fields, {"values": view})).tolist() == [1.0] * 3
+    for each in (packet, Packet(packet.fields, {"values": view})):
+        values_of(each).zero_()
+        assert values_of(each).tolist() == [1.0] * 3
 
 
 @pytest.mark.parametrize("head", [{}, *({"wire": w} for w in ("fp8", "", None, 32, "FP32"))])
@@ -73,12 +70,6 @@ def test_bytes_that_are_no_whole_number_of_values_are_refused(wire, size):
         values_of(packet)
 
 
-@pytest.mark.parametrize("head", [b"", b"{", b"[]", b"7", b"null", b"\xff\xfe", b'"text"'])
-def test_a_head_that_is_no_json_object_is_refused(head):
-    with pytest.raises(ValueError):  # noqa: PT011 (json's own message, or ours)
-        head_of(Packet({"head": head}))
-
-
 @given(st.lists(st.booleans(), max_size=70))
 def test_flags_come_back_as_they_went(flags):
     flat = torch.tensor(flags, dtype=torch.bool)
@@ -90,12 +81,10 @@ def test_flags_come_back_as_they_went(flags):
             flags_of(data, other)
 
 
-def test_a_mask_of_named_tensors_is_no_flags():
-    with pytest.raises(ValueError, match="expected 2 flags"):
-        flags_of(encode_mask({"w": torch.tensor([True, False])}), 2)
+NAMED = encode_mask({"w": torch.tensor([True, False])})
 
 
-@pytest.mark.parametrize("data", [b"", b"garbage", bytes(40)])
+@pytest.mark.parametrize("data", [b"", b"garbage", bytes(40), NAMED])
 def test_foreign_bytes_are_no_flags(data):
     with pytest.raises(ValueError):  # noqa: PT011 (the mask codec's own message)
         flags_of(data, 2)
@@ -109,10 +98,6 @@ LEAST = {"fp16-scaled": 2.0**-14, "log8": 2.0**-42}
 
 def back(values: torch.Tensor, wire: str) -> torch.Tensor:
     return values_of(pack({}, {"values": (values, wire)}))
-
-
-def test_every_scaled_type_has_its_bound_here():
-    assert set(SCALED) == WORST.keys() == LEAST.keys()
 
 
 @pytest.mark.parametrize("wire", SCALED)
@@ -141,6 +126,7 @@ def test_a_scaled_value_is_nearly_what_it_was(wire, numbers, exponent):
 
 @pytest.mark.parametrize(("wire", "width"), [("fp16-scaled", 2), ("log8", 1)])
 def test_scaled_values_are_that_small(wire, width):
+    assert set(SCALED) == WORST.keys() == LEAST.keys(), "each has its bound here"
     packet = pack({"kind": "score"}, {"values": (torch.randn(1000), wire)})
     assert len(packet["values"]) == 1000 * width
     assert head_of(packet)["scale"] > 1

@@ -1,15 +1,12 @@
 """Which engine is taken where a run leaves it open, and what a client takes."""
 
-from __future__ import annotations
-
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 
 from fedprune.client.footprint import Footprint, footprint_of
-from fedprune.client.host import Host, build_host
+from fedprune.client.host import build_host
 from fedprune.config import configure
 from fedprune.engines.choosing import (
     REPORT_COST,
@@ -19,25 +16,24 @@ from fedprune.engines.choosing import (
     inline_seconds,
     ray_seconds,
 )
-from fedprune.protocol.messages import Question
 from fedprune.tensors.models import state_of
 from fedprune.tensors.named import copied
 
 STEP = Footprint(memory=1.0, turn=0.02, step=0.01)
 
 
-def config_of(**keys: Any) -> Any:
+def config_of(**keys):
     given = {"task": "digits", "clients": 5, "cohort": 3, "rounds": 4, "local_steps": 10}
     return configure({**given, **keys})
 
 
 @pytest.fixture
-def shards(cnn: tuple[Host, Question]) -> Any:
+def shards(cnn):
     return cnn[0].shards
 
 
 @pytest.fixture(autouse=True)
-def _two_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+def _two_processors(monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 2)
 
 
@@ -100,11 +96,7 @@ def test_the_warm_up_that_baselines_share_is_counted_once(shards):
         ({"workers": 2}, "ray", "--workers 2 asks for it"),
         ({"ray_address": "a:1"}, "ray", "--ray-address asks for it"),
         ({"gpus": 1.0}, "ray", "--gpus asks for it"),
-        (
-            {"secure": "secagg", "noise_source": "secret", "rounds": 4000},
-            "inline",
-            "keeps no secret",
-        ),
+        ({"secure": "secagg", "noise_source": "secret", "rounds": 4000}, "inline", "no secret"),
     ],
 )
 def test_what_decides_without_an_estimate(keys, engine, why, shards):
@@ -133,17 +125,17 @@ def test_what_a_client_takes_is_measured_and_nothing_is_left_of_it():
 
 
 @pytest.mark.parametrize(("score", "asked"), [("taylor", 1), ("grasp", 2), ("magnitude", 0)])
-def test_where_nobody_trains_what_is_measured_is_scoring_and_measuring(score: str, asked: int):
+def test_where_nobody_trains_what_is_measured_is_scoring_and_measuring(score, asked):
     """One batch of either, and no step: that would take the memory of gradients and momentum."""
     keys = {"local_steps": 0, "schedule": "one-shot", "score": score, "warmup": 0}
     host = build_host(config_of(model="mlp", **keys))
-    batches: list[int] = []
+    batches = []
 
-    def noted(model: Any, batch: Any) -> Any:
+    def noted(model, batch):
         batches.append(len(batch["labels"]))
         return host.task.loss(model, batch)
 
-    def trained(*_: Any, **__: Any) -> Any:
+    def trained(*_, **__):
         raise AssertionError("nobody trains")
 
     task = replace(host.task, loss=noted)
@@ -158,7 +150,7 @@ def test_where_nobody_trains_what_is_measured_is_scoring_and_measuring(score: st
 def test_a_step_that_raises_is_its_clients_affair():
     host = build_host(config_of(model="mlp"))
 
-    def broken(*_: Any) -> Any:
+    def broken(*_):
         raise RuntimeError("out of order")
 
     takes = footprint_of(replace(host, task=replace(host.task, loss=broken)))

@@ -1,14 +1,11 @@
 """Whatever a client's code does to the process costs that client only."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from typing import Any
 
 import pytest
 
@@ -28,8 +25,8 @@ def endures() -> None:
         loops()
 
 
-def interrupts_itself() -> None:
-    raise KeyboardInterrupt
+def raises(error):
+    raise error
 
 
 def takes_the_handlers() -> None:
@@ -37,23 +34,8 @@ def takes_the_handlers() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def generator_exits() -> None:
-    raise GeneratorExit
-
-
-def in_a_thread(work: Any) -> Any:
-    said: list[Any] = []
-
-    def run() -> None:
-        try:
-            said.append(work())
-        except BaseException as error:
-            said.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(20)
-    return said[0]
+def handling():
+    return [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)]
 
 
 @pytest.mark.parametrize("held", [nullcontext, handlers], ids=["each", "phase"])
@@ -61,20 +43,20 @@ def in_a_thread(work: Any) -> Any:
     ("work", "reason"),
     [
         (lambda: sys.exit(3), "SystemExit: 3"),
-        (interrupts_itself, "KeyboardInterrupt"),
-        (generator_exits, "GeneratorExit"),
+        (lambda: raises(KeyboardInterrupt), "KeyboardInterrupt"),
+        (lambda: raises(GeneratorExit), "GeneratorExit"),
         (loops, "took longer than its part of --timeout"),
         (lambda: time.sleep(1e6), "took longer than its part of --timeout"),
     ],
 )
 def test_what_would_end_the_process_is_an_error(work, reason, held):
-    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)]
+    before = handling()
     with held():
         guarded(takes_the_handlers, 5.0)  # they are there again for the next
         with pytest.raises(RuntimeError, match=f"^{reason}$"):
             guarded(work, 0.2)
         assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
-    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)] == before
+    assert handling() == before
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
     assert guarded(lambda: 7, 0.2) == 7
 
@@ -86,8 +68,9 @@ def test_who_catches_everything_is_interrupted_again(monkeypatch):
 
 
 def test_a_loop_in_another_thread_ends_too():
-    assert "took longer" in str(in_a_thread(lambda: guarded(loops, 0.2)))
-    assert in_a_thread(lambda: guarded(lambda: 7, 0.2)) == 7
+    with ThreadPoolExecutor() as pool:
+        assert "took longer" in str(pool.submit(guarded, loops, 0.2).exception(20))
+        assert pool.submit(guarded, lambda: 7, 0.2).result(20) == 7
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

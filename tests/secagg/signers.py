@@ -4,13 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives import serialization as forms
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-)
 
 MADE = {
     "P-256": lambda: ec.generate_private_key(ec.SECP256R1()),
@@ -22,14 +17,14 @@ MADE = {
 
 def written(key: Any, path: Path, *, pem: bool = False) -> str:
     """Write a private key, and give back its path."""
-    form = PrivateFormat.PKCS8 if pem else PrivateFormat.OpenSSH
-    path.write_bytes(key.private_bytes(Encoding.PEM, form, NoEncryption()))
+    form = forms.PrivateFormat.PKCS8 if pem else forms.PrivateFormat.OpenSSH
+    path.write_bytes(key.private_bytes(forms.Encoding.PEM, form, forms.NoEncryption()))
     return str(path)
 
 
 def line(key: Any, comment: object) -> str:
     """A line of a file of signers."""
-    raw = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    raw = key.public_key().public_bytes(forms.Encoding.OpenSSH, forms.PublicFormat.OpenSSH)
     return f"{raw.decode()} {comment}"
 
 

@@ -7,12 +7,7 @@ import numpy as np
 import pytest
 
 from fedprune.options.refusal import Refused
-from fedprune.secagg.client import (
-    confirmed,
-    masked_vector,
-    revealed,
-    shares_of,
-)
+from fedprune.secagg.client import confirmed, masked_vector, revealed, shares_of
 from fedprune.secagg.graph import neighbours_of
 from fedprune.secagg.keys import keys_of, secrets_of
 from fedprune.secagg.shamir import combine
@@ -68,10 +63,16 @@ def test_one_share_of_each_neighbour_is_revealed_and_never_both(summed):
         assert owner not in (masking if owner in summed else own)
 
 
-def refused(words, call, *arguments):
+def refused(words, call, *arguments, me=0):
     with pytest.raises(Refused, match=words) as error:
-        call(*arguments)
+        call(seed(me), me, *arguments)
     assert error.value.field == "secure"
+
+
+def closed(words, received=None, roster=None, summed=EVERYONE, shared=EVERYONE, terms=TERMS):
+    """Client 0 does not help to open this sum."""
+    roster, received = roster or roster_of(terms), received or received_by(0, terms)
+    refused(words, revealed, roster, received, summed, shared, terms, SAID)
 
 
 def test_a_changed_share_is_refused():
@@ -79,41 +80,24 @@ def test_a_changed_share_is_refused():
     for place in (0, 79):
         changed = bytearray(received[2])
         changed[place] ^= 1
-        bad = received | {2: bytes(changed)}
-        refused("client 2", revealed, seed(0), 0, roster_of(), bad, EVERYONE, EVERYONE, TERMS, SAID)
-    swapped = received | {2: received[3], 3: received[2]}
-    refused(
-        "does not decrypt",
-        revealed,
-        seed(0),
-        0,
-        roster_of(),
-        swapped,
-        EVERYONE,
-        EVERYONE,
-        TERMS,
-        SAID,
-    )
+        closed("client 2", received | {2: bytes(changed)})
+    closed("does not decrypt", received | {2: received[3], 3: received[2]})
     del received[4]
-    refused("missing", revealed, seed(0), 0, roster_of(), received, EVERYONE, EVERYONE, TERMS, SAID)
+    closed("missing", received)
 
 
 def test_shares_of_another_session_are_refused():
     before = Terms(b"before", tuple(range(6)), 5, 4, 64)
     replayed = received_by(0, before)
-    refused("decrypt", revealed, seed(0), 0, roster_of(), replayed, EVERYONE, EVERYONE, TERMS, SAID)
-    # even if the server shows the keys of that session again
-    old = roster_of(before)
-    refused("own keys", revealed, seed(0), 0, old, replayed, EVERYONE, EVERYONE, TERMS, SAID)
+    closed("decrypt", replayed)
+    closed("own keys", replayed, roster_of(before))  # though the server shows those keys again
 
 
 @pytest.mark.parametrize("part", ["channel", "masking", "own", "signing"])
 def test_whoever_was_shown_other_keys_of_somebody_can_open_nothing(part):
-    stranger = keys_of(b"x" * 32, TERMS)
-    honest = roster_of()
+    stranger, honest = keys_of(b"x" * 32, TERMS), roster_of()
     shown = honest | {5: replace(honest[5], **{part: getattr(stranger, part)})}
-    theirs = received_by(0, roster=honest) | {1: shares_of(seed(1), 1, shown, TERMS)[0]}
-    refused("client 1", revealed, seed(0), 0, honest, theirs, EVERYONE, EVERYONE, TERMS, SAID)
+    closed("client 1", received_by(0) | {1: shares_of(seed(1), 1, shown, TERMS)[0]})
 
 
 def test_own_keys_must_be_there_and_nobody_else_may_have_them():
@@ -130,58 +114,34 @@ def test_own_keys_must_be_there_and_nobody_else_may_have_them():
         (roster | {1: replace(roster[1], channel=bytes(32))}, "worthless"),
         (roster | {99: keys_of(b"x" * 32, TERMS)}, "not among the members"),
     ]:
-        refused(words, shares_of, seed(0), 0, bad, TERMS)
-
-
-def test_a_worthless_masking_key_is_refused_before_a_vector_is_sent():
-    roster = roster_of()
-    bad = roster | {1: replace(roster[1], masking=bytes(32))}
-    refused("worthless", masked_vector, seed(0), 0, bad, EVERYONE, np.zeros(2, np.uint64), TERMS)
+        refused(words, shares_of, bad, TERMS)
+    bad, vector = roster | {1: replace(roster[1], masking=bytes(32))}, np.zeros(2, np.uint64)
+    refused("worthless", masked_vector, bad, EVERYONE, vector, TERMS)
 
 
 def test_too_few_neighbours_are_refused_at_each_stage():
     roster, few = roster_of(), frozenset({0, 1, 2, 3})
-    shown = {m: roster[m] for m in few}
-    refused("3 neighbours", shares_of, seed(0), 0, shown, TERMS)
-    vector = np.zeros(3, np.uint64)
-    refused("3 neighbours", masked_vector, seed(0), 0, roster, few, vector, TERMS)
-    refused("neighbours", revealed, seed(0), 0, roster, received_by(0), few, EVERYONE, TERMS, SAID)
-
-
-def test_a_sum_of_fewer_than_the_minimum_stays_closed():
+    refused("3 neighbours", shares_of, {m: roster[m] for m in few}, TERMS)
+    refused("3 neighbours", masked_vector, roster, few, np.zeros(3, np.uint64), TERMS)
+    closed("neighbours", summed=few)
     terms = Terms(b"few", tuple(range(6)), 5, 3, 64, minimum=5)
-    few = frozenset({0, 1, 2, 3})
-    arguments = (seed(0), 0, roster_of(terms), received_by(0, terms), few, EVERYONE, terms, {})
-    refused("fewer than 5", revealed, *arguments)
+    closed("fewer than 5", summed=few, terms=terms)
 
 
 def test_parts_of_a_sum_are_not_opened_apart():
     terms = Terms(b"ring", tuple(range(12)), 2, 2, 64)
-    me = 0
-    near = neighbours_of(me, terms)
-    part = frozenset({me, *near})  # nobody with two neighbours but `me`
+    near = {m: {*neighbours_of(m, terms)} for m in terms.members}
+    part = frozenset({0, *near[0]})  # nobody with two neighbours but client 0
     shared = frozenset(terms.members)
-    roster = roster_of(terms)
-    refused(
-        "neighbours", revealed, seed(0), 0, roster, received_by(0, terms), part, shared, terms, SAID
-    )
-    far = next(
-        m for m in terms.members if not set(neighbours_of(m, terms)) & part and m not in part
-    )
-    apart = part | {far}
-    refused(
-        "connected", revealed, seed(0), 0, roster, received_by(0, terms), apart, shared, terms, SAID
-    )
+    closed("neighbours", summed=part, shared=shared, terms=terms)
+    far = next(m for m in terms.members if not near[m] & part and m not in part)
+    closed("connected", summed=part | {far}, shared=shared, terms=terms)
 
 
 def test_only_who_is_in_the_sum_opens_it():
-    received, roster = received_by(0), roster_of()
-    for words, summed, shared in (
-        ("lacks this one", EVERYONE - {0}, EVERYONE),
-        ("own keys", EVERYONE - {0}, EVERYONE - {0}),
-        ("shared no keys", EVERYONE, EVERYONE - {1}),
-    ):
-        refused(words, revealed, seed(0), 0, roster, received, summed, shared, TERMS, SAID)
+    closed("lacks this one", summed=EVERYONE - {0})
+    closed("own keys", summed=EVERYONE - {0}, shared=EVERYONE - {0})
+    closed("shared no keys", shared=EVERYONE - {1})
 
 
 @pytest.mark.parametrize(
@@ -203,7 +163,7 @@ def test_of_two_stories_about_who_is_in_the_sum_at_most_one_is_opened():
                 continue
             for me in some:
                 arguments = (roster_of(), received_by(me), story, EVERYONE, TERMS, said)
-                refused("confirms? who is in the sum", revealed, seed(me), me, *arguments)
+                refused("confirms? who is in the sum", revealed, *arguments, me=me)
     assert 2 * TERMS.confirmations > len(EVERYONE)
 
 
@@ -213,6 +173,6 @@ def test_signatures_that_are_wrong_or_made_for_another_sum_do_not_count():
     assert revealed(seed(0), 0, *told, few)
     other = Terms(b"other", tuple(range(6)), 5, 4, 64)
     for wrong in (bytes(64), b"", SAID[2], said_by([1], terms=other)[1]):
-        refused("confirm who", revealed, seed(0), 0, *told, few | {1: wrong})
+        refused("confirm who", revealed, *told, few | {1: wrong})
     lacking = {m: s for m, s in SAID.items() if m}
-    refused("this client did not confirm", revealed, seed(0), 0, *told, lacking)
+    refused("this client did not confirm", revealed, *told, lacking)

@@ -6,15 +6,7 @@ import hmac
 import numpy as np
 import pytest
 
-from fedprune.secagg.primitives import (
-    agreed,
-    derived,
-    mask,
-    public_of,
-    sealed,
-    stream,
-    unsealed,
-)
+from fedprune.secagg.primitives import agreed, derived, mask, public_of, sealed, stream, unsealed
 
 
 def test_public_keys_and_agreement_are_x25519():

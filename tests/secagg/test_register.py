@@ -4,21 +4,15 @@ import hashlib
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives import serialization as forms
 from cryptography.hazmat.primitives.asymmetric import dsa, ec
-from cryptography.hazmat.primitives.serialization import (
-    BestAvailableEncryption,
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-)
 
 from fedprune.options.refusal import Refused
 from fedprune.secagg.client_stages import serve_call
@@ -60,8 +54,7 @@ def made_up(member: int, terms: Terms) -> bytes:
     return keys_of(seed(member, "server"), terms).as_bytes
 
 
-@dataclass(frozen=True)
-class Seen:
+class Seen(NamedTuple):
     """What a lying server has at hand: keys of this sum, of an earlier one, the terms."""
 
     true: dict[int, bytes]
@@ -125,10 +118,7 @@ def test_a_server_that_lies_about_keys_gets_nothing(registers, host, lie):
 
 def test_a_client_that_nobody_registered_is_named(registers, host):
     terms = terms_of(host.config, b"s", (0, 1, 7))
-    roster = {
-        p: vouched(registers[min(p, 4)], p, keys_of(seed(p), terms), terms) for p in (0, 1, 7)
-    }
-    call = Call("shares", b"s", (0, 1, 7), roster)
+    call = Call("shares", b"s", terms.members, roster_of([*registers, *registers], terms))
     with pytest.raises(Refused, match=r"client 7 \(not in them\)$"):
         serve_call(host, call, [0], seed, register=registers[0])
 
@@ -155,10 +145,7 @@ def test_who_keeps_to_it_is_heard_and_the_rest_of_what_is_said_stays(registers, 
     bare = {p: serve_call(host, call, [p], seed).keys[p] for p in MEMBERS}
     assert {p: k[:128] for p, k in shown.items()} == bare
     assert {len(k) for k in shown.values()} == {128 + 64}
-    signed, plain = (
-        replace(call, stage="shares", roster=shown),
-        replace(call, stage="shares", roster=bare),
-    )
+    signed, plain = (replace(call, stage="shares", roster=r) for r in (shown, bare))
     for p in MEMBERS:
         found = serve_call(host, signed, [p], seed, register=registers[p])
         assert found == serve_call(host, plain, [p], seed)
@@ -169,13 +156,8 @@ def test_who_keeps_to_it_is_heard_and_the_rest_of_what_is_said_stays(registers, 
 def test_what_ssh_keygen_writes_is_read(tmp_path):
     """The command of docs/devices.md; with a passphrase it would wait for somebody to type it."""
     for name, phrase in (("open", ""), ("locked", "five5")):
-        made = [
-            *["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-C", "3", "-N"],
-            phrase,
-            "-f",
-            name,
-        ]
-        subprocess.run(made, cwd=tmp_path, check=True)
+        made = ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-C", "3"]
+        subprocess.run([*made, "-N", phrase, "-f", name], cwd=tmp_path, check=True)
     signers = str(tmp_path / "open.pub")
     assert sorted(register_of(str(tmp_path / "open"), signers, [3]).signers) == [3]
     refused("signing-key: it has a passphrase", str(tmp_path / "locked"), signers, tmp_path)
@@ -202,15 +184,14 @@ def test_a_site_signs_for_all_of_its_partitions(tmp_path):
         register_of(path, str(tmp_path / "signers"), [4, 5])
 
 
-def locked(key: Any) -> bytes:
-    phrase = BestAvailableEncryption(b"x")
-    pem: bytes = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, phrase)
-    return pem
+def pem(key: Any, locked: bool = False) -> bytes:
+    how = forms.BestAvailableEncryption(b"x") if locked else forms.NoEncryption()
+    found: bytes = key.private_bytes(forms.Encoding.PEM, forms.PrivateFormat.PKCS8, how)
+    return found
 
 
 ONE, TWO = MADE["P-256"](), MADE["P-384"]()
-OTHER = ec.generate_private_key(ec.SECP256K1())
-DSA = dsa.generate_private_key(1024)
+NO_KIND = "signing-key: no private key of a kind"
 WRONG_KEYS: dict[str, tuple[Any, str]] = {
     "none": (None, "signing-key: not given, while signers is; allowed: both of them, or neither"),
     "a number": (5, "signing-key: no path; allowed: a path in double quotes"),
@@ -218,22 +199,13 @@ WRONG_KEYS: dict[str, tuple[Any, str]] = {
     "a folder": (".", r"signing-key: cannot be read \(Is a directory\)"),
     "nothing": ("none", r"signing-key: cannot be read \(No such file or directory\)"),
     "no name of a file": ("a\0b", "signing-key: cannot be read"),
-    "an empty file": (b"", "signing-key: no private key of a kind that signs here; allowed: ECDSA"),
+    "an empty file": (b"", f"{NO_KIND} that signs here; allowed: ECDSA"),
     "bytes": (bytes(range(256)), "signing-key: no private key"),
     "the public key": (line(ONE, 0).encode(), "signing-key: no private key"),
-    "a passphrase": (locked(ONE), "signing-key: it has a passphrase"),
-    "another curve": (
-        OTHER.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
-        "signing-key: no private key of a kind",
-    ),
-    "DSA": (
-        DSA.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
-        "signing-key: no private key of a kind",
-    ),
-    "somebody else's": (
-        TWO.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()),
-        "signers: the line of partition 0 is of another key than signing-key",
-    ),
+    "a passphrase": (pem(ONE, locked=True), "signing-key: it has a passphrase"),
+    "another curve": (pem(ec.generate_private_key(ec.SECP256K1())), NO_KIND),
+    "DSA": (pem(dsa.generate_private_key(1024)), NO_KIND),
+    "somebody else's": (pem(TWO), "signers: the line of partition 0 is of another key than"),
 }
 WRONG_SIGNERS: dict[str, tuple[Any, str]] = {
     "none": (None, "signers: not given, while signing-key is; allowed: both of them, or neither"),
@@ -247,11 +219,11 @@ WRONG_SIGNERS: dict[str, tuple[Any, str]] = {
     "a sign": (line(ONE, "-1"), "line 1 names no partition"),
     "digits of another script": (line(ONE, "\u0663"), "line 1 names no partition"),
     "a number without end": (line(ONE, "9" * 5000), "line 1 names no partition"),
-    "a private key": (locked(ONE), "line 1 is no public key that counts"),
+    "a private key": (pem(ONE), "line 1 is no public key that counts"),
     "a broken line": ([line(ONE, 0), line(TWO, 1)[30:]], "line 2 is no public key that counts"),
     "bytes": (b"\xff\xfe\x00", "signers: no text"),
     "PEM": (
-        ONE.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
+        ONE.public_key().public_bytes(forms.Encoding.PEM, forms.PublicFormat.SubjectPublicKeyInfo),
         "line 1 is no public key that counts; allowed: OpenSSH, ECDSA",
     ),
 }

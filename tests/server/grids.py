@@ -12,8 +12,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, 
 from flwr.supercore.task_identity import TaskIdentity
 
 import fedprune.engines.flower.client_hosts
+from fedprune import Result, RunConfig, federate
 from fedprune.engines.flower import exchange, fleet
 from fedprune.engines.flower.client_app import app
+from fedprune.engines.flower.grid import grid_port
 
 Meddle = Callable[[int, Message, Message], Message | None]
 
@@ -21,6 +23,25 @@ Meddle = Callable[[int, Message, Message], Message | None]
 def honest(node: int, question: Message, reply: Message) -> Message:
     del node, question
     return reply
+
+
+def at(node: int, kinds: str, change: Callable[[Message, Message], Message | None]) -> Meddle:
+    """What changes the replies of a node to messages whose type begins so."""
+
+    def meddle(asked: int, question: Message, reply: Message) -> Message | None:
+        meant = asked == node and question.metadata.message_type.startswith(kinds)
+        return change(question, reply) if meant else reply
+
+    return meddle
+
+
+def no_reply(_question: Message, _reply: Message) -> None:
+    """Nothing comes back."""
+
+
+def an_error(question: Message, _reply: Message) -> Message:
+    """Flower says that it was lost."""
+    return Message(Error(code=0, reason="lost"), reply_to=question)
 
 
 @dataclass
@@ -158,3 +179,13 @@ def workers(count: int, **rest: Any) -> FakeGrid:
     """A grid of a simulation's workers."""
     nodes = {90 - i: context(90 - i, **{"partition-id": i}) for i in range(count)}
     return FakeGrid(nodes, **rest)
+
+
+def run_on(grid: Any, config: RunConfig, **rest: Any) -> Result:
+    """A run to its end over a grid."""
+    return federate(config, grid_port(grid, config, **rest))
+
+
+def failures(result: Result) -> list[dict[str, Any]]:
+    """Of all rounds of a run, as its rows have them."""
+    return [failure for row in result.rows for failure in row["failures"]]

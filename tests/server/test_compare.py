@@ -1,6 +1,5 @@
 """Many candidates in one question, and how much of a change is kept: chosen on validation only."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -9,23 +8,17 @@ import torch
 
 from fedprune import Shard
 from fedprune.client.answers import answer
-from fedprune.client.context import ClientContext
 from fedprune.client.host import Host
 from fedprune.client.measurement import LOST
 from fedprune.engines.inline import inline_port
-from fedprune.learning.candidates import (
-    HERE,
-    Candidate,
-    blended,
-    without,
-)
+from fedprune.learning.candidates import HERE, Candidate, blended, without
 from fedprune.privacy.release import Release
 from fedprune.protocol.aggregate import Aggregate
-from fedprune.protocol.messages import Answer, Question
+from fedprune.protocol.messages import Question
 from fedprune.protocol.server_noise import noised_sum
 from fedprune.tensors.models import load_into
 from fedprune.tensors.named import Tensors
-from tests.runs import overheard, tiny
+from tests.runs import overheard, played, tiny
 
 EVERYONE = range(5)
 CANDIDATES = (HERE, Candidate(1.0), Candidate(2.0), Candidate(apart={"hidden.weight": 1.0}))
@@ -77,13 +70,6 @@ def test_the_loss_of_a_candidate_is_the_pooled_one(way, cnn):
     assert len(losses) == len(CANDIDATES)
 
 
-def test_the_order_of_clients_does_not_matter(cnn):
-    host, about = cnn
-    question = asked(about, rungs=ladder_of(about))
-    ask = inline_port(host).ask
-    assert ask(question, EVERYONE).totals == ask(question, EVERYONE[::-1]).totals
-
-
 def test_a_candidate_whose_loss_is_no_number_loses_and_spoils_nothing(cnn):
     host, about = cnn
     far = {n: torch.full_like(w, 3e38) for n, w in noise_on(about).items()}
@@ -101,9 +87,14 @@ def test_a_model_that_measures_nothing_itself_is_the_clients_failure(cnn):
     assert [(f.phase, f.field) for f in aggregate.failures] == [("compare", "loss_0")]
 
 
-def run(without: Callable[[Question, int], bool] | None = None, **keys: Any) -> Any:
-    """Three rounds, the last two prune: the result, every exchange, every state."""
-    return overheard(tiny(**{"rounds": 3, "warmup": 1, "end": 3, **keys}), without)
+def three(**keys):
+    """Three rounds, the last two prune."""
+    return tiny(**{"rounds": 3, "warmup": 1, "end": 3, **keys})
+
+
+def run(without=None, **keys):
+    """The result, every exchange, every state."""
+    return overheard(three(**keys), without)
 
 
 GRIDS = [("global", (0.5, 1.0, 1.5)), ("layer", (0.5, 1.0, 1.5)), ("layer", (0.9, 1.0))]
@@ -125,8 +116,7 @@ def test_what_is_kept_is_what_was_measured_and_no_worse_than_the_whole(blend, gr
 
 @pytest.mark.slow
 def test_the_whole_change_is_no_blending_bit_for_bit():
-    kept, _, _ = run(blend="global", blend_grid=(1.0, 0.0))
-    plain, _, _ = run()
+    kept, plain = played(three(blend="global", blend_grid=(1.0, 0.0))), played(three())
     assert all(set(row["blend"]["shares"].values()) == {1.0} for row in kept.rows)
     for name in ("weights_digest", "mask_digest", "loss"):
         assert [r[name] for r in kept.rows] == [r[name] for r in plain.rows]
@@ -135,11 +125,9 @@ def test_the_whole_change_is_no_blending_bit_for_bit():
 
 @pytest.mark.slow
 def test_with_too_few_answers_the_whole_change_is_kept_and_said():
-    few = {"min_clients": 3, "cohort": 3}
-    kept, _, _ = run(
-        lambda q, p: q.kind == "compare" and p > 1, blend="layer", blend_grid=(1.0, 1.5), **few
-    )
-    plain, _, _ = run(**few)
+    few, blending = {"min_clients": 3, "cohort": 3}, {"blend": "layer", "blend_grid": (1.0, 1.5)}
+    kept, _, _ = run(lambda q, p: q.kind == "compare" and p > 1, **blending, **few)
+    plain = played(three(**few))
     assert [r["blend"] for r in kept.rows] == [{"action": "too few answered"}] * 3
     assert kept.summary["weights_digest"] == plain.summary["weights_digest"]
 
@@ -157,7 +145,7 @@ def test_a_client_that_fails_to_compare_is_as_one_never_asked(monkeypatch):
     keys = {"blend": "layer", "blend_grid": (1.0, 1.5)}
     spared, _, _ = run(lambda q, p: q.kind == "compare" and p == 1, **keys)
 
-    def broken(question: Question, client: ClientContext) -> Answer:
+    def broken(question, client):
         if question.kind == "compare" and client.partition == 1:
             raise RuntimeError("no")
         return answer(question, client)
@@ -170,13 +158,14 @@ def test_a_client_that_fails_to_compare_is_as_one_never_asked(monkeypatch):
 
 
 def test_candidates_are_measured_under_any_split_alike(cnn):
-    """The same examples on one client: the same sums."""
+    """In any order, and the same examples on one client: the same sums."""
     host, about = cnn
     parts = [host.shards[p].validation for p in EVERYONE]
     pooled = {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
     one = replace(host, shards={0: Shard(pooled, pooled, pooled)})
     question = asked(about, rungs=ladder_of(about))
     here, there = inline_port(host).ask(question, EVERYONE), inline_port(one).ask(question, [0])
+    assert here.totals == inline_port(host).ask(question, EVERYONE[::-1]).totals
     assert here.totals == pytest.approx(there.totals, rel=1e-6)
 
 
@@ -185,9 +174,8 @@ def test_noise_may_put_a_candidates_loss_below_zero_and_the_order_stays(monkeypa
     monkeypatch.setattr("fedprune.protocol.server_noise.gaussian", lambda *_: noise)
     config = tiny(dp="client", dp_noise=1.0, rounds=1, warmup=0, end=1)
     fields = ("totals.loss_0", "totals.loss_1", "totals.loss")
-    release = Release(
-        *("metrics", fields, "up", "client", "gaussian"), clip=1.0, sensitivity=1.0, z=1.0
-    )
+    about = ("metrics", fields, "up", "client", "gaussian")
+    release = Release(*about, clip=1.0, sensitivity=1.0, z=1.0)
     sums = Aggregate(totals={"loss_0": 4.0, "loss_1": 4.0, "loss": 4.0})
     question = Question("compare", 1, {}, {})
     found = noised_sum(sums, question, None, config, [release], None).totals

@@ -1,14 +1,19 @@
-"""Simulated devices: who is of which class, there, large enough, dropping out; and their clock."""
+"""Simulated devices: who is of which class, there, large enough, dropping out; and their clock.
+
+Every field of a class, and every option about them, changes what comes of a run.
+"""
 
 import json
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
+from types import MappingProxyType
 
 import pytest
 import torch
 
 from fedprune import ConfigError, RunConfig, federate
 from fedprune.config import configure
+from fedprune.config.kinds import KINDS
 from fedprune.config.profiles import DeviceClass, dealt_profiles
 from fedprune.engines.inline import inline_port
 from fedprune.learning.regime import PLAIN_REGIME
@@ -16,12 +21,11 @@ from fedprune.learning.steps import step_rows
 from fedprune.opening import opening_of
 from fedprune.protocol.messages import Question
 from fedprune.server.fleet import fleet_of
-from fedprune.server.watch import Watch
 from fedprune.server.work import bytes_needed, work_for
 from fedprune.structure.flops import flops
 from fedprune.structure.groups import stages_of
 from fedprune.tensors.named import full_masks
-from tests.runs import TINY, house_of, overheard, played, tiny
+from tests.runs import TINY, cut_short, house_of, overheard, played, tiny
 
 CLASSES = {
     "fast": {"share": 1, "flops": 2e9, "up": 5e6, "down": 1e7, "watts": 2},
@@ -39,8 +43,7 @@ def file_of(folder, **changes):
 
 
 def simulated(folder, **more):
-    fields = ("availability", "dropout", "memory", "flops")
-    slow = {k: more.pop(k) for k in fields if k in more}
+    slow = {k: more.pop(k) for k in ("availability", "dropout", "memory", "flops") if k in more}
     return tiny(profiles=file_of(folder, **slow), **{"clients": 8, "cohort": 4, **more})
 
 
@@ -185,15 +188,7 @@ def test_who_drops_out_is_a_failure_and_the_run_resumes_to_the_same_bits(tmp_pat
     assert {f["reason"] for f in failures} == {"dropped out, as its class slow does"}
     assert whole.summary["failures"] == len(failures) > 0
 
-    class Enough(Exception):
-        pass
-
-    def stop(row, *_):
-        if row["round"] == 3:
-            raise Enough
-
-    with pytest.raises(Enough):
-        federate(config, folder=tmp_path / "run", watch=Watch(row=stop))
+    cut_short(config, tmp_path / "run", 3)
     again = federate(config, folder=tmp_path / "run", resume=True)
     assert again.rows == json.loads(json.dumps(whole.rows))
     (tmp_path / "fleet.toml").write_text((tmp_path / "fleet.toml").read_text() + "\n# other\n")
@@ -220,13 +215,8 @@ def test_what_cannot_be_counted_takes_what_its_prunable_layers_do(tmp_path, monk
 
     monkeypatch.setattr("fedprune.server.work.passes_of", fails)
     state, plan = opening_of(simulated(tmp_path), None, None)
-    whole = flops(
-        full_masks(
-            {n: torch.empty(s) for n, s in plan.layout.shapes.items()},
-            plan.layout.prunable,
-        ),
-        plan.positions,
-    )
+    shapes = {n: torch.empty(s) for n, s in plan.layout.shapes.items()}
+    whole = flops(full_masks(shapes, plan.layout.prunable), plan.positions)
     question = Question("inputs", 1, state.weights, state.masks)
     assert work_for(question, 10, plan) == 10 * whole
     assert work_for(replace(question, kind="score"), 10, plan) == 30 * whole
@@ -316,10 +306,12 @@ def test_slower_devices_prune_fewer_layers_of_the_whole_model(tmp_path, budget, 
         federate(config.model_copy(update={"budget": "memory"}))
 
 
-def test_of_one_part_for_all_the_budget_decides_on_steps(tmp_path):
+def test_of_one_part_for_all_the_budget_decides_on_steps_and_is_refused_where_on_nothing(tmp_path):
     keys = {"method": "heterofl", "method_options": {"tiers": (1.0,)}, "unit": "row"}
     config = simulated(tmp_path, flops=1e9, budget="flops", model="mlp", local_steps=2, **keys)
     assert set(opening_of(config, None, None)[1].steps) == {1.0, 0.5}
+    with pytest.raises(ConfigError, match="no parts or ranks that differ; allowed: none, method="):
+        federate(simulated(tmp_path, budget="memory"))
 
 
 @pytest.mark.slow
@@ -328,12 +320,9 @@ def test_ranks_follow_a_budget_and_who_fits_no_rank_is_not_asked(tmp_path):
     keys |= {"clients": 8, "warmup": 1, "end": 2, "agreement": False}
     config = tiny(profiles=file_of(tmp_path, flops=1.1e9), budget="flops", **keys)
     fleet, (result, asked, _) = fleet_of(config), overheard(config)
-    ranks = {
-        (fleet[p].name, min(next(iter(q.adapters.values())).shape))
-        for q, whom, _ in asked
-        if q.kind == "tune"
-        for p in whom
-    }
+    tuned = [(q, whom) for q, whom, _ in asked if q.kind == "tune"]
+    smallest = [min(next(iter(q.adapters.values())).shape) for q, _ in tuned]
+    ranks = {(fleet[p].name, n) for n, (_, whom) in zip(smallest, tuned, strict=True) for p in whom}
     assert ranks == {("fast", 4), ("slow", 2)}
     assert result.summary["devices"]["classes"]["slow"]["rank"] == 2
     config = tiny(profiles=file_of(tmp_path, memory=100), budget="memory", **keys)
@@ -358,12 +347,54 @@ def test_slower_devices_take_fewer_steps(tmp_path):
         assert torch.equal(total.total, wanted.total)
         assert total.totals == wanted.totals
     assert result.rows[0]["answered"] == 8
-    assert (
-        result.rows[-1]["clock"]
-        < federate(simulated(tmp_path, flops=1.1e9, **keys | {"local_steps": 4})).rows[-1]["clock"]
-    )
+    free = federate(simulated(tmp_path, flops=1.1e9, **keys | {"local_steps": 4}))
+    assert result.rows[-1]["clock"] < free.rows[-1]["clock"]
 
 
-def test_a_budget_that_nothing_follows_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="no parts or ranks that differ; allowed: none, method="):
-        federate(simulated(tmp_path, budget="memory"))
+MANY = {"model": "mlp", "method": "heterofl", "method_options": {"tiers": (1.0, 0.5, 0.25)}}
+MANY |= {"unit": "row", "clients": 8, "cohort": 5, "warmup": 1, "rounds": 3, "end": 3}
+OTHER = {"share": 3, "flops": 9e8, "up": 2e5, "down": 9e5, "memory": 1e3, "watts": 5}
+OTHER |= {"availability": 0.3, "dropout": 0.7}
+"""Another value of each field of the slow class."""
+
+
+def outcome(folder, keys=MappingProxyType({}), **slow):
+    """What there is to say of a run: its rows, and what each class of devices did."""
+    config = tiny(**{**MANY, "profiles": file_of(folder, **slow), **keys})
+    result, asked, _ = overheard(config)
+    told = [{k: v for k, v in row.items() if k != "seconds"} for row in result.rows]
+    state, plan = opening_of(config, None, None)
+    for question, whom, _ in asked:
+        fits = [plan.fleet[p].memory >= bytes_needed(state.model, plan, p) for p in whom]
+        assert all(fits) or KINDS[question.kind].asks != "cohort", "nobody gets what does not fit"
+    return str((told, result.summary["devices"]))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return outcome(tmp_path_factory.mktemp("plain"))
+
+
+def test_every_field_is_here():
+    assert OTHER.keys() | {"name"} == {f.name for f in fields(DeviceClass)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("field", OTHER)
+def test_a_field_changes_what_comes_of_a_run(tmp_path, plain, field):
+    assert outcome(tmp_path, **{field: OTHER[field]}) != plain
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keys", [{"deadline": 0.5}, {"over_select": 1.6}], ids=str)
+def test_an_option_changes_what_comes_of_a_run(tmp_path, plain, keys):
+    assert outcome(tmp_path, keys) != plain
+
+
+@pytest.mark.slow
+def test_budgets_give_other_parts_and_never_what_does_not_fit(tmp_path, plain):
+    state, plan = opening_of(tiny(model="mlp"), None, None)
+    whole = bytes_needed(state.model, plan)
+    slow = {"flops": 2e9, "up": 1.5e6, "memory": 0.55 * whole}
+    found = [outcome(tmp_path, {"budget": b}, **slow) for b in ("none", "memory", "flops", "bytes")]
+    assert len({plain, *found}) == 5

@@ -1,60 +1,53 @@
-"""Whose changes count: bounds on norms, models that are not finite, strikes."""
+"""Whose changes count: bounds on norms, models that are not finite, strikes; what sums tell."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 
-from fedprune import Result, federate
+from fedprune import federate
 from fedprune.client import partition_answers
 from fedprune.client.answers import answer
-from fedprune.client.context import ClientContext
 from fedprune.client.host import build_host
 from fedprune.config import configure
 from fedprune.engines.inline import inline_port
 from fedprune.options.refusal import Refused
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.failures import Failure
-from fedprune.protocol.messages import Answer, Question
 from fedprune.report.screen import Screen
-from fedprune.server.rows import Row
+from fedprune.server.ask import noticed
 from fedprune.server.standing import limit_of, struck
 from fedprune.server.state import Book, Model, State
-from fedprune.server.watch import Watch
-from fedprune.tensors.named import digest
-from tests.runs import tiny
+from tests.runs import cut_short, played, same, tiny
 
-Lie = Callable[[Question, Answer], Answer]
-KEYS: dict[str, Any] = {"clients": 5, "cohort": 5, "hosts": 2, "rounds": 4, "local_steps": 1}
+KEYS = {"model": "mlp", "clients": 5, "cohort": 5, "hosts": 2, "rounds": 4, "local_steps": 1}
 KEYS |= {"warmup": 0, "end": 1, "score": "magnitude"}
 
 
 @pytest.fixture
-def lied(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def lied(monkeypatch):
     """Has a client bend its answers to some questions in some rounds."""
 
-    def by(partition: int, lie: Lie, rounds: range = range(1, 99), kind: str = "tune") -> None:
-        def bent(question: Question, client: ClientContext) -> Answer:
+    def by(partition, lie, rounds=range(1, 99)):
+        def bent(question, client):
             given = answer(question, client)
-            here = client.partition == partition and question.kind == kind
-            return lie(question, given) if here and question.round in rounds else given
+            here = client.partition == partition and question.kind == "tune"
+            return lie(given) if here and question.round in rounds else given
 
         monkeypatch.setattr(partition_answers, "answer", bent)
 
     return by
 
 
-def times(factor: float) -> Lie:
-    return lambda _, given: replace(given, values=given.values * factor)
+def times(factor):
+    return lambda given: replace(given, values=given.values * factor)
 
 
-def fails(_question: Question, _given: Answer) -> Answer:
+def fails(_):
     raise Refused("battery", "empty")
 
 
-def named(row: Row) -> list[tuple[int, str]]:
+def named(row):
     return [(f["partition"], f["reason"]) for f in row["failures"]]
 
 
@@ -68,7 +61,7 @@ def test_a_change_beyond_the_bound_is_refused_by_name(limit, lied):
     assert [[p for p, _ in each] for each in told] == [[], [2], [2], []]
     assert "max-norm is " in told[1][0][1]
     lied(2, fails, range(2, 4))
-    assert digest(federate(tiny(**KEYS)).state.weights) == digest(seen.state.weights)
+    assert same(federate(tiny(**KEYS)).state.weights, seen.state.weights)
 
 
 def test_in_a_first_round_the_bound_is_the_rounds_own(lied):
@@ -82,10 +75,10 @@ def test_in_a_first_round_the_bound_is_the_rounds_own(lied):
 
 
 @pytest.mark.sampled(1)
-@pytest.mark.parametrize("limit", [1e6, "auto", None])
+@pytest.mark.parametrize("limit", [1e6, "auto"])
 def test_a_bound_that_all_keep_changes_nothing(limit):
-    there, plain = federate(tiny(**KEYS, max_norm=limit)), federate(tiny(**KEYS))
-    assert digest(there.state.weights) == digest(plain.state.weights)
+    there, plain = (played(tiny(**KEYS, max_norm=m)) for m in (limit, None))
+    assert same(there.state.weights, plain.state.weights)
 
 
 def test_the_running_median_is_of_what_counted():
@@ -98,24 +91,23 @@ def test_the_running_median_is_of_what_counted():
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [1e31, 3e38])
 def test_who_would_make_the_model_infinite_is_refused_alone(size, lied):
-    lied(1, lambda _, given: replace(given, values=torch.full_like(given.values, -size)))
+    lied(1, lambda given: replace(given, values=torch.full_like(given.values, -size)))
     seen = federate(tiny(**KEYS, server_lr=2.0))
     assert [[p for p, _ in named(row)] for row in seen.rows] == [[1]] * 4
     assert seen.state.completed == 4
     lied(1, fails)
-    assert digest(federate(tiny(**KEYS, server_lr=2.0)).state.weights) == digest(seen.state.weights)
+    assert same(federate(tiny(**KEYS, server_lr=2.0)).state.weights, seen.state.weights)
 
 
 def test_a_model_that_is_not_finite_takes_nobodys_place():
     config = tiny(**KEYS)
     port = inline_port(build_host(config))
 
-    def ask(question: Question, partitions: list[int]) -> Aggregate:
+    def ask(question, partitions):
         aggregate = port.ask(question, partitions)
-        bad = question.kind == "tune" and question.round == 2
-        return (
-            replace(aggregate, total=torch.full_like(aggregate.total, 1e60)) if bad else aggregate
-        )
+        if (question.kind, question.round) != ("tune", 2):
+            return aggregate
+        return replace(aggregate, total=torch.full_like(aggregate.total, 1e60))
 
     seen = federate(config, replace(port, ask=ask))
     assert [row["undone"] for row in seen.rows][1].endswith("the new model would not be finite")
@@ -123,7 +115,7 @@ def test_a_model_that_is_not_finite_takes_nobodys_place():
     assert all(bool(torch.isfinite(t).all()) for t in seen.state.weights.values())
 
 
-def cohorts(result: Result) -> list[list[int]]:
+def cohorts(result):
     return [row["cohort"] for row in result.rows]
 
 
@@ -167,13 +159,8 @@ def test_strikes_and_norms_come_back_after_a_kill(lied, tmp_path):
     lied(3, fails)
     whole = federate(tiny(**keys, out=str(tmp_path / "a")), folder=tmp_path / "a")
 
-    def stop(row: Row, _seconds: float, _state: State) -> None:
-        if row["round"] == 4:
-            raise KeyboardInterrupt
-
     config = tiny(**keys, out=str(tmp_path / "b"))
-    with pytest.raises(KeyboardInterrupt):
-        federate(config, folder=tmp_path / "b", watch=Watch(row=stop))
+    cut_short(config, tmp_path / "b", 4)
     again = federate(config, folder=tmp_path / "b", resume=True)
     assert again.state.book.strikes == whole.state.book.strikes
     assert again.state.book.norms == whole.state.book.norms
@@ -190,12 +177,12 @@ def test_strikes_and_norms_come_back_after_a_kill(lied, tmp_path):
     ],
 )
 def test_strikes_without_failures(strikes, resting, asked, wanted):
-    config = configure({"task": "digits", "strikes": 2})
-    book = Book(strikes=dict(strikes), resting=dict(resting))
-    state = State(5, Model({}, {}), book)
-    after = struck(state, config, asked, ())
-    assert after.strikes == wanted
-    assert after.resting == {}
+    config, book = (
+        configure({"task": "digits", "strikes": 2}),
+        Book(strikes=strikes, resting=resting),
+    )
+    left = struck(State(5, Model({}, {}), book), config, asked, ())
+    assert (left.strikes, left.resting) == (wanted, {})
 
 
 def test_what_is_not_a_clients_own_failure_is_no_strike():
@@ -213,3 +200,33 @@ def test_what_is_not_a_clients_own_failure_is_no_strike():
     assert out(*nan, *lost, joined) == set()
     assert out(*nan, *lost, joined, own) == {2}
     assert out(nan[0], lost[2], joined) == {1, 3}, "where the others have numbers"
+
+
+def summed(*clients: int, tries: int = 1) -> Aggregate:
+    return Aggregate(torch.zeros(1), 1.0, answered=clients, tries=tries)
+
+
+def after(*sums: Aggregate) -> Book:
+    book = Book()
+    for aggregate in sums:
+        book = noticed(book, "tune", aggregate)
+    return book
+
+
+def test_sums_that_one_client_tells_apart_are_named_once_where_they_are_secure():
+    assert after(summed(0, 1, 2, tries=0), summed(0, 1, tries=0)) == Book()
+    book = after(summed(0, 1, 2), summed(0, 1, 2), summed(1, 2), summed(2, 1), summed(0, 1, 2))
+    assert book.notices == ("tune: this sum and an earlier one differ by one client alone: 0",)
+    assert book.sums == (frozenset({0, 1, 2}), frozenset({1, 2}))
+
+    assert after(summed(0, 1, 2), summed(3, 4), summed(0, 1, 3), summed(0, 1, 2)).notices == ()
+    # One between two others names both clients.
+    book = after(summed(0, 1, 2), summed(0, 1, 2, 3, 4), summed(0, 1, 2, 4))
+    assert book.notices[-1].endswith("one client alone: 3, 4")
+
+
+def test_a_second_try_is_told_with_how_many_are_in_it():
+    told = "tune: the secure sum was tried again, {} clients are in it"
+    assert after(summed(0, 4, 5, tries=2)).notices == (told.format(3),)
+    book = after(Aggregate(tries=2))
+    assert (book.sums, book.notices) == ((), (told.format(0),)), "of no sum nobody is remembered"

@@ -24,8 +24,13 @@ Called = TypeVar("Called")
 
 log = logging.getLogger("fedprune")
 
-POLL = {True: 0.05, False: 0.25}
-"""Seconds between looks for replies: in a simulation, and on devices, where a look is a request."""
+POLL = {True: (0.05, 0.05), False: (0.25, 2.0)}
+"""Seconds between looks for replies, at least and at most: in a simulation, and on devices, where a
+look is a request."""
+
+LOOK_SHARE = 0.1
+"""Of the time that a question has taken so far, what passes before the next look: a reply is
+noticed so much later at the most, and a question of minutes is not some hundreds of requests."""
 
 ROLL_CALL = 5.0
 """Seconds between looks at which nodes are still there, while replies are awaited."""
@@ -165,7 +170,7 @@ def exchange(
     grid: Grid,
     mail: Mapping[OutgoingKey, Outgoing],
     timeout: float | Waiting,
-    poll: float,
+    poll: tuple[float, float],
     wanted: Callable[[OutgoingKey], bool] = lambda _: True,
 ) -> Iterator[tuple[OutgoingKey, Incoming]]:
     """Send every packet and yield what comes back, in order of arrival.
@@ -174,7 +179,7 @@ def exchange(
         grid: Flower's grid.
         mail: what is sent, under which keys.
         timeout: seconds to wait from now on, or what decides; what has not come then is lost.
-        poll: seconds between looks for replies.
+        poll: seconds between looks for replies, at least and at most.
         wanted: whether a reply would still count; where not, it is lost and not waited for.
 
     Yields:
@@ -182,9 +187,9 @@ def exchange(
     """
     pending = Pending(grid)
     yield from _not_sent(pending, mail, wanted)
-    # A grid with a clock of its own waits for replies itself.
-    pause = 0.0 if hasattr(grid, "clock") else poll
-    called, over = clock_of(grid), ""
+    least, most = poll
+    began = called = clock_of(grid)
+    over = ""
     waiting = timeout if isinstance(timeout, Waiting) else Waiting(called, timeout)
     while pending.awaited and not over:
         yield from _come(pending, waiting, wanted)
@@ -192,8 +197,9 @@ def exchange(
             called = clock_of(grid)
             yield from _left(pending, mail)
         over = waiting.over(clock_of(grid), {mail[k].node for k in pending.awaited.values()})
-        if pending.awaited and not over and pause:
-            time.sleep(pause)
+        # A grid with a clock of its own waits for replies itself.
+        if pending.awaited and not over and not hasattr(grid, "clock"):
+            time.sleep(min(most, max(least, LOOK_SHARE * (clock_of(grid) - began))))
     if pending.awaited and hasattr(grid, "forget"):
         grid.forget(list(pending.awaited))
     for key in list(pending.awaited.values()):

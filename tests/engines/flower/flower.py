@@ -1,5 +1,6 @@
 """Flower's own programs on 127.0.0.1, in a home of their own, stopped by their ids."""
 
+import io
 import json
 import os
 import signal
@@ -11,10 +12,14 @@ import sysconfig
 import time
 import urllib.request
 from collections.abc import Callable
+from contextlib import chdir, redirect_stdout, suppress
 from http.client import HTTPException
 from pathlib import Path
+from unittest.mock import patch
 
 import forking
+
+from fedprune.commands.main import main
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -37,64 +42,66 @@ class Flower:
             "FLWR_TELEMETRY_ENABLED": "0",
             "RAY_ADDRESS": "local",  # never the cluster that a note on this machine names
             "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
             "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port()),
             "FLWR_LOCAL_CONTROL_API_PORT": str(free_port()),
         }
 
-    def start(self, log: str, *command: str) -> subprocess.Popen[bytes]:
+    def start(self, log, *command, more=None):
         """Start a program in a group of its own; what it prints is in `log`."""
         with (self.folder / log).open("wb") as file:
             process = subprocess.Popen(
                 command,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                cwd=self.folder,
-                env=self.environment,
-                start_new_session=True,
+                **{"stdout": file, "stderr": subprocess.STDOUT, "cwd": self.folder},
+                **{"env": self.environment | dict(more or {}), "start_new_session": True},
             )
         self.started.append(process)
         return process
 
+    def fork_apps(self) -> None:
+        """Have programs of Flower's that import the app forked from one that has."""
+        if not self.forking.exists():
+            self.start("forking.log", sys.executable, "-P", forking.__file__, str(self.forking))
+            wait_until(self.forking.exists, 60, "what forks")
+
     def superlink(self, trust: Path, address: str = "") -> tuple[str, subprocess.Popen[bytes]]:
         """Start a SuperLink with the certificate of a folder; its address, once it answers."""
         at = address or f"127.0.0.1:{free_port()}"
-        if not self.forking.exists():
-            self.start("forking.log", sys.executable, "-P", forking.__file__, str(self.forking))
+        self.fork_apps()
         given = ("devices", "superlink", str(trust), "--port", at.rpartition(":")[2])
         process = self.start("superlink.log", "fedprune", *given)
         wait_until(lambda: answers(f"https://{at}/health", trust), 60, "the SuperLink")
         return at, process
 
-    def supernode(
-        self, address: str, partition: int | str, data: Path, trust: Path
-    ) -> subprocess.Popen[bytes]:
-        """Start a device that has its own data and key, or a site of several: "0,1"."""
-        return self.start(
-            f"device-{partition}.log",
-            *("fedprune", "devices", "node", str(trust), "--superlink", address),
-            *("--port", str(free_port())),
-            *("--config", f'partition-id={json.dumps(partition)} data="{data}"'),
-        )
+    def supernode(self, address, partition, data, trust):
+        """Start a device that has its own data and key, or a site of several: "0,1".
 
-    def devices(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run `fedprune devices` to its end."""
-        return self._ended("fedprune", "devices", *arguments)
+        As what `fedprune devices node` becomes: for its checks alone no process imports torch.
+        """
+        given = ("--superlink", address, "--port", str(free_port()))
+        config = f'partition-id={json.dumps(partition)} data="{data}"'
+        with patch("fedprune.commands.programs.os.execve", side_effect=Became) as become:
+            with suppress(Became):
+                self.devices("node", str(trust), *given, "--config", config)
+            _, words, environment = become.call_args.args
+        return self.start(f"device-{partition}.log", *words, more=environment)
+
+    def devices(self, *arguments: str) -> tuple[int, str]:
+        """Run `fedprune devices` to its end, in this process: its code, and what it prints."""
+        said = io.StringIO()
+        with (
+            patch.dict(os.environ, self.environment, clear=True),
+            chdir(self.folder),
+            redirect_stdout(said),
+        ):
+            code = main(["devices", *arguments])
+        return code, said.getvalue()
 
     def flwr(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run Flower's command line to its end."""
-        return self._ended("flwr", *arguments)
-
-    def _ended(self, *command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            cwd=self.folder,
-            env=self.environment,
-            check=False,
-            timeout=1200,
-        )
+        how = {"capture_output": True, "text": True, "check": False, "timeout": 1200}
+        return subprocess.run(("flwr", *arguments), cwd=self.folder, env=self.environment, **how)
 
     def log(self, name: str) -> str:
         return (self.folder / name).read_text(errors="replace")
@@ -126,11 +133,13 @@ class Flower:
         return [pid for pid in pids() if mark in environment_of(pid) and pid != os.getpid()]
 
 
+class Became(Exception):
+    """The process would be another program now."""
+
+
 def send(pid: int, number: int) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        return
 
 
 def pids() -> list[int]:

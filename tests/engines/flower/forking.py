@@ -3,7 +3,7 @@
 A SuperNode starts ``flwr-clientapp`` for every message. With `environment` that program hands its
 words, its environment and its outputs to this one, which forks and runs Flower's own there. The
 fork imports the app itself, from the bundle that Flower has installed; that the library in it is
-the one that was imported here is looked at by its files (`test_devices`).
+the one that was imported here is looked at by its files (`test_programs`).
 """
 
 import gc
@@ -19,10 +19,19 @@ from typing import Any
 PROGRAMS = {
     "flwr-clientapp": ("flwr.supernode.cli", "flwr_clientapp"),
     "flwr-serverapp": ("flwr.superlink.cli", "flwr_serverapp"),
+    "flwr-simulation": ("flwr.simulation.app", "flwr_simulation"),
 }
 
 SHARED = (
-    *("torch", "pydantic", "flwr.clientapp", "flwr.serverapp", "numpy.random", "scipy.special"),
+    *(
+        "torch",
+        "ray",
+        "pydantic",
+        "flwr.clientapp",
+        "flwr.serverapp",
+        "numpy.random",
+        "scipy.special",
+    ),
     *("fedprune.engines.flower.client_app", "fedprune.engines.flower.server_app"),
 )
 """What apps import."""

@@ -1,76 +1,46 @@
 """The port over a grid: what is folded, what is refused, what is asked again."""
 
 import json
-from collections.abc import Callable, Mapping
-from typing import Any
+from functools import cache
 
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
-from fedprune import Result, RunConfig, federate
+from fedprune import federate
 from fedprune.client.host import build_host
 from fedprune.codec.flags import pack_flags
 from fedprune.config import to_toml
 from fedprune.engines.flower import exchange
-from fedprune.engines.flower.grid import grid_port
 from fedprune.engines.flower.waiting import NOT_HEARD_OF
 from fedprune.engines.inline import inline_port
 from fedprune.tasks.losses import f1_names
 from fedprune.tensors.named import as_bytes
 from tests.runs import Spy, played, tiny
-from tests.server.grids import HttpGrid
+from tests.server.grids import HttpGrid, an_error, at, failures, run_on
 
-Made = Callable[..., Any]
+
+def device_config(**changes):
+    """Three rounds on two devices: one dense, one that prunes, one that recovers."""
+    return tiny(**{"clients": 2, "cohort": 2, "rounds": 3, "warmup": 1, "end": 2, **changes})
 
 
 @pytest.fixture
-def device_config() -> Callable[..., RunConfig]:
-    """Three rounds on two devices: one dense, one that prunes, one that recovers."""
+def right(devices):
+    """The digest of three rounds, or fewer, on so many devices that say what is so."""
 
-    def made(**changes: Any) -> RunConfig:
-        sizes = {"clients": 2, "cohort": 2, "rounds": 3, "warmup": 1, "end": 2}
-        return tiny(**{**sizes, **changes})
+    @cache
+    def made(count, **changes):
+        return run_on(devices(count), device_config(**changes)).summary["weights_digest"]
 
     return made
 
 
-def run_on(grid: Any, config: RunConfig, **rest: Any) -> Result:
-    return federate(config, grid_port(grid, config, **rest))
-
-
-def failures(result: Result) -> list[dict[str, Any]]:
-    return [failure for row in result.rows for failure in row["failures"]]
-
-
-def alone(devices: Made, config: RunConfig) -> str:
-    """The digest of the same rounds without the second device."""
-    return str(run_on(devices(1), config).summary["weights_digest"])
-
-
-def weights_of(result: Result, round_: int) -> int:
-    """Bytes of the weights in a question of that round to one device, before it prunes."""
-    summary = result.summary
-    gone = result.rows[round_ - 2]["removed"]
-    return 4 * (int(summary["parameters"]) - int(gone))
-
-
-def tampered(
-    kind: str,
-    node: int,
-    about: Mapping[str, Any] | None = None,
-    head: Mapping[str, Any] | None = None,
-    **buffers: bytes,
-) -> Callable[..., Message]:
+def tampered(kind, about=None, head=None, **buffers):
     """The second device lies: in what it says about its answer, its head or its buffers."""
 
-    def meddle(asked: int, question: Message, reply: Message) -> Message:
-        if asked != node or question.metadata.message_type != kind:
-            return reply
-        fields, arrays = (
-            reply.content.config_records["fields"],
-            reply.content.array_records["buffers"],
-        )
+    def lie(_, reply):
+        fields, arrays = (reply.content[name] for name in ("fields", "buffers"))
         was = json.loads(arrays["1.head"].data)
         lies = {"1.head": json.dumps({**was, **(head or {})}).encode()}
         lies |= {f"1.{name}": data for name, data in buffers.items()}
@@ -79,21 +49,11 @@ def tampered(
         fields["about"] = json.dumps({**json.loads(str(fields["about"])), **(about or {})})
         return reply
 
-    return meddle
+    return at(78, kind, lie)
 
 
-def floats(*values: float, count: int = 1) -> bytes:
+def floats(*values, count=1):
     return bytes(as_bytes(torch.tensor(values).float().repeat(count)))
-
-
-@pytest.mark.sampled(1)
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_workers_give_the_bits_of_one_process(workers, count):
-    ticks: list[int] = []
-    seen = run_on(workers(count), tiny(), tick=ticks.append)
-    assert seen.rows == played(tiny()).rows
-    asked = played(tiny()).rows
-    assert sum(ticks) >= sum(len(row["cohort"]) for row in asked)
 
 
 FORMS = [
@@ -108,17 +68,19 @@ FORMS = [
 ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("keys", FORMS, ids=str)
-def test_workers_give_the_bits_of_one_process_in_every_form(workers, keys):
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize(("count", "keys"), [(1, {}), (5, {}), *((2, k) for k in FORMS)], ids=str)
+def test_workers_give_the_bits_of_one_process_in_every_form(workers, count, keys):
     config = tiny(**{"rounds": 3, "warmup": 1, "end": 3, "local_steps": 1, **keys})
-    seen = run_on(workers(2), config)
+    ticks = []
+    seen = run_on(workers(count), config, tick=ticks.append)
     assert seen.rows == played(config).rows
+    assert sum(ticks) >= sum(len(row["cohort"]) for row in seen.rows)
     assert not failures(seen)
 
 
 NAN, FLAGS = float("nan"), pack_flags(torch.ones(7, dtype=torch.bool))
-LIES: list[tuple[dict[str, Any], str, dict[str, Any], str]] = [
+LIES = [
     ({"combine": "median"}, "train.score", {"values": floats(*range(7))}, "values"),
     ({"combine": "median"}, "train.score", {"values": floats(NAN, count=12944)},
      "features.0.weight"),
@@ -136,14 +98,9 @@ LIES: list[tuple[dict[str, Any], str, dict[str, Any], str]] = [
 
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize(("keys", "kind", "changes", "field"), LIES, ids=str)
-def test_a_lie_in_a_new_field_is_refused_at_once(
-    devices, device_config, keys, kind, changes, field
-):
-    config = device_config(**keys)
-    seen = run_on(devices(2, meddle=tampered(kind, 78, **changes)), config)
-    bad = failures(seen)
-    assert {f["partition"] for f in bad} == {1}
-    assert {f["field"] for f in bad} == {field}
+def test_a_lie_in_a_new_field_is_refused_at_once(devices, keys, kind, changes, field):
+    seen = run_on(devices(2, meddle=tampered(kind, **changes)), device_config(**keys))
+    assert {(f["partition"], f["field"]) for f in failures(seen)} == {(1, field)}
     assert seen.summary["rounds_completed"] == 3
     assert seen.summary["sparsity"] == pytest.approx(0.7, abs=1e-4)
 
@@ -155,19 +112,13 @@ def test_a_simulations_workers_keep_nothing(workers):
     assert all("config" in fields for _, _, fields, _ in grid.asked)
 
 
-def test_devices_prune_to_the_exact_sparsity(devices, device_config):
+def test_devices_prune_and_get_a_mask_and_the_configuration_once(devices):
     grid = devices(2)
     result = run_on(grid, device_config())
     n = result.summary["prunable_parameters"]
     assert n - result.summary["kept_parameters"] == int(0.7 * n + 0.5)
-    assert [row["cohort"] for row in result.rows] == [[0, 1]] * 3
-    assert [row["answered"] for row in result.rows] == [2] * 3
+    assert [(row["cohort"], row["answered"]) for row in result.rows] == [([0, 1], 2)] * 3
     assert not failures(result)
-
-
-def test_a_device_gets_a_mask_and_the_configuration_once(devices, device_config):
-    grid = devices(2)
-    run_on(grid, device_config())
     asked = [(kind, bool(f["config"]), "bits" in b) for i, kind, f, b in grid.asked if i == 79]
     assert asked == [
         ("query.hello", True, False),
@@ -185,15 +136,15 @@ def test_a_device_gets_a_mask_and_the_configuration_once(devices, device_config)
 
 
 @pytest.mark.slow
-def test_the_order_in_which_devices_came_does_not_matter(devices, device_config, joined, folders):
+def test_the_order_in_which_devices_came_does_not_matter(devices, right, joined, folders):
     grid = devices(0)
     grid.contexts.update({5: joined(5, 1, folders[1]), 6: joined(6, 0, folders[0])})
-    assert run_on(grid, device_config()).rows == run_on(devices(2), device_config()).rows
+    assert run_on(grid, device_config()).summary["weights_digest"] == right(2)
 
 
 @pytest.mark.slow
-def test_a_device_that_forgot_is_asked_again_and_weighed(devices, device_config):
-    def forget(node: int, question: Message, reply: Message) -> Message:
+def test_a_device_that_forgot_is_asked_again_and_weighed(devices):
+    def forget(node, question, reply):
         head = question.content.config_records["fields"].get("head", b"")
         if node == 78 and b'"kind":"evaluate"' in bytes(head):
             grid.contexts[78].state = RecordDict()
@@ -207,38 +158,38 @@ def test_a_device_that_forgot_is_asked_again_and_weighed(devices, device_config)
     # again, with the mask.
     assert [grid.kinds(78).count(kind) for kind in ("train.score", "train.tune")] == [2, 4]
     more = [s["bytes_down"] - r["bytes_down"] for s, r in zip(seen.rows, right.rows, strict=True)]
-    sizes = weights_of(right, 2) + weights_of(right, 3)
+    gone = sum(row["removed"] for row in right.rows[:2])
+    sizes = 4 * (2 * right.summary["parameters"] - gone)
     assert more[0] == 0 < more[1] < more[2]
     text = 2 * len(to_toml(device_config()))
     assert sizes + text < more[2] < sizes + text + 6000, "values, the mask and the configuration"
 
 
 @pytest.mark.slow
-def test_a_device_that_never_remembers_fails(devices, device_config):
-    def missing(node: int, question: Message, reply: Message) -> Message:
+def test_a_device_that_never_remembers_fails(devices, right):
+    def missing(node, question, reply):
         if node != 78 or question.metadata.message_type == "query.hello":
             return reply
         fields = {"fields": ConfigRecord({"missing": True}), "buffers": ArrayRecord({})}
         return Message(RecordDict(fields), reply_to=question)
 
     seen = run_on(devices(2, meddle=missing), device_config())
-    assert seen.summary["weights_digest"] == alone(devices, device_config())
-    assert {f["partition"] for f in failures(seen)} == {1}
-    assert {f["reason"] for f in failures(seen)} == {"lacks the mask or the configuration"}
+    assert seen.summary["weights_digest"] == right(1)
+    why = {(f["partition"], f["reason"]) for f in failures(seen)}
+    assert why == {(1, "lacks the mask or the configuration")}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["devices", "workers"])
-def test_a_reply_lost_once_is_asked_for_again(request, device_config, engine):
-    made = request.getfixturevalue(engine)
-    lost: list[str] = []
+def test_a_reply_lost_once_is_asked_for_again(request, engine):
+    made, lost = request.getfixturevalue(engine), []
 
-    def lose(_: int, question: Message, reply: Message) -> Message | None:
+    def lose(_, question, reply):
         kind = question.metadata.message_type
         if kind == "query.hello" or kind in lost:
             return reply
         lost.append(kind)
-        return Message(Error(code=0, reason="lost"), reply_to=question)
+        return an_error(question, reply)
 
     config = device_config()
     seen, right = run_on(made(2, meddle=lose), config), run_on(made(2), config)
@@ -249,14 +200,9 @@ def test_a_reply_lost_once_is_asked_for_again(request, device_config, engine):
     assert (more > 0) == (engine == "devices"), "what a simulation resends no device receives"
 
 
-def test_a_reply_lost_twice_is_a_failure(devices, device_config):
-    def lose(node: int, question: Message, reply: Message) -> Message | None:
-        wrong = Message(Error(code=0, reason="lost"), reply_to=question)
-        return wrong if (node, question.metadata.message_type) == (78, "train.tune") else reply
-
-    config = device_config()
-    grid = devices(2, meddle=lose)
-    seen = run_on(grid, config)
+def test_a_reply_lost_twice_is_a_failure(devices):
+    grid = devices(2, meddle=at(78, "train.tune", an_error))
+    seen = run_on(grid, device_config())
     assert grid.kinds(78).count("train.tune") == 6
     assert [row["answered"] for row in seen.rows] == [1, 1, 1]
     failed = {"partition": 1, "phase": "tune", "field": "", "reason": "lost"}
@@ -288,26 +234,19 @@ MEASURED = {"loss": 1, "correct": 1, "count": 3, **dict.fromkeys(f1_names(10), 0
     ],
     ids=str,
 )
-def test_a_lying_devices_sum_is_refused_at_once(
-    devices, device_config, kind, changes, field, reason
-):
-    config = device_config(rounds=2, sparsity=0.0)
-    message = kind if kind == "evaluate" else f"train.{kind}"
-    grid = devices(2, meddle=tampered(message, 78, **changes))
-    seen = run_on(grid, config)
+def test_a_lying_devices_sum_is_refused_at_once(devices, right, kind, changes, field, reason):
+    few, message = {"rounds": 2, "sparsity": 0.0}, kind.replace("tune", "train.tune")
+    grid = devices(2, meddle=tampered(message, **changes))
+    seen = run_on(grid, device_config(**few))
     bad = failures(seen)
-    assert {(f["partition"], f["phase"]) for f in bad} == {(1, kind)}
-    assert {f["field"] for f in bad} == {field}
+    assert {(f["partition"], f["phase"], f["field"]) for f in bad} == {(1, kind, field)}
     assert reason in bad[0]["reason"]
     assert grid.kinds(78).count("train.tune") == 2, "a lie is not asked for again"
-    right = alone(devices, config) if kind == "tune" else run_on(devices(2), config).summary
-    assert seen.summary["weights_digest"] == (
-        right if isinstance(right, str) else right["weights_digest"]
-    )
+    assert seen.summary["weights_digest"] == right(1 if kind == "tune" else 2, **few)
 
 
-def answer_with(content: RecordDict | Error) -> Callable[..., Message]:
-    def meddle(node: int, question: Message, reply: Message) -> Message:
+def answer_with(content):
+    def meddle(node, question, reply):
         if node != 78 or question.metadata.message_type == "query.hello":
             return reply
         if isinstance(content, RecordDict) and "fields" in content.config_records:
@@ -318,53 +257,39 @@ def answer_with(content: RecordDict | Error) -> Callable[..., Message]:
     return meddle
 
 
+def said(about):
+    return RecordDict({"fields": ConfigRecord({"about": about}), "buffers": ArrayRecord({})})
+
+
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("content", "field", "reason"),
     [
         (RecordDict(), "reply", "malformed"),
         (RecordDict({"fields": MetricRecord({"about": 1})}), "reply", "malformed"),
-        (
-            RecordDict({"fields": ConfigRecord({"about": "{"}), "buffers": ArrayRecord({})}),
-            "reply",
-            "malformed",
-        ),
-        (
-            RecordDict(
-                {"fields": ConfigRecord({"about": "[" * 99999}), "buffers": ArrayRecord({})}
-            ),
-            "reply",
-            "malformed",
-        ),
+        (said("{"), "reply", "malformed"),
+        (said("[" * 99999), "reply", "malformed"),
         (Error(code=0, reason="out of\nmemory " * 99), "", "out of memory out of"),
         (Error(code=5, reason="Node Unavailable"), "", "left: its SuperLink hears nothing of it"),
     ],
     ids=["nothing", "other records", "no json", "deep json", "an error", "a node that is gone"],
 )
-def test_a_malformed_reply_is_a_failure(devices, device_config, content, field, reason):
-    config = device_config(rounds=2, end=2)
-    seen = run_on(devices(2, meddle=answer_with(content)), config)
-    assert failures(seen)[0]["field"] == field
-    assert failures(seen)[0]["reason"].startswith(reason)
-    assert len(failures(seen)[0]["reason"]) <= 300
-    assert seen.summary["weights_digest"] == alone(devices, config)
+def test_a_malformed_reply_is_a_failure(devices, right, content, field, reason):
+    seen = run_on(devices(2, meddle=answer_with(content)), device_config(rounds=2))
+    first = failures(seen)[0]
+    assert first["field"] == field
+    assert first["reason"].startswith(reason)
+    assert len(first["reason"]) <= 300
+    assert seen.summary["weights_digest"] == right(1, rounds=2)
 
 
 @pytest.mark.parametrize(
     ("made", "why"), [(lambda grid: grid, "left"), (HttpGrid, NOT_HEARD_OF)], ids=["here", "far"]
 )
-def test_a_node_that_leaves_while_it_is_awaited_is_not_asked_again(
-    devices, device_config, monkeypatch, made, why
-):
+def test_a_node_that_leaves_while_it_is_awaited_is_not_asked_again(devices, monkeypatch, made, why):
     monkeypatch.setattr(exchange, "ROLL_CALL", 0.0)
 
-    def leave(node: int, question: Message, reply: Message) -> Message | None:
-        if (node, question.metadata.message_type) == (78, "train.score"):
-            del grid.contexts[78]
-            return None
-        return reply
-
-    grid = devices(2, meddle=leave)
+    grid = devices(2, meddle=at(78, "train.score", lambda *_: grid.contexts.pop(78) and None))
     seen = run_on(made(grid), device_config())
     assert failures(seen) == [
         {"partition": 1, "phase": "score", "field": "", "reason": why},
@@ -379,20 +304,16 @@ def test_a_client_that_raises_in_a_worker_leaves_the_bits_of_one_never_asked(wor
     config = tiny(task="failing", plugin="tests/failing_task.py", cohort=5, split="iid")
     seen = run_on(workers(2), config)
     assert [row["answered"] for row in seen.rows] == [5, 5, 4, 4, 4]
-    bad = failures(seen)
-    assert {(f["partition"], f["reason"]) for f in bad} == {
-        (1, "MemoryError: no room for this batch")
-    }
-    never = Spy(
-        inline_port(build_host(config)),
-        without=lambda q, p: p == 1 and (q.round > 3 or (q.round, q.kind) == (3, "tune")),
-    )
+    why = {(f["partition"], f["reason"]) for f in failures(seen)}
+    assert why == {(1, "MemoryError: no room for this batch")}
+    without = lambda q, p: p == 1 and (q.round > 3 or (q.round, q.kind) == (3, "tune"))  # noqa: E731
+    never = Spy(inline_port(build_host(config)), without)
     assert seen.summary["weights_digest"] == federate(config, never.port).summary["weights_digest"]
 
 
 @pytest.mark.slow
 def test_a_client_that_kills_its_worker_leaves_the_bits_of_one_never_asked(workers):
-    def breaks(_: int, message: Message, reply: Message) -> Message | None:
+    def breaks(_, message, reply):
         asked = dict(message.content.config_records["fields"])
         if message.metadata.message_type == "query.hello" or 1 not in asked["partitions"]:
             return reply

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,20 +11,20 @@ from fedprune.client import host as hosts
 from fedprune.client.host import build_host
 from fedprune.config import configure
 from fedprune.engines.flower import client_hosts
-from fedprune.engines.flower.grid import grid_port
 from fedprune.engines.inline import inline_port
 from fedprune.options.refusal import ConfigError
 from fedprune.protocol.held_weights import BaseModel
 from fedprune.randomness import seeded
+from fedprune.tasks.catalog import TASKS
 from fedprune.tasks.tokenization import characters
-from fedprune.tensors.named import digest
-from tests.server.grids import FakeGrid, context, honest
+from tests.runs import same
+from tests.server.grids import FakeGrid, context, honest, run_on
 
 CLIENTS = 3
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory):
     """A small LLaMA with its tokenizer, saved by transformers."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -39,7 +38,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def texts(tmp_path_factory) -> list[Path]:
+def texts(tmp_path_factory):
     """Folders of three devices."""
     root = tmp_path_factory.mktemp("texts")
     for p in range(CLIENTS):
@@ -49,7 +48,7 @@ def texts(tmp_path_factory) -> list[Path]:
     return [root / str(p) for p in range(CLIENTS)]
 
 
-def config_of(folder: Path, **changes):
+def config_of(folder, **changes):
     few = {"rounds": 2, "warmup": 0, "schedule": "one-shot", "local_steps": 0, "cohort": CLIENTS}
     few |= {"sparsity": 0.5, "score": "wanda", "scope": "row", "length": 16, "engine": "inline"}
     few |= {"task": "shakespeare", "model": str(folder), "clients": CLIENTS, "hosts": CLIENTS}
@@ -57,55 +56,42 @@ def config_of(folder: Path, **changes):
 
 
 def on_devices(config, texts, meddle=honest):
-    made = {
-        79 - p: context(79 - p, **{"partition-id": p, "data": str(texts[p])})
-        for p in range(CLIENTS)
-    }
+    about = {79 - p: {"partition-id": p, "data": str(texts[p])} for p in range(CLIENTS)}
     client_hosts._device_host.cache_clear()
-    return federate(config, grid_port(FakeGrid(made, meddle), config))
+    return run_on(FakeGrid({n: context(n, **a) for n, a in about.items()}, meddle), config)
 
 
 def here(config, texts):
-    from fedprune.tasks.catalog import TASKS
-
-    local = TASKS["shakespeare"].local
-    own = {p: local(where, config) for p, where in enumerate(texts)}
+    own = {p: TASKS["shakespeare"].local(where, config) for p, where in enumerate(texts)}
     return federate(config, inline_port(build_host(config, own)))
 
 
-def same_model(a, b) -> bool:
-    return digest(a.state.weights) == digest(b.state.weights)
+def same_model(a, b):
+    return same(a.state.weights, b.state.weights)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
-    [
-        {},
-        {"local_steps": 2, "rounds": 3, "exclude": ("model.layers.0.*",)},
-        {"secure": "secagg"},
-    ],
+    [{}, {"local_steps": 2, "rounds": 3, "exclude": ("model.layers.0.*",)}, {"secure": "secagg"}],
     ids=["pruned only", "tuned", "in secure sums"],
 )
 def test_held_weights_change_nothing_but_what_is_sent(folder, texts, changes):
     held, sent = (here(config_of(folder, base=b, **changes), texts) for b in ("held", "sent"))
     assert same_model(held, sent)
     assert same_model(held, on_devices(config_of(folder, **changes), texts))
-    drop = ("bytes_down", "bytes_evaluation")
     for mine, theirs in zip(held.rows, sent.rows, strict=True):
-        assert {k: v for k, v in mine.items() if k not in drop} == {
-            k: v for k, v in theirs.items() if k not in drop
-        }
         assert mine["bytes_down"] < theirs["bytes_down"]
+        drop = {"bytes_down": 0, "bytes_evaluation": 0}
+        assert {**mine, **drop} == {**theirs, **drop}
 
 
 def test_a_pruning_without_training_sends_a_digest_and_masks_from_the_first_question_on(
     folder, texts
 ):
-    sent: list[tuple[str, int]] = []
+    sent = []
 
-    def weigh(node, question, reply):
-        del node
+    def weigh(_, question, reply):
         content = question.content
         size = sum(len(a.data) for a in content.array_records["buffers"].values())
         if "head" in content.config_records["fields"]:
@@ -132,10 +118,7 @@ def test_a_device_that_lacks_it_is_sent_everything(folder, texts, monkeypatch, s
     full = on_devices(config_of(folder, secure=secure, base="sent"), texts)
     built = hosts.base_of
 
-    def other(config, model) -> BaseModel:
-        return replace(built(config, model), digest="0" * 64)
-
-    monkeypatch.setattr(hosts, "base_of", other)
+    monkeypatch.setattr(hosts, "base_of", lambda *given: replace(built(*given), digest="0" * 64))
     lacking = on_devices(config, texts)
     assert same_model(lacking, expected)
     assert not lacking.state.book.failed

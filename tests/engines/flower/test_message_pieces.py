@@ -1,7 +1,6 @@
 """Packets as Flower's messages and back: in pieces, over the packet's own memory."""
 
 import pickle
-from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Message
@@ -14,14 +13,12 @@ from tests.server.grids import delivered
 
 
 @pytest.fixture(autouse=True)
-def _pieces_of_eight(monkeypatch: pytest.MonkeyPatch) -> None:
+def _pieces_of_eight(monkeypatch):
     monkeypatch.setattr(messages, "PIECE", 8)
 
 
-PACKET = Packet(
-    {"head": "{}"},
-    {"empty": b"", "8": bytes(range(8)), "9": bytes(range(9)), "1.values": bytes(range(200))},
-)
+BUFFERS = {"empty": b"", "8": bytes(range(8)), "9": bytes(range(9)), "1.values": bytes(range(200))}
+PACKET = Packet({"head": "{}"}, BUFFERS)
 
 
 def test_what_is_sent_is_what_came_and_the_message_holds_none_of_it_then():
@@ -43,7 +40,7 @@ def test_what_flowers_simulation_pickles_is_what_came():
     assert packet_in(Message(came, 1, "train.tune")) == PACKET
 
 
-def test_neither_side_holds_a_large_buffer_twice(monkeypatch: pytest.MonkeyPatch):
+def test_neither_side_holds_a_large_buffer_twice(monkeypatch):
     monkeypatch.setattr(messages, "PIECE", 2**21)
     size = 2**25
     monkeypatch.setattr(ConfigRecord, "clear", look := Looked(ConfigRecord.clear))
@@ -62,11 +59,11 @@ def test_neither_side_holds_a_large_buffer_twice(monkeypatch: pytest.MonkeyPatch
 class Looked:
     """A method that is called with a look at the memory that the process has then, in `at`."""
 
-    def __init__(self, method: Any) -> None:
-        self.method, self.at = method, list[int]()
+    def __init__(self, method):
+        self.method, self.at = method, []
 
-    def __get__(self, record: Any, kind: Any) -> Any:
-        def cleared() -> None:
+    def __get__(self, record, kind):
+        def cleared():
             self.at.append(resident())
             self.method(record)
 
@@ -79,7 +76,7 @@ def test_small_buffers_are_of_the_packets_own_memory_and_copies_are_shared():
     sent = records(packet)["buffers"]["values"]
     whole[7] = 7
     assert sent.data[7] == 7
-    copies: messages.Copies = {}
+    copies = {}
     first, second = (records(packet, copies)["buffers"]["values"].data for _ in range(2))
     assert first is second
     whole[7] = 8

@@ -6,10 +6,9 @@ import logging
 import shlex
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, RecordDict
 from flwr.common.config import parse_config_args
 
 import fedprune
@@ -24,39 +23,34 @@ PYPROJECT = tomllib.loads(Path("pyproject.toml").read_text())
 FLAT = PYPROJECT["tool"]["flwr"]["app"]["config"]
 
 
-def start(grid: Any, **changes: Any) -> None:
+def start(grid, **changes):
     """As Flower starts it: every key is there, "" where the user gave none."""
     assert changes.keys() <= FLAT.keys(), "Flower would refuse a key that is not in pyproject.toml"
     app(grid=grid, context=Context(1, 1, {}, RecordDict(), {**FLAT, **changes}))
 
 
-@pytest.fixture
-def quick() -> dict[str, Any]:
-    return {
-        "task": "digits", "clients": 2, "rounds": 2, "warmup": 1, "local-steps": 2, "timeout": 60
-    }  # fmt: skip
+QUICK = {"task": "digits", "clients": 2, "rounds": 2, "warmup": 1, "local-steps": 2, "timeout": 60}
+
+
+def summary_of(folder):
+    return json.loads((folder / "summary.json").read_text())
 
 
 def test_flowers_keys_are_those_of_the_configuration():
     keys = {key.replace("_", "-") for key in RunConfig.model_fields}
     assert FLAT.keys() == {"toml", "resume", "resume-anyway", *keys}
     assert set(FLAT.values()) == {""}
+    parts = {"serverapp": "server.app:app", "clientapp": "clients.app:app"}
+    assert PYPROJECT["tool"]["flwr"]["app"]["components"] == parts
 
 
-def test_its_parts_are_where_pyproject_says():
-    assert PYPROJECT["tool"]["flwr"]["app"]["components"] == {
-        "serverapp": "server.app:app",
-        "clientapp": "clients.app:app",
-    }
-
-
-def test_a_run_on_devices(devices, quick, tmp_path, monkeypatch, capsys):
+def test_a_run_on_devices(devices, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    start(devices(2), **quick, sparsity=0.6, score="magnitude", out="here", agreement=False)
+    start(devices(2), **QUICK, sparsity=0.6, score="magnitude", out="here", agreement=False)
     printed = capsys.readouterr().out
     assert f"results     {tmp_path / 'here'}" in printed
     assert "13,754 parameters, 12,944 of them prunable" in printed
-    summary = json.loads((tmp_path / "here" / "summary.json").read_text())
+    summary = summary_of(tmp_path / "here")
     assert summary["sparsity"] == int(0.6 * 12944 + 0.5) / 12944
     assert summary["clients"] == 2
     model = fedprune.load(tmp_path / "here")
@@ -65,14 +59,14 @@ def test_a_run_on_devices(devices, quick, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("uplink", ["int8", pytest.param("fp32", marks=pytest.mark.slow)])
 def test_a_run_whose_server_is_gone_goes_on_to_the_bits_of_one_that_was_not(
-    devices, quick, tmp_path, uplink
+    devices, tmp_path, uplink
 ):
     """On a SuperLink of its own: devices keep nothing of the run before in Flower's state."""
-    keys = {**quick, "rounds": 3, "uplink": uplink, "error-feedback": uplink != "fp32"}
+    keys = {**QUICK, "rounds": 3, "uplink": uplink, "error-feedback": uplink != "fp32"}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     start(devices(2), **keys, out=str(whole))
 
-    def end(_: Any) -> None:
+    def end(_):
         if (broken / "rounds.jsonl").is_file():
             raise RuntimeError("database is gone")
 
@@ -81,7 +75,7 @@ def test_a_run_whose_server_is_gone_goes_on_to_the_bits_of_one_that_was_not(
     with pytest.raises(RunFailed, match=r"^fedprune: rounds=9: devices took part in 3; allowed: "):
         start(devices(2), resume=str(broken), rounds=9)
     start(devices(2), resume=str(broken), timeout=50)
-    first, second = (json.loads((f / "summary.json").read_text()) for f in (whole, broken))
+    first, second = summary_of(whole), summary_of(broken)
     assert second["rounds_completed"] == 3
     for key in ("weights_digest", "mask_digest", "quality"):
         assert first[key] == second[key]
@@ -89,14 +83,14 @@ def test_a_run_whose_server_is_gone_goes_on_to_the_bits_of_one_that_was_not(
         with pytest.raises(RunFailed, match=r"^fedprune: resume="):
             start(devices(2), resume=wrong)
     with pytest.raises(RunFailed, match=r"^fedprune: resume-anyway: nothing is resumed"):
-        start(devices(2), **quick, **{"resume-anyway": True})
+        start(devices(2), **QUICK, **{"resume-anyway": True})
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("pages")
-def test_the_command_that_repeats_it_is_flower_s_own(devices, quick, tmp_path):
-    start(devices(2), **quick, exclude="hidden*,head*", out=str(tmp_path / "run"))
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+def test_the_command_that_repeats_it_is_flower_s_own(devices, tmp_path):
+    start(devices(2), **QUICK, exclude="hidden*,head*", out=str(tmp_path / "run"))
+    summary = summary_of(tmp_path / "run")
     *command, run_config = shlex.split(summary["command"])
     assert command == ["flwr", "run", ".", "devices", "--stream", "--run-config"]
     assert summary["split"] == "devices' own"
@@ -112,20 +106,10 @@ def test_the_command_that_repeats_it_is_flower_s_own(devices, quick, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("pages")
-def test_results_go_to_runs_by_default(devices, quick, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    start(devices(2), **quick)
-    (folder,) = (tmp_path / "runs").iterdir()
-    assert folder.name.startswith("digits-")
-    assert (folder / "report.html").is_file()
-
-
-@pytest.mark.slow
 def test_a_whole_configuration_comes_as_toml_and_flat_keys_win(workers, tmp_path):
     text = to_toml(tiny(rounds=4, engine="ray"))
     start(workers(2), toml=text, rounds=5, out=str(tmp_path / "run"))
-    digest = json.loads((tmp_path / "run" / "summary.json").read_text())["weights_digest"]
+    digest = summary_of(tmp_path / "run")["weights_digest"]
     assert digest == played(tiny()).summary["weights_digest"]
 
 
@@ -172,12 +156,12 @@ def test_a_disk_that_is_full_is_one_line(devices, tmp_path, monkeypatch, begun):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("pages")
-def test_a_run_without_enough_answers_fails_and_says_so(devices, quick, joined, folders, tmp_path):
+def test_a_run_without_enough_answers_fails_and_says_so(devices, joined, folders, tmp_path):
     grid = devices(1)
     grid.contexts[3] = joined(3, 1, folders[3])
     out = tmp_path / "void"
     with pytest.raises(RunFailed, match="no round was completed"):
-        start(grid, **quick, out=str(out), **{"min-clients": 2})
+        start(grid, **QUICK, out=str(out), **{"min-clients": 2})
     rows = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
     assert [row["answered"] for row in rows] == [1, 1]
     assert [row["sparsity"] for row in rows] == [0.0, 0.0]
@@ -185,19 +169,19 @@ def test_a_run_without_enough_answers_fails_and_says_so(devices, quick, joined, 
     (failure,) = rows[0]["failures"]
     assert (failure["partition"], failure["phase"]) == (1, "hello")
     assert "no *.npz there" in failure["reason"]
-    assert json.loads((out / "summary.json").read_text())["rounds_completed"] == 0
+    assert summary_of(out)["rounds_completed"] == 0
     assert (out / "report.html").is_file()
 
 
 def test_a_run_that_nobody_could_measure_says_so_and_is_measured_when_resumed(
-    devices, quick, tmp_path, capsys
+    devices, tmp_path, capsys
 ):
-    def silent(_: int, question: Message, reply: Message) -> Message | None:
+    def silent(_, question, reply):
         return None if question.metadata.message_type == "evaluate" else reply
 
     out = tmp_path / "o"
     with pytest.raises(RunFailed, match="no client could measure the model at the end"):
-        start(devices(2, meddle=silent), **quick, out=str(out))
+        start(devices(2, meddle=silent), **QUICK, out=str(out))
     capsys.readouterr()
     assert status_of(out) == 1
     said = capsys.readouterr().out
@@ -211,7 +195,10 @@ def test_a_run_that_nobody_could_measure_says_so_and_is_measured_when_resumed(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("pages")
-def test_a_run_that_nobody_came_to_fails(devices, quick, tmp_path):
+def test_a_run_that_nobody_came_to_fails_and_is_in_runs_by_default(devices, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(RunFailed, match="no round was completed"):
-        start(devices(0), **quick, out=str(tmp_path / "void"))
-    assert (tmp_path / "void" / "report.html").is_file()
+        start(devices(0), **QUICK)
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("digits-")
+    assert (folder / "report.html").is_file()

@@ -1,17 +1,16 @@
 """`FedPrune` where a Flower user puts a strategy."""
 
 import logging
-from typing import Any
 
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
-from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp import ServerApp
 
 from fedprune import ConfigError, federate
 from fedprune.client.host import build_host
 from fedprune.config import configure
-from fedprune.engines.flower.strategy import FedPrune
+from fedprune.engines.flower.strategy import FedPrune, _changed
 from fedprune.engines.inline import inline_port
 from fedprune.protocol.models import dense_model
 from fedprune.run import NoRoundCompleted
@@ -19,25 +18,13 @@ from fedprune.tensors.models import state_of
 from tests.runs import played, same, tiny
 
 
-class Lines(logging.Handler):
-    def __init__(self):
-        super().__init__(logging.INFO)
-        self.lines: list[str] = []
-
-    def emit(self, record):
-        self.lines.append(record.getMessage())
-
-
-def test_in_a_users_own_server_app(devices, request):
+def test_in_a_users_own_server_app(devices, caplog, monkeypatch):
     """The snippet in docs/devices.md."""
-    kept: dict[str, Any] = {}
-    said = Lines()
-    logging.getLogger("flwr").addHandler(said)
-    request.addfinalizer(lambda: logging.getLogger("flwr").removeHandler(said))
-    app = ServerApp()
+    monkeypatch.setattr(logging.getLogger("flwr"), "propagate", True)
+    app, kept = ServerApp(), {}
 
     @app.main()
-    def main(grid: Grid, _: Context) -> None:
+    def main(grid, _):
         changes = {"task": "digits", "clients": 2, "rounds": 4, "local-steps": 2, "sparsity": 0.9}
         result = FedPrune(configure(changes)).start(
             grid,
@@ -58,9 +45,9 @@ def test_in_a_users_own_server_app(devices, request):
     model.load_state_dict(weights, strict=False)
     zeros = sum(int((w == 0).sum()) for n, w in weights.items() if w.ndim > 1)
     assert zeros > 0.8 * 12944
-    rounds = [line for line in said.lines if line.startswith("[ROUND")]
-    assert rounds == ["[ROUND 1/2]", "[ROUND 2/2]"]
-    assert sum("sparsity 0.9, loss" in line for line in said.lines) == 2
+    said = [record.getMessage() for record in caplog.records]
+    assert [s for s in said if s.startswith("[ROUND")] == ["[ROUND 1/2]", "[ROUND 2/2]"]
+    assert sum("sparsity 0.9, loss" in s for s in said) == 2
 
 
 @pytest.mark.slow
@@ -80,7 +67,7 @@ def test_the_result_is_that_of_the_same_run_in_one_process(workers):
 def test_it_begins_with_the_arrays_given(workers):
     config = tiny(rounds=1, warmup=0, end=1)
     given = {n: torch.full_like(t, 0.01) for n, t in state_of(dense_model(config)).items()}
-    seen: dict[int, Any] = {}
+    seen = {}
     result = FedPrune(config).start(
         workers(1),
         ArrayRecord({n: t.half() if n == "head.weight" else t for n, t in given.items()}),
@@ -103,12 +90,9 @@ def test_arrays_of_another_model_are_refused(workers):
 
 
 @pytest.mark.parametrize(
-    ("rounds", "warmup", "end"),
-    [(1, 0, 1), (2, 0, 1), (5, 1, 3), (10, 3, 7), (50, 15, 38)],
+    ("rounds", "warmup", "end"), [(1, 0, 1), (2, 0, 1), (5, 1, 3), (10, 3, 7), (50, 15, 38)]
 )
 def test_warm_up_and_end_follow_the_rounds_unless_they_were_given(rounds, warmup, end):
-    from fedprune.engines.flower.strategy import _changed
-
     config = _changed(configure({"task": "digits", "rounds": 40}), rounds, None, {})
     assert (config.rounds, config.warmup, config.end) == (rounds, warmup, end)
     assert config == configure({"task": "digits", "rounds": rounds})
@@ -139,7 +123,7 @@ def test_train_config_takes_the_command_lines_names(workers):
 
 
 def test_a_timeout_ends_the_wait(devices):
-    def lose(_: int, question: Any, reply: Any) -> Any:
+    def lose(_, question, reply):
         return None if question.metadata.message_type == "train.tune" else reply
 
     strategy = FedPrune(tiny(clients=2, cohort=2, hosts=2, rounds=1, warmup=0, end=1))

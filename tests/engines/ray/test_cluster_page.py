@@ -1,7 +1,5 @@
 """What docs/cluster.md tells to type or to apply is what Ray, KubeRay and bash take."""
 
-from __future__ import annotations
-
 import copy
 import json
 import re

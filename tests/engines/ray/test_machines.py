@@ -4,8 +4,6 @@ One Ray cluster plays all of it, a study first. One grid plays all the runs, one
 starting workers takes longest.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import logging
@@ -36,9 +34,8 @@ from fedprune.report.screen import Screen
 from fedprune.runtime.process import put_back
 from fedprune.study.design import read_design
 from fedprune.study.playing import cell_folder
-from tests.machines import Machines, impossible, machines, unplugging
+from tests.machines import Machines, impossible, machines, unplugging, workers_of
 from tests.runs import STUDY
-from tests.test_ray_worker_killed import rounds_in, workers_of
 
 WHY = impossible()
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(WHY), reason=WHY)]
@@ -99,6 +96,10 @@ def cluster() -> Iterator[Machines]:
 def connected(made: Machines) -> None:
     """Connect this process, once the nodes that are there, and no others, are known to be."""
     ray.init(address=made.address, logging_level=logging.ERROR, log_to_driver=False)
+    all_there(made)
+
+
+def all_there(made: Machines) -> None:
     until = time.monotonic() + 120
     while len(nodes_of(ray.nodes())) != len(made.nodes) and time.monotonic() < until:
         time.sleep(0.1)
@@ -114,7 +115,7 @@ def known(made: Machines) -> None:
 def site(cluster: Machines, hidden: Path) -> Iterator[Site]:
     config = configure({**BASE, "engine": "ray"})
     host = build_host(config)
-    while len(cluster.nodes) < 2:
+    while len(cluster.nodes) < 2:  # a study may have left one that has the package
         cluster.join([hidden, ROOT])
     with put_back():
         set_environment(config)
@@ -141,9 +142,7 @@ def as_alone(site: Site, name: str, config: RunConfig) -> None:
     assert not any(row["failures"] for row in wanted)
 
 
-def test_a_study_on_nodes_has_the_results_of_one_machine(
-    cluster: Machines, hidden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_a_study_on_nodes_has_the_results_of_one_machine(cluster, hidden, tmp_path, capsys):
     """A node that does not see the study's folder is refused."""
     file, out = tmp_path / "s.toml", hidden / "study"
     file.write_text(STUDY)
@@ -172,13 +171,13 @@ def test_a_study_on_nodes_has_the_results_of_one_machine(
     line = f"out={str(out)!r} is not the driver's there; allowed: --out in a folder that all nodes"
     assert line in capsys.readouterr().err
     assert not list(out.glob(".seen-*"))
-    for _ in range(3):
-        cluster.unplug()
+    for number in list(cluster.nodes)[:2]:
+        cluster.unplug(number)
 
 
 @pytest.mark.parametrize("name", REMEMBERED)
 def test_disks_of_their_own_and_no_package_make_no_difference(site: Site, name: str):
-    """The nodes have neither the folder of the run, where clients' memory lies, nor the package."""
+    """The nodes lack the folder of the run, where clients' memory lies, and one the package."""
     config = configure({**BASE, **REMEMBERED[name], "engine": "ray"})
     site.play(name, config)
     as_alone(site, name, config)
@@ -198,14 +197,13 @@ def test_nodes_that_go_cost_no_client_and_those_that_join_are_used(site: Site):
 
 def test_without_any_node_a_run_ends_and_goes_on_later(site: Site):
     config = configure({**BASE, "engine": "ray"})
-    nodes = list(site.machines.nodes)
 
     class Gone(Screen):
         def _row(self, row: Any, seconds: float, state: Any) -> None:
             super()._row(row, seconds, state)
             if row["round"] == 2:
-                for _ in nodes:
-                    site.machines.unplug()
+                for number in list(site.machines.nodes):
+                    site.machines.unplug(number)
 
     site.grid.patience = 3.0
     with pytest.raises(Unserved, match="no node with a processor was there for 3 s"):
@@ -217,22 +215,15 @@ def test_without_any_node_a_run_ends_and_goes_on_later(site: Site):
     as_alone(site, "gone", config)
 
 
-def test_files_that_nodes_lack_are_sent(
-    site: Site, hidden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_files_that_nodes_lack_are_sent(site, hidden, tmp_path, monkeypatch):
     """A plug-in, what it imports, data; what clients remember of a score of it travels, too."""
     text = (ROOT / "tests" / "remembering.py").read_text()
     (tmp_path / "of_mine.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     (hidden / "own.py").write_text(ROWS)
     (hidden / "data.txt").write_text("one two three")
-    keys = {
-        **BASE,
-        "model": "",
-        "task": "lines",
-        "plugin": str(hidden / "own.py"),
-        "score": "moving",
-    }
+    keys = {**BASE, "model": "", "task": "lines", "score": "moving"}
+    keys["plugin"] = str(hidden / "own.py")
     config = configure({**keys, "data": str(hidden / "data.txt"), "engine": "ray"})
     host = build_host(config)
     site.grid.pool.end()
@@ -241,22 +232,21 @@ def test_files_that_nodes_lack_are_sent(
     as_alone(site, "sent", config)
 
 
-def test_a_driver_that_is_killed_leaves_nothing_running(site: Site, hidden: Path):
+def test_a_driver_that_is_killed_leaves_nothing_running(site, hidden):
     """On a cluster that is not its own workers end within a minute, and their place is free."""
     site.grid.pool.end()
     out = hidden / "killed"
     words = "--task digits --model mlp --clients 6 --hosts 3 --rounds 2000 --local-steps 3"
     words += f" --engine ray --ray-address {site.machines.address} --out {out}"
-    driver = subprocess.Popen(
-        [sys.executable, "simulations/run.py", *words.split()],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    command = [sys.executable, "simulations/run.py", *words.split()]
+    quiet = {"stdout": subprocess.DEVNULL, "start_new_session": True}
+    driver = subprocess.Popen(command, cwd=ROOT, **quiet)
     workers, until = set[int](), time.monotonic() + 120
     # Ray rewrites a worker's title at each call, so that one look may miss it.
-    while not (workers and rounds_in(out)) and time.monotonic() < until and driver.poll() is None:
-        workers |= {pid for node in site.machines.nodes.values() for pid in workers_of(node.pid)}
+    played = out / "rounds.jsonl"
+    while not (workers and played.is_file()) and time.monotonic() < until:
+        assert driver.poll() is None
+        workers.update(*(workers_of(node.pid) for node in site.machines.nodes.values()))
         time.sleep(0.1)
     assert driver.poll() is None
     assert workers
@@ -278,9 +268,7 @@ def test_another_version_on_a_node_is_refused_by_name(site: Site, tmp_path: Path
     site.machines.join(PYTHONPATH=str(tmp_path))
     config = configure({**BASE, "engine": "ray"})
     host = build_host(config)
-    until = time.monotonic() + 60
-    while len(nodes_of(ray.nodes())) < len(site.machines.nodes) and time.monotonic() < until:
-        time.sleep(0.2)
+    all_there(site.machines)
     with (
         pytest.raises(ConfigError, match=r"node [0-9.]+: flwr is 9\.9\.9, .* is wanted"),
         ray_grid(config, host.shards, labels_of(host), Footprint()),

@@ -1,14 +1,19 @@
-"""A command on a node of a cluster: begun again where the node goes, seen when its work is."""
+"""A command on a node of a cluster: begun again where the node goes, seen when its work is; what is
+sent to nodes that lack it.
+"""
 
 import importlib.metadata
+import io
 import subprocess
+import zipfile
+from pathlib import Path
 
 import pytest
 import ray
 from ray.exceptions import NodeDiedError, TaskCancelledError, WorkerCrashedError
 
 from fedprune.engines.ray import node_command
-from fedprune.engines.ray.node_files import packages_needed
+from fedprune.engines.ray.node_files import _packed, packages_needed
 from fedprune.engines.ray.spreading import LIVES, NodeCommand
 from fedprune.runtime.ending import FAILED, INTERRUPTED
 
@@ -16,15 +21,15 @@ from fedprune.runtime.ending import FAILED, INTERRUPTED
 @pytest.fixture
 def begun(monkeypatch, tmp_path):
     """Makes a command whose tasks come to what is said; and the words of each that was begun."""
-    words = list[list[str]]()
+    words = []
 
-    def made(*ends: object) -> NodeCommand:
-        def get(task: int) -> object:
+    def made(*ends):
+        def get(task):
             if isinstance(ends[task], Exception):
                 raise ends[task]
             return ends[task]
 
-        def submit(said: list[str], _: str) -> int:
+        def submit(said, _):
             words.append(said)
             return len(words) - 1
 
@@ -65,9 +70,9 @@ def test_one_that_is_interrupted_is_not_begun_again(begun, end, code):
 
 
 def test_why_a_node_began_nothing_is_in_the_log(begun, tmp_path):
-    command = begun[0]("node 10.0.0.7: why; allowed: what")
-    assert command.poll() == FAILED
-    assert (tmp_path / "log").read_text() == "node 10.0.0.7: why; allowed: what\n"
+    said = "node 10.0.0.7: why; allowed: what"
+    assert begun[0](said).poll() == FAILED
+    assert (tmp_path / "log").read_text() == f"{said}\n"
 
 
 def test_work_that_is_done_and_not_seen_yet_is_waited_for(begun, tmp_path, monkeypatch):
@@ -141,9 +146,9 @@ def test_a_command_is_a_process_in_the_folder_of_the_driver(tmp_path, monkeypatc
 @pytest.mark.usefixtures("_program")
 def test_an_interruption_ends_the_process_in_order(tmp_path, monkeypatch):
     log, sleep = tmp_path / "log", node_command.time.sleep
-    came = list[float]()
+    came = []
 
-    def interrupted(seconds: float) -> None:
+    def interrupted(seconds):
         sleep(seconds)
         if not came and log.read_text():
             came.append(seconds)
@@ -153,3 +158,39 @@ def test_an_interruption_ends_the_process_in_order(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         node_command.run_here(["run"], str(log), str(tmp_path), {}, "")
     assert log.read_text().endswith("\ntold\n")
+
+
+FILES = {
+    "a/own.py": "import beside\nfrom lib.inner import x\nimport json, torch\n",
+    "a/beside.py": "import lib.other\n",
+    "a/unused.py": "",
+    "b/lib/__init__.py": "",
+    "b/lib/inner.py": "x = 1\n",
+    "b/lib/other.py": "",
+    "b/lib/unused.py": "",
+    "b/lib/__pycache__/inner.py": "",
+}
+
+
+WITH_IT = {"own.py", "beside.py", "lib/__init__.py", "lib/inner.py", "lib/other.py"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "sent"),
+    [
+        ("plugin", "a/own.py", WITH_IT),
+        ("data", "a", {"a/own.py", "a/beside.py", "a/unused.py"}),
+        ("data", "a/own.py", {"own.py"}),
+    ],
+)
+def test_files_go_under_their_name_and_a_plug_in_with_what_it_imports_from_wherever_python_looks(
+    tmp_path, monkeypatch, kind, given, sent
+):
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path / "b")
+    name, content = _packed(kind, tmp_path / given)
+    assert name == Path(given).name
+    with zipfile.ZipFile(io.BytesIO(content)) as file:
+        assert set(file.namelist()) == sent

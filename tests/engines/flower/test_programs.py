@@ -1,13 +1,17 @@
-"""The tutorial of docs/devices.md: a SuperLink and SuperNodes over TLS, with registered keys.
+"""Flower's own programs, as a user starts them: `flwr run` in simulation, and docs/devices.md.
 
-Every message is answered by a new process (a fork, see `forking`): one network, three runs. The
-first is refused (one that too few answer: `test_server_app`). The second has a device without data,
-loses the SuperLink, is resumed, and loses a device. In the third another takes the place of that
-one, with a key of its own.
+Simulations have the SuperLink that Flower starts by itself. Devices have one over TLS, and keys
+that are registered: one network, three runs, every message answered by a new process (a fork, see
+`forking`). The first is refused (one that too few answer: `test_server_app`). The second has a
+device without data, loses the SuperLink, is resumed, and loses a device. In the third another takes
+the place of that one, with a key of its own.
 """
 
 import json
+import re
 import shutil
+import tomllib
+from argparse import Namespace
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
@@ -18,11 +22,62 @@ from flower import ROOT, Flower, answers, wait_until
 import fedprune
 from fedprune import federate
 from fedprune.client.host import build_host
+from fedprune.commands.new import run as new
 from fedprune.config import configure
 from fedprune.engines.inline import inline_port
+from fedprune.starter import client_app, server_app
+from fedprune.starter.task import TASK
 from fedprune.tasks.images import DIGITS
 
 pytestmark = pytest.mark.slow
+
+SIMULATED: dict[str, Any] = {
+    **{"task": "digits", "clients": 6, "model": "mlp", "cohort": 3, "rounds": 2, "warmup": 1},
+    **{"local-steps": 2, "sparsity": 0.6, "score": "magnitude", "agreement": False},
+}
+
+
+def simulation(flower: Flower, config: str, app: Path = ROOT) -> str:
+    """What `flwr run` prints; of two nodes, on one worker: each imports all of it."""
+    flower.fork_apps()
+    federation = "num-supernodes=2 client-resources-num-cpus=1 init-args-num-cpus=1"
+    given = ("--federation-config", federation, "--run-config", config)
+    done = flower.flwr("run", str(app), "--stream", *given)
+    return done.stdout + done.stderr
+
+
+def test_keys_and_toml_give_the_bits_of_the_command_line_and_unknown_ones_no_run(flower):
+    keys = list(SIMULATED)
+    flat = " ".join(f"{key}={json.dumps(SIMULATED[key])}" for key in keys[::2])
+    # Flower splits at double quotes: inside, TOML's single ones.
+    text = "\\n".join(f"{k} = {json.dumps(SIMULATED[k])}".replace('"', "'") for k in keys[1::2])
+    printed = simulation(flower, f'{flat} toml="{text}" out="both"')
+    out = flower.folder / "both"
+    assert f"results     {out}" in printed, "relative to where the SuperLink was started"
+    assert "pruned      2  prune" in printed
+    right = federate(configure(SIMULATED)).summary["weights_digest"]
+    assert json.loads((out / "summary.json").read_text())["weights_digest"] == right
+    assert (out / "report.html").is_file()
+    assert "Invalid run configuration" in simulation(flower, 'taks="digits"'), "Flower refuses it"
+    listed = json.loads(flower.flwr("ls", "--format", "json").stdout)
+    assert [run["status"] for run in listed["runs"]] == ["finished:completed"]
+
+
+def test_the_app_that_is_written_for_users_gives_the_bits_of_one_process(flower, tmp_path):
+    small = {"clients": 4, "rounds": 2, "warmup": 1, "local-steps": 2}
+    options = server_app.OPTIONS | {key.replace("-", "_"): value for key, value in small.items()}
+    alone = federate(TASK, train=client_app.train, **options)
+    app = tmp_path / "my-app"
+    new(Namespace(folder=str(app)))
+    printed = simulation(flower, " ".join(f"{k}={v}" for k, v in small.items()), app=app)
+    folder = re.search(r"results +(\S+)", printed)
+    assert folder, printed
+    summary = json.loads(Path(folder[1], "summary.json").read_text())
+    assert summary["weights_digest"] == alone.summary["weights_digest"]
+    keys = tomllib.loads((app / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    said = re.findall(r"([a-z0-9-]+)=", summary["command"].partition("--run-config")[2])
+    assert {*said} <= keys.keys(), "Flower refuses others: it would not repeat"
+
 
 RUN = {"task": "digits", "clients": 3, "warmup": 1, "local-steps": 3, "timeout": 120}
 EMPTY = 3
@@ -40,7 +95,7 @@ def trust(flower: Flower) -> Path:
     """An authority, the server's certificate, and keys of three devices."""
     made = flower.folder / "trust"
     given = ("--names", "localhost,127.0.0.1", "--keys", "0,1,2")
-    assert flower.devices("certificates", str(made), *given).returncode == 0
+    assert flower.devices("certificates", str(made), *given)[0] == 0
     return made
 
 
@@ -58,14 +113,14 @@ def address(link: tuple[str, Popen[bytes]]) -> str:
 
 
 def register(flower: Flower, key: Path, trust: Path, address: str) -> None:
-    done = flower.devices("register", str(key), str(trust), "--superlink", address)
-    assert done.returncode == 0, done.stdout + done.stderr
+    code, said = flower.devices("register", str(key), str(trust), "--superlink", address)
+    assert code == 0, said
 
 
 def with_keys_of_its_own(flower: Flower, trust: Path, name: str, key: str) -> Path:
     """A folder of another device: a new key, and the authority's certificate."""
     made = flower.folder / name
-    assert flower.devices("certificates", str(made), "--keys", key).returncode == 0
+    assert flower.devices("certificates", str(made), "--keys", key)[0] == 0
     shutil.copy(trust / "ca.crt", made)
     return made
 
@@ -89,7 +144,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 def test_nobody_connects_without_the_authority_and_no_device_without_a_registered_key(
     flower, address, folders, trust, tmp_path
 ):
-    assert flower.devices("certificates", str(tmp_path), "--names", "127.0.0.1").returncode == 0
+    assert flower.devices("certificates", str(tmp_path), "--names", "127.0.0.1")[0] == 0
     assert answers(f"https://{address}/health", trust)
     assert not answers(f"https://{address}/health", tmp_path), "another authority"
     assert not answers(f"http://{address}/health"), "no TLS"
@@ -102,10 +157,10 @@ def test_nobody_connects_without_the_authority_and_no_device_without_a_registere
 def test_a_bad_value_is_a_line_and_a_failed_run(flower, address, trust):
     config = keys(sparsity=1.5, out="runs/bad")
     words = ("run", str(trust), config, "--superlink", address, "--app", str(ROOT))
-    done = flower.devices(*words)
-    assert "fedprune: sparsity=1.5: " in done.stdout
-    assert not (flower.folder / "runs").exists()
-    assert (done.returncode, done.stdout.splitlines()[-1].split(": ")[1]) == (1, "finished:failed")
+    code, said = flower.devices(*words)
+    assert "fedprune: sparsity=1.5: " in said
+    assert not (flower.folder / "runs" / "bad").exists()
+    assert (code, said.splitlines()[-1].split(": ")[1]) == (1, "finished:failed")
 
 
 def simulated(folders: list[Path], rounds: int) -> str:
@@ -131,7 +186,7 @@ def test_devices_prune_a_model_although_one_has_no_data_the_superlink_and_anothe
     flower.start("before.log", *start, *config)
     wait_until(lambda: len(rows_of(out)) == 1, 900, "the first round, which prunes")
     flower.kill(superlink)
-    assert flower.devices("status", str(out)).returncode == 1
+    assert flower.devices("status", str(out))[0] == 1
     flower.superlink(shutil.copytree(trust, flower.folder / "backup"), address)
     given = ("--stream", "--run-config", f'resume="{out}"')
     run = flower.start("run.log", *start, *given)
@@ -174,7 +229,7 @@ def test_a_device_and_a_site_of_two_add_up_what_nobody_sees(
 ):
     """Their secrets wait in Flower's state from one stage to the next; nothing else tells them.
 
-    The site has a new key: a key whose node was killed may not return within a minute.
+    The site has a new key: a key whose node was killed may not return for a while.
     """
     flower.kill(empty)
     for partition in (1, 2):
