@@ -1,5 +1,5 @@
-import importlib.util
 import threading
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -10,14 +10,13 @@ from torch import Tensor, nn
 from fedprune.structure import depgraph
 from fedprune.structure.channels.groups import TRACED, bundles_of, channel_groups, roles_of
 from fedprune.structure.edits import Edit
+from fedprune.structure.groups import Group
 from fedprune.structure.layout import layout_of
 from fedprune.structure.surgery import reshaped
 from fedprune.tasks.losses import classification_loss
 from fedprune.tasks.task import Loss, Part
 
-needs = pytest.mark.skipif(
-    importlib.util.find_spec("torch_pruning") is None, reason="torch-pruning is not installed"
-)
+pytest.importorskip("torch_pruning")
 
 
 def loss(model: nn.Module, part: Part) -> Tensor:
@@ -28,19 +27,17 @@ def like(seen: Tensor) -> Part:
     return {"images": torch.zeros_like(seen[:1]), "labels": torch.zeros(1, dtype=torch.long)}
 
 
-@needs
 @pytest.mark.parametrize("name", NETS)
 def test_both_ways_find_the_same_channels_where_both_can(name):
     net, seen, head = net_of(name)
-    groups = channel_groups(net, layout_of(net, output=[head]).prunable)
+    one = channel_groups(net, layout_of(net, output=[head]).prunable)
     depgraph.recognise(net, loss, like(seen))
-    others = channel_groups(net, layout_of(net, output=[head]).prunable)
-    assert [g.path for g in others] == [g.path for g in groups]
-    for group, other in zip(groups, others, strict=True):
-        assert len(group.parts) == len(other.parts)
-        for part, same in zip(group.parts, other.parts, strict=True):
-            assert (part.tensor, part.axis) == (same.tensor, same.axis)
-            assert torch.equal(part.index, same.index)
+    other = channel_groups(net, layout_of(net, output=[head]).prunable)
+    assert told(one) == told(other) != []
+
+
+def told(groups: Sequence[Group]) -> list[object]:
+    return [(g.path, [(p.tensor, p.axis, p.index.tolist()) for p in g.parts]) for g in groups]
 
 
 class Branching(nn.Module):
@@ -64,7 +61,6 @@ def branching() -> nn.Module:
         return Branching()
 
 
-@needs
 def test_a_net_that_branches_on_its_data_is_cut_on_both_branches():
     net = branching()
     assert dict(roles_of(net)) == {}
@@ -89,7 +85,6 @@ def test_a_net_that_branches_on_its_data_is_cut_on_both_branches():
     assert len(bundles_of(roles_of(small))[0].channels) == 4
 
 
-@needs
 def test_what_is_followed_wrongly_is_not_believed():
     class Flipped(nn.Module):
         """Torch-pruning takes a flip of the channels for an operation on each by itself."""
@@ -109,7 +104,6 @@ def test_what_is_followed_wrongly_is_not_believed():
     assert "b" not in paths
 
 
-@needs
 def test_a_layer_that_no_example_reaches_is_an_error():
     class Never(Branching):
         def forward(self, x: Tensor) -> Tensor:
@@ -140,7 +134,6 @@ def test_what_does_not_end_is_refused(monkeypatch):
     assert not hasattr(net, TRACED)
 
 
-@needs
 def test_an_error_of_the_user_s_own_is_told():
     def broken(_model: nn.Module, _batch: Part) -> Loss:
         raise RuntimeError("no such column")

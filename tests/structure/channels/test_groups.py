@@ -1,16 +1,12 @@
 import pytest
 import torch
-from convnets import CHANNELS, NETS, conv, net_of
+from convnets import CHANNELS, NETS, conv, found, net_of
 from torch import Tensor, nn
 
 from fedprune.structure.channels.groups import channel_groups
 from fedprune.structure.layout import layout_of
 
-
-def found(net: nn.Module, head: str = "head") -> dict[str, int]:
-    groups = channel_groups(net, layout_of(net, output=[head]).prunable)
-    assert all(g.kind == "channel" for g in groups)
-    return {g.path: len(g.parts[0].index) for g in groups}
+f = nn.functional
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -53,12 +49,8 @@ class Norm(nn.Module):
         (conv(4, 8, groups=4), 8, False),
         (nn.InstanceNorm2d(4, affine=True), 4, True),
         (nn.Softmax(dim=1), 4, False),
-        (
-            lambda x: torch.nn.functional.interpolate(torch.max_pool2d(x, 2), scale_factor=2),
-            4,
-            True,
-        ),
-        (lambda x: nn.functional.max_pool2d(x, 3, 1, return_indices=True)[0], 4, False),
+        (lambda x: f.interpolate(torch.max_pool2d(x, 2), scale_factor=2), 4, True),
+        (lambda x: f.max_pool2d(x, 3, 1, return_indices=True)[0], 4, False),
         (nn.PixelShuffle(2), 1, False),
         (Norm(), 4, False),
         (lambda x: x.flip(1), 4, False),
@@ -163,7 +155,6 @@ class Functional(nn.Module):
         self.fc, self.head = nn.Linear(5 * 9, 4), nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        f = nn.functional
         x = f.max_pool2d(f.relu(self.one(x)), 2)
         x = f.leaky_relu(f.dropout(self.two(x), training=self.training), 0.1)
         return self.head(f.elu(self.fc(x.reshape(x.shape[0], -1))))
@@ -187,7 +178,7 @@ class Reading(Functional):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x * self.one.weight.view(12, -1)[0, 0]
-        return super().forward(x + nn.functional.conv2d(x, self.one.weight[:2], padding=1))
+        return super().forward(x + f.conv2d(x, self.one.weight[:2], padding=1))
 
 
 def test_a_layer_whose_weight_another_reads_is_not_cut():
