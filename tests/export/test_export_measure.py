@@ -16,7 +16,7 @@ from fedprune.export.measure import (
     zeros_as_masks,
 )
 from fedprune.protocol.models import dense_model
-from tests.families import EXPERTS, FACTS, QUERIES, TEXTS, family
+from tests.families import EXPERTS, FACTS, QUERIES, TEXTS, family, inputs
 from tests.runs import tiny
 
 
@@ -58,10 +58,9 @@ def by_hand(name: str, tokens: int) -> int:
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_operations_are_those_of_the_layers_and_of_attention(name):
-    ids = torch.arange(14).reshape(2, 7) % 19
-    kwargs = {"input_ids": ids} | ({"decoder_input_ids": ids} if name.startswith("t5") else {})
+    model = family(name).model
     extra = 2 * 14 * 2 * 2 if name.startswith("llama") else 0  # rotary angles: a product of its own
-    found = operations(family(name).model, Forward((), kwargs))
+    found = operations(model, Forward((), inputs(name, model)))
     assert found in {by_hand(name, 7), by_hand(name, 7) + extra}
 
 

@@ -1,9 +1,8 @@
-import copy
 import itertools
 
 import pytest
 import torch
-from families import FACTS, QUERIES, family, forward
+from families import FACTS, QUERIES, family
 from torch import nn
 
 from fedprune.structure.families.catalog import SUBLAYERS
@@ -102,33 +101,3 @@ def test_modules_that_share_weights_are_one_group():
     tied = nn.ModuleList([shared[0], shared[0], shared[1]])
     names = [n for n, p in tied.named_parameters() if p.dim() == 2]
     assert len(structure_of(tied, names).groups) == 4
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_gate_on_a_unit_has_the_gradient_of_the_columns_that_read_it(name):
-    """Michel et al. 2019, arXiv 1905.10650, eq. 2: so a unit's score needs no gate."""
-    f = family(name)
-    model = copy.deepcopy(f.model)
-    modules = dict(model.named_modules())
-    gates, hooks = {}, []
-
-    def gated(gate: torch.Tensor, index: torch.Tensor):
-        def hook(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
-            spread = torch.ones(index.numel(), dtype=torch.float64)
-            return (args[0] * spread.index_put((index,), gate[:, None].expand(index.shape)),)
-
-        return hook
-
-    for group in f.layout.structure.groups:
-        reader = group.parts[-1]
-        gate = torch.ones(len(reader.index), dtype=torch.float64, requires_grad=True)
-        layer = modules[reader.tensor.removesuffix(".weight")]
-        hooks.append(layer.register_forward_pre_hook(gated(gate, reader.index)))
-        gates[reader.tensor] = gate, reader.index
-    forward(name, model, grad=True).square().mean().backward()
-    for tensor, (gate, index) in gates.items():
-        weight = model.get_parameter(tensor)
-        product = as_rows(f.layout, tensor, (weight * weight.grad).detach())
-        want = product.sum(0)[index].sum(1)
-        assert torch.allclose(gate.grad, want, rtol=1e-9, atol=1e-12)
-        assert gate.grad.abs().max() > 1e-9

