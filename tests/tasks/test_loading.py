@@ -149,12 +149,6 @@ def test_a_family_for_something_else_is_refused(asked):
         build(config, Need("masked", 99, 32))
 
 
-def test_more_positions_than_a_model_has_are_refused(saved, asked):
-    config = asked("shakespeare", model=str(saved))
-    with pytest.raises(ValueError, match=r"length=33: .* reads 32 tokens; allowed: 8 to 32"):
-        build(config, Need("causal", 99, 33))
-
-
 def test_offline_nobody_is_asked(monkeypatch):
     import huggingface_hub
 
