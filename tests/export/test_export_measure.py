@@ -17,6 +17,7 @@ from fedprune.export.measure import (
 )
 from fedprune.protocol.models import dense_model
 from tests.families import EXPERTS, FACTS, QUERIES, TEXTS, family, inputs
+from tests.modules import module
 from tests.runs import tiny
 
 
@@ -66,17 +67,8 @@ def test_operations_are_those_of_the_layers_and_of_attention(name):
 
 def test_a_parameter_may_go_into_a_layer_when_operations_are_counted():
     """As in DeBERTa, whose table of distances goes through a norm."""
-
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.table, self.norm, self.last = nn.Embedding(5, 4), nn.LayerNorm(4), nn.Linear(4, 3)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            found: torch.Tensor = self.last(x + self.norm(self.table.weight)[0])
-            return found
-
-    net = Net()
+    layers = {"table": nn.Embedding(5, 4), "norm": nn.LayerNorm(4), "last": nn.Linear(4, 3)}
+    net = module(lambda self, x: self.last(x + self.norm(self.table.weight)[0]), **layers)
     net.table.weight.requires_grad_(True)
     assert operations(net, Forward((torch.ones(2, 4),), {})) == 2 * 2 * 4 * 3
     assert all(p.requires_grad for p in net.parameters())

@@ -5,6 +5,7 @@ import pytest
 import torch
 from convnets import NETS, conv, images, net_of
 from families import family
+from modules import module
 from torch import Tensor, nn
 
 from fedprune.structure import depgraph
@@ -86,18 +87,11 @@ def test_a_net_that_branches_on_its_data_is_cut_on_both_branches():
 
 
 def test_what_is_followed_wrongly_is_not_believed():
-    class Flipped(nn.Module):
-        """Torch-pruning takes a flip of the channels for an operation on each by itself."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b, self.c, self.head = conv(2, 4), conv(4, 4), conv(4, 4), nn.Linear(4, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.c(self.b(self.a(x)).flip(1))
-            return self.head(x.mean((2, 3)))
-
-    net = Flipped()
+    """Torch-pruning takes a flip of the channels for an operation on each by itself."""
+    net = module(
+        lambda self, x: self.head(self.c(self.b(self.a(x)).flip(1)).mean((2, 3))),
+        **{"a": conv(2, 4), "b": conv(4, 4), "c": conv(4, 4), "head": nn.Linear(4, 2)},
+    )
     depgraph.recognise(net, loss, like(images()))
     paths = [bundle.path for bundle in bundles_of(roles_of(net))]
     assert "a" in paths

@@ -1,6 +1,9 @@
+from typing import Any
+
 import pytest
 import torch
 from families import TEXTS, family, inputs
+from modules import module
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -41,21 +44,15 @@ def test_transformers_as_torch_counts_them(name):
     assert 2 * flops(masks, positions) == counted(f.model, f.layout, batch)
 
 
-class Twice(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2)
-        self.again = nn.Conv1d(6, 6, 3, padding=1)
-        self.drop = nn.Dropout(0.5)
-        self.norm = nn.BatchNorm2d(6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.drop(self.norm(self.conv(x))).flatten(2)
-        return self.again(self.again(x))
+def twice(self: Any, x: Tensor) -> Tensor:
+    x = self.drop(self.norm(self.conv(x))).flatten(2)
+    return self.again(self.again(x))
 
 
 def test_convolutions_groups_reuse_and_a_model_left_alone():
-    model = Twice()
+    conv = nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2)
+    layers = {"conv": conv, "again": nn.Conv1d(6, 6, 3, padding=1), "norm": nn.BatchNorm2d(6)}
+    model = module(twice, **layers, drop=nn.Dropout(0.5))
     model.norm.eval()
     layout = layout_of(model)
     before, modes = digest(state_of(model)), [m.training for m in model.modules()]

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from families import SYMBOLS, TEXTS, family
+from modules import module
 from torch import Tensor, nn
 
 from fedprune.structure.cuts import places
@@ -139,15 +140,8 @@ def test_a_frozen_table_stays_frozen_and_padding_keeps_its_row():
     table = nn.Embedding(9, 3, padding_idx=4)
     table.weight.requires_grad_(False)
 
-    class Reader(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.table, self.out = table, nn.Linear(3, 9)
-
-        def get_input_embeddings(self) -> nn.Module:
-            return self.table
-
-    reader = Reader()
+    reader = module(lambda self, x: self.out(self.table(x)), table=table, out=nn.Linear(3, 9))
+    reader.get_input_embeddings = lambda: table
     assert embedding_path(reader) == "table"
     cut_vocabulary(reader, Edit("vocab", "table", (1, 4, 8)))
     assert (reader.table.padding_idx, reader.table.weight.shape) == (1, (3, 3))
