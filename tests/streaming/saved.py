@@ -4,10 +4,11 @@ import functools
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
-from fedprune import Result, RunConfig
+from fedprune import Result, RunConfig, federate
 from fedprune.config import configure
 from fedprune.randomness import seeded
 from fedprune.streaming.packed import PackedMasks
@@ -66,6 +67,12 @@ def untrained(folder: Path, **changes: Any) -> RunConfig:
     few |= {"sparsity": 0.5, "score": "wanda", "scope": "row", "length": 16, "clients": 3}
     few |= {"task": "language-modelling", "model": str(folder), "data": str(_texts(folder))}
     return configure({k: v for k, v in {**few, **changes}.items() if v is not None})
+
+
+def reference(config: RunConfig, **how: Any) -> Result:
+    """What another run is compared with; that one rehearses."""
+    with patch("fedprune.client.host.try_out"):
+        return federate(config, **how)
 
 
 def assert_same_model(one: Result, two: Result) -> None:

@@ -20,7 +20,7 @@ from fedprune.protocol.parts_asked import at_once_words
 from fedprune.streaming.blocks import is_streamed
 from fedprune.streaming.filed import filed
 from fedprune.tensors.lazy import LazyTensors
-from tests.streaming.saved import assert_same_model, saved, saved_model, untrained
+from tests.streaming.saved import assert_same_model, reference, saved, saved_model, untrained
 
 GLOBAL = {"scope": "global"}
 GRADUAL = {"schedule": "cubic", "rounds": 2, "end": 2}
@@ -70,7 +70,7 @@ def asked_about(monkeypatch):
 @pytest.mark.parametrize("changes", IN_PARTS, ids=str)
 def test_what_is_asked_in_parts_makes_the_same_model(asked_about, changes):
     keys = {**FEW, **changes}
-    at_once = federate(untrained(saved("llama"), **keys))
+    at_once = reference(untrained(saved("llama"), **keys))
     assert set(asked_about) == {0}, "all tensors in one question"
     asked_about.clear()
     config = untrained(saved("llama"), **keys, gradient_blocks=True, stream="off")

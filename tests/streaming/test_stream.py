@@ -30,7 +30,14 @@ from fedprune.tasks.shards import shards_of
 from fedprune.tensors.lazy import LazyTensors
 from fedprune.tensors.named import digest, full_masks
 from tests.server import grids
-from tests.streaming.saved import assert_same_model, packed_masks, saved, saved_model, untrained
+from tests.streaming.saved import (
+    assert_same_model,
+    packed_masks,
+    reference,
+    saved,
+    saved_model,
+    untrained,
+)
 
 UNITS = {"scope": "global", "shrink": "never"}
 SPARSEGPT = {"score": "sparsegpt", "scope": "layer"}
@@ -58,10 +65,8 @@ def rows_of(result: fedprune.Result, *without: str) -> list[dict[str, Any]]:
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize(("family", "changes"), FORWARD_ONLY, ids=str)
 def test_masks_weights_and_losses_are_those_of_the_whole_model(family, changes):
-    whole, streamed = (
-        federate(untrained(saved(family), **changes, agreement=agreement, stream=stream))
-        for agreement, stream in ((False, "off"), (None, "on"))
-    )
+    whole = reference(untrained(saved(family), **changes, agreement=False, stream="off"))
+    streamed = federate(untrained(saved(family), **changes, stream="on"))
     assert is_streamed(streamed.model)
     assert not is_streamed(whole.model)
     # Blocks are asked about one by one, where each of them needs matrices of its own.
@@ -75,7 +80,7 @@ def test_masks_weights_and_losses_are_those_of_the_whole_model(family, changes):
 def test_sparsegpt_asks_a_large_model_in_parts_and_makes_the_same_weights(monkeypatch, secure):
     changes = {**SPARSEGPT, **GRADUAL, "rounds": 2, "end": 1, "secure": secure, "stream": "off"}
     config = untrained(saved("llama"), **changes)
-    whole = federate(config)
+    whole = reference(config)
     monkeypatch.setattr("fedprune.protocol.parts_asked.IN_PARTS_FROM", 0)
     assert_same_model(federate(config), whole)
 
@@ -266,7 +271,7 @@ def test_weights_read_from_files_make_the_same_model(tmp_path, monkeypatch, fami
     lazy = federate(config, folder=tmp_path / "lazy")
     for place in ("run", "opening", "protocol.held_weights"):
         monkeypatch.setattr(f"fedprune.{place}.only_reads", lambda _: False)
-    copied = federate(config, folder=tmp_path / "copied")
+    copied = reference(config, folder=tmp_path / "copied")
     assert isinstance(lazy.state.weights, LazyTensors)
     assert isinstance(lazy.state.masks, LazyTensors if "shrink" in changes else PackedMasks)
     assert not isinstance(copied.state.weights, LazyTensors)
