@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from modules import module
 from torch import Tensor, nn
 
 from fedprune.export.quantise import quantisable
@@ -126,18 +127,13 @@ def test_a_family_is_known_by_whose_forward_runs():
     assert structure_of(changed, names).groups == ()
 
 
-class Scale(nn.Module):
+def scaled(self: Any, x: Tensor) -> Tensor:
     """A norm by another name: each row by its largest number, then a scale."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x / x.abs().amax(-1, keepdim=True) * self.weight
+    return x / x.abs().amax(-1, keepdim=True) * self.weight
 
 
 def test_norms_are_found_by_shape_and_proven_by_folding():
-    model = nn.Sequential(Scale(), nn.Linear(4, 4), nn.PReLU(4), nn.Linear(4, 2))
+    scale = module(scaled, weight=nn.Parameter(torch.ones(4)))
+    model = nn.Sequential(scale, nn.Linear(4, 4), nn.PReLU(4), nn.Linear(4, 2))
     found = foldable_norms(model, lambda m: m(torch.linspace(-1, 1, 12).view(3, 4).to(m[1].weight)))
     assert [norm.norm for norm in found] == ["0"], "a PReLU has a scale too, but does not fold"

