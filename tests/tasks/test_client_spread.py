@@ -123,7 +123,7 @@ def shares_of(result: Result, config: RunConfig) -> list[float]:
 @pytest.mark.parametrize("way", NOISED)
 def test_a_run_with_noise_says_how_its_clients_do_and_how_far_ranks_are_off(way, tmp_path):
     clients, more = NOISED[way]
-    keys = {"clients": clients, "model": "mlp", "alpha": 100.0, **SHORT}
+    keys = {"clients": clients, "model": "mlp", "alpha": 100.0}
     noise = {"dp_noise": 1.0, "dp_metric_clip": 3.0, "noise_source": "seeded"}
     config = tiny(**keys, **noise, **more, client_percentiles=True)
     result = federate(config, folder=tmp_path)
