@@ -50,24 +50,11 @@ def test_a_subclass_is_laid_out_as_what_it_is_a_subclass_of(kinds):
     assert any(group.kind == "channel" for group in own.structure.groups)
 
 
-class Embedding(nn.Module):
-    """A user's matrix, no table."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(3, 3))
-
-
-class BertAttention(nn.Module):
-    """A user's attention: nothing of BERT's is in it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = nn.Linear(3, 3)
-
-
 def test_names_of_known_classes_do_not_make_a_layer_a_table_or_a_family():
-    model = nn.Sequential(Embedding(), BertAttention())
+    # A user's matrix, no table; and an attention with nothing of BERT's in it.
+    table, attention = named("Embedding", nn.Module)(), named("BertAttention", nn.Module)()
+    table.weight, attention.inner = nn.Parameter(torch.ones(3, 3)), nn.Linear(3, 3)
+    model = nn.Sequential(table, attention)
     assert not is_layer(named("Linear", nn.Module)())
     layout = layout_of(model)
     assert layout.prunable == ("1.inner.weight",)

@@ -75,17 +75,11 @@ def test_the_table_names_classes_that_exist_and_all_of_them_are_met():
     assert set(SUBLAYERS) <= met
 
 
-class Stack(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        inner = nn.ModuleDict({"experts": nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])})
-        self.first = nn.Linear(3, 3)
-        self.blocks = nn.ModuleList([inner, nn.Linear(3, 3), nn.Identity()])
-        self.last = nn.Linear(3, 3)
-
-
 def test_only_outermost_lists_are_stacks_and_tensors_outside_are_stages():
-    layout = layout_of(Stack())
+    inner = nn.ModuleDict({"experts": nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])})
+    blocks = nn.ModuleList([inner, nn.Linear(3, 3), nn.Identity()])
+    stack = {"first": nn.Linear(3, 3), "blocks": blocks, "last": nn.Linear(3, 3)}
+    layout = layout_of(nn.ModuleDict(stack))
     assert [b.path for b in layout.structure.blocks] == ["blocks.0", "blocks.1"]
     assert layout.structure.groups == ()
     assert stages_of(layout) == [

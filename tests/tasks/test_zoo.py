@@ -1,3 +1,4 @@
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,13 +34,8 @@ PAIRS = [(n, purpose) for n, f in SMALL_MODELS.items() for purpose in f.purposes
 BUILT: dict[tuple[str, str], nn.Module] = {}
 
 
-class Config:
-    task = "some"
-
-    def __init__(self, model: str, depth: int | None = None, width: int | None = None) -> None:
-        self.model = model
-        self.depth = depth
-        self.width = width
+def asked(model: str, depth: int | None = None, width: int | None = None) -> Any:
+    return SimpleNamespace(task="some", model=model, depth=depth, width=width)
 
 
 def need(purpose: str) -> Need:
@@ -49,7 +45,7 @@ def need(purpose: str) -> Need:
 def model_of(name: str, purpose: str) -> nn.Module:
     if (name, purpose) not in BUILT:
         with seeded(0, "init"):
-            BUILT[name, purpose] = with_experts(build(Config(name), need(purpose)))  # type: ignore[arg-type]
+            BUILT[name, purpose] = with_experts(build(asked(name), need(purpose)))
     return BUILT[name, purpose]
 
 
@@ -138,9 +134,9 @@ def test_the_default_model_is_the_one_it_always_was():
     )
     with seeded(0, "init"):
         before = state_of(LlamaForCausalLM(config))
-    for asked in (Config("llama"), Config("llama", 2, 64)):
+    for own in (asked("llama"), asked("llama", 2, 64)):
         with seeded(0, "init"):
-            assert same(state_of(build(asked, Need("causal", 98, 64))), before)  # type: ignore[arg-type]
+            assert same(state_of(build(own, Need("causal", 98, 64))), before)
 
 
 def test_every_purpose_has_a_family_and_the_default_comes_first():
@@ -168,8 +164,7 @@ SIZES = [(1, 16), (3, 48), (2, 80)]
 @pytest.mark.parametrize(("depth", "width"), SIZES)
 @pytest.mark.parametrize(("name", "purpose"), PAIRS)
 def test_a_family_has_the_depth_and_width_that_are_asked(name, purpose, depth, width):
-    config: Any = Config(name, depth, width)
-    model: Any = with_experts(build(config, need(purpose)))
+    model: Any = with_experts(build(asked(name, depth, width), need(purpose)))
     embedded = model.get_input_embeddings().weight.shape[1]
     assert embedded == (width // 2 if name == "electra" else width)
     stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
