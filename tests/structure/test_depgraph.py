@@ -1,5 +1,6 @@
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -41,25 +42,19 @@ def told(groups: Sequence[Group]) -> list[object]:
     return [(g.path, [(p.tensor, p.axis, p.index.tolist()) for p in g.parts]) for g in groups]
 
 
-class Branching(nn.Module):
+def both_ways(self: Any, x: Tensor) -> Tensor:
     """What it does with its maps depends on them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.norm = conv(2, 6), nn.BatchNorm2d(6)
-        self.bright, self.dark = conv(6, 4), conv(6, 4, 1)
-        self.hidden, self.head = nn.Linear(4, 5), nn.Linear(5, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        maps = self.norm(self.first(x)).relu()
-        maps = self.bright(maps) if float(x.mean()) > 0 else self.dark(maps)
-        return self.head(self.hidden(maps.mean((2, 3))))
+    maps = self.norm(self.first(x)).relu()
+    maps = self.bright(maps) if float(x.mean()) > 0 else self.dark(maps)
+    return self.head(self.hidden(maps.mean((2, 3))))
 
 
-def branching() -> nn.Module:
+def branching(forward: Callable[..., Tensor] = both_ways) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(2)
-        return Branching()
+        convolutions = {"first": conv(2, 6), "norm": nn.BatchNorm2d(6)}
+        convolutions |= {"bright": conv(6, 4), "dark": conv(6, 4, 1)}
+        return module(forward, **convolutions, hidden=nn.Linear(4, 5), head=nn.Linear(5, 3))
 
 
 def test_a_net_that_branches_on_its_data_is_cut_on_both_branches():
@@ -99,12 +94,9 @@ def test_what_is_followed_wrongly_is_not_believed():
 
 
 def test_a_layer_that_no_example_reaches_is_an_error():
-    class Never(Branching):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x.abs() + 1)
-
+    net = branching(lambda self, x: both_ways(self, x.abs() + 1))
     with pytest.raises(ValueError, match="no random example reached dark; allowed: auto"):
-        depgraph.recognise(Never(), loss, like(images()))
+        depgraph.recognise(net, loss, like(images()))
 
 
 def test_families_are_refused():
