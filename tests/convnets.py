@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedprune.structure.channels.groups import channel_groups
+from fedprune.structure.layout import layout_of
 from fedprune.tasks.networks import ConvNet
 
 F = nn.functional
@@ -117,7 +120,12 @@ def images(count: int = 5) -> Tensor:
 
 def net_of(name: str) -> tuple[nn.Module, Tensor, str]:
     """A fresh copy in eval mode, what it looks at, and its head of output."""
-    import copy
-
     seen = images() if name != "plain" else images()[:, :1]
     return copy.deepcopy(_trained(name)), seen, OUTPUT.get(name, "head")
+
+
+def found(net: nn.Module, head: str = "head") -> dict[str, int]:
+    """Path and number of channels of every group."""
+    groups = channel_groups(net, layout_of(net, output=[head]).prunable)
+    assert all(g.kind == "channel" for g in groups)
+    return {g.path: len(g.parts[0].index) for g in groups}

@@ -2,11 +2,15 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from fedprune.structure.cuts import edits_of
+from fedprune.structure.edits import Edits
 from fedprune.structure.layout import Layout, as_rows
+from fedprune.structure.surgery import reshaped
 from fedprune.tensors.models import state_of
 from fedprune.tensors.named import Masks
 
@@ -77,3 +81,20 @@ def masked_model(model: nn.Module, masks: Masks) -> nn.Module:
     for name, mask in masks.items():
         state[name].masked_fill_(~mask, 0.0)
     return model
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A model whose units are silent, and the same one without them."""
+
+    masks: Masks
+    edits: Edits
+    silent: nn.Module
+    small: nn.Module
+
+
+def cut(model: nn.Module, layout: Layout, gone: Gone) -> Cut:
+    """Copies of a model without those units."""
+    masks = masks_of(layout, gone)
+    silent, edits = masked_model(model, masks), edits_of(masks, layout)
+    return Cut(masks, edits, silent, reshaped(copy.deepcopy(silent), edits))

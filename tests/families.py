@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,63 +15,36 @@ from fedprune.structure.layout import Layout, layout_of
 from fedprune.tensors.models import state_of
 
 SYMBOLS = 19
+USUAL, SHARED = (3, 4, 2, 2, 10, 2), (2, 4, 2, 2, 10, 2)
 # Family: heads in an attention, size of a head, attentions, feed-forwards, neurons, blocks.
 FACTS: dict[str, tuple[int, int, int, int, int, int]] = {
-    "bert": (3, 4, 2, 2, 10, 2),
-    "roberta": (3, 4, 2, 2, 10, 2),
-    "gpt2": (3, 4, 2, 2, 10, 2),
+    **dict.fromkeys(("bert", "roberta", "gpt2"), USUAL),
     "gpt2-cross": (3, 4, 4, 2, 10, 2),
-    "t5": (3, 5, 6, 4, 10, 4),
-    "t5-gated": (3, 5, 6, 4, 10, 4),
-    "llama": (3, 4, 2, 2, 10, 2),
-    "llama-gqa": (2, 4, 2, 2, 10, 2),
-    "mistral": (2, 4, 2, 2, 10, 2),
-    "qwen2": (3, 4, 2, 2, 10, 2),
-    "qwen3": (2, 4, 2, 2, 10, 2),
-    "phi3": (3, 4, 2, 2, 10, 2),
-    "opt": (3, 4, 2, 2, 10, 2),
-    "opt-post": (3, 4, 2, 2, 10, 2),
-    "gpt-neox": (3, 4, 2, 2, 10, 2),
-    "distilbert": (3, 4, 2, 2, 10, 2),
-    "electra": (3, 4, 2, 2, 10, 2),
-    "vit": (3, 4, 2, 2, 10, 2),
-    "gemma2": (3, 4, 2, 2, 10, 2),
-    "gemma3": (2, 4, 2, 2, 10, 2),
-    "modernbert": (3, 4, 2, 2, 10, 2),
+    **dict.fromkeys(("t5", "t5-gated"), (3, 5, 6, 4, 10, 4)),
+    "llama": USUAL,
+    **dict.fromkeys(("llama-gqa", "mistral"), SHARED),
+    "qwen2": USUAL,
+    "qwen3": SHARED,
+    **dict.fromkeys(("phi3", "opt", "opt-post", "gpt-neox", "distilbert", "electra"), USUAL),
+    **dict.fromkeys(("vit", "gemma2"), USUAL),
+    "gemma3": SHARED,
+    "modernbert": USUAL,
     "mixtral": (2, 4, 2, 6, 10, 2),
     "qwen2-moe": (2, 4, 2, 5, 10, 2),
     "qwen3-moe": (2, 4, 2, 4, 10, 2),
 }
 # Experts of a block, of which a token is sent to two.
-EXPERTS = {"mixtral": 3, "qwen2-moe": 3, "qwen3-moe": 3}
-SEEDS = {"qwen3-moe": 8}  # with 7 no token is sent to one of the experts
+EXPERTS = dict.fromkeys(("mixtral", "qwen2-moe", "qwen3-moe"), 3)
 # Queries that share a key and a value: units are their groups.
-QUERIES = {
-    **dict.fromkeys(("mixtral", "qwen2-moe", "qwen3-moe"), 2),
-    "llama-gqa": 3,
-    "mistral": 2,
-    "qwen3": 2,
-    "phi3": 2,
-    "gemma3": 2,
-}
+QUERIES = {**dict.fromkeys((*EXPERTS, "mistral", "qwen3", "phi3", "gemma3"), 2), "llama-gqa": 3}
+RMS, LAYER_NORM = (12, 12), (24, 24)
 # Numbers that go with a whole attention and with a whole feed-forward: norms before and in it.
 NORMS = {
-    "bert": (0, 0),
-    "roberta": (0, 0),
-    "distilbert": (0, 0),
-    "electra": (0, 0),
-    "opt-post": (0, 0),
-    "gemma2": (24, 24),
+    **dict.fromkeys(("bert", "roberta", "distilbert", "electra", "opt-post"), (0, 0)),
+    **dict.fromkeys(("gemma2", "vit", "opt", "gpt-neox", "gpt2", "gpt2-cross"), LAYER_NORM),
     "gemma3": (32, 24),
-    "vit": (24, 24),
-    "opt": (24, 24),
-    "gpt-neox": (24, 24),
-    "gpt2": (24, 24),
-    "gpt2-cross": (24, 24),
-    "qwen3": (20, 12),
-    "qwen3-moe": (20, 12),
+    **dict.fromkeys(("qwen3", "qwen3-moe"), (20, 12)),
 }
-RMS = (12, 12)
 OUTPUT = {
     "bert": "cls.predictions.decoder",
     "roberta": "lm_head.decoder",
@@ -130,17 +104,23 @@ def forward(name: str, model: nn.Module, *, grad: bool = False) -> Tensor:
 @functools.cache
 def family(name: str) -> Family:
     with torch.random.fork_rng():
-        torch.manual_seed(SEEDS.get(name, 7))
-        model = with_experts(_built(name)).double().eval()
+        # With 7 no token is sent to one of the experts.
+        torch.manual_seed(8 if name == "qwen3-moe" else 7)
+        model = with_experts(plain(name)).double().eval()
         for p in model.parameters():  # biases and norms too: none may be 0 by chance of its start
             p.data.add_(torch.randn_like(p) * 0.3)
     model.requires_grad_(True)
-    output = OUTPUT.get(name, "lm_head")
-    return Family(name, model, layout_of(model, output=(output,)))
+    return Family(name, model, laid_out(name, model))
 
 
-def _built(name: str) -> nn.Module:
-    import transformers as t
+def laid_out(name: str, model: nn.Module) -> Layout:
+    """The layout of a model of the family, whole or cut."""
+    return layout_of(model, output=(OUTPUT.get(name, "lm_head"),))
+
+
+def plain(name: str) -> nn.Module:
+    """A model of the family as transformers begins it."""
+    import transformers
 
     heads = FACTS[name][0]
     bert = {
@@ -160,10 +140,10 @@ def _built(name: str) -> nn.Module:
         "head_dim": 4, "use_cache": False, "max_position_embeddings": 16,
         "num_attention_heads": heads * QUERIES.get(name, 1), "num_key_value_heads": heads,
     }  # fmt: skip
-    plain = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+    no_marks = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
     ids = {"cls_token_id": None, "sep_token_id": None, "global_attn_every_n_layers": 2}
     gemma = {
-        "query_pre_attn_scalar": 4, "sliding_window": 3, **plain,
+        "query_pre_attn_scalar": 4, "sliding_window": 3, **no_marks,
         "layer_types": ["sliding_attention", "full_attention"],
     }  # fmt: skip
     vit = {
@@ -174,50 +154,48 @@ def _built(name: str) -> nn.Module:
     opt = {
         "vocab_size": SYMBOLS, "hidden_size": 12, "num_hidden_layers": 2, "ffn_dim": 10,
         "num_attention_heads": heads, "max_position_embeddings": 16, "word_embed_proj_dim": 12,
-        "use_cache": False, **plain,
+        "use_cache": False, **no_marks,
     }  # fmt: skip
     unlike = {"enable_bias": False, "activation_function": "gelu"}
     distilbert = {
         "vocab_size": SYMBOLS, "dim": 12, "n_layers": 2, "hidden_dim": 10, "n_heads": heads,
         "max_position_embeddings": 16,
     }  # fmt: skip
-    moe = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 10}
+    moe = {
+        **llama, "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 10,
+    }  # fmt: skip
     beside = {"shared_expert_intermediate_size": 10, "mlp_only_layers": [0]}
     windows = {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}
-    made = {
-        "bert": lambda: t.BertForMaskedLM(t.BertConfig(**bert)),
-        "roberta": lambda: t.RobertaForMaskedLM(t.RobertaConfig(**bert)),
-        "gpt2": lambda: t.GPT2LMHeadModel(t.GPT2Config(**gpt2)),
-        "gpt2-cross": lambda: t.GPT2LMHeadModel(t.GPT2Config(**gpt2, add_cross_attention=True)),
-        "t5": lambda: t.T5ForConditionalGeneration(t.T5Config(**t5)),
-        "t5-gated": lambda: t.T5ForConditionalGeneration(
-            t.T5Config(**t5, feed_forward_proj="gated-gelu")
+    modern = {**bert, **ids, **no_marks, "pad_token_id": 0, "local_attention": 4}
+    post = {**opt, "word_embed_proj_dim": 8, "do_layer_norm_before": False}
+    made: dict[str, tuple[str, dict[str, Any]]] = {
+        "bert": ("BertForMaskedLM", bert),
+        "roberta": ("RobertaForMaskedLM", bert),
+        "gpt2": ("GPT2LMHeadModel", gpt2),
+        "gpt2-cross": ("GPT2LMHeadModel", {**gpt2, "add_cross_attention": True}),
+        "t5": ("T5ForConditionalGeneration", t5),
+        "t5-gated": ("T5ForConditionalGeneration", {**t5, "feed_forward_proj": "gated-gelu"}),
+        "llama": ("LlamaForCausalLM", llama),
+        "llama-gqa": ("LlamaForCausalLM", llama),
+        "mistral": ("MistralForCausalLM", {**llama, "sliding_window": 3}),
+        "qwen2": ("Qwen2ForCausalLM", {**llama, **windows}),
+        "qwen3": ("Qwen3ForCausalLM", llama),
+        "mixtral": ("MixtralForCausalLM", {**llama, "num_local_experts": 3, "sliding_window": 3}),
+        "qwen2-moe": ("Qwen2MoeForCausalLM", {**moe, **beside}),
+        "qwen3-moe": (
+            "Qwen3MoeForCausalLM", {**moe, "decoder_sparse_step": 2, "norm_topk_prob": True},
         ),
-        "llama": lambda: t.LlamaForCausalLM(t.LlamaConfig(**llama)),
-        "llama-gqa": lambda: t.LlamaForCausalLM(t.LlamaConfig(**llama)),
-        "mistral": lambda: t.MistralForCausalLM(t.MistralConfig(**llama, sliding_window=3)),
-        "qwen2": lambda: t.Qwen2ForCausalLM(t.Qwen2Config(**llama, **windows)),
-        "qwen3": lambda: t.Qwen3ForCausalLM(t.Qwen3Config(**llama)),
-        "mixtral": lambda: t.MixtralForCausalLM(
-            t.MixtralConfig(**llama, num_local_experts=3, sliding_window=3)
-        ),
-        "qwen2-moe": lambda: t.Qwen2MoeForCausalLM(t.Qwen2MoeConfig(**llama, **moe, **beside)),
-        "qwen3-moe": lambda: t.Qwen3MoeForCausalLM(
-            t.Qwen3MoeConfig(**llama, **moe, decoder_sparse_step=2, norm_topk_prob=True)
-        ),
-        "opt": lambda: t.OPTForCausalLM(t.OPTConfig(**opt, **unlike)),
-        "opt-post": lambda: t.OPTForCausalLM(
-            t.OPTConfig(**opt | {"word_embed_proj_dim": 8}, do_layer_norm_before=False)
-        ),
-        "gpt-neox": lambda: t.GPTNeoXForCausalLM(t.GPTNeoXConfig(**bert, use_cache=False)),
-        "distilbert": lambda: t.DistilBertForMaskedLM(t.DistilBertConfig(**distilbert)),
-        "electra": lambda: t.ElectraForMaskedLM(t.ElectraConfig(**bert, embedding_size=8)),
-        "vit": lambda: t.ViTForImageClassification(t.ViTConfig(**vit)),
-        "gemma2": lambda: t.Gemma2ForCausalLM(t.Gemma2Config(**llama, **gemma)),
-        "gemma3": lambda: t.Gemma3ForCausalLM(t.Gemma3TextConfig(**llama, **gemma)),
-        "modernbert": lambda: t.ModernBertForMaskedLM(
-            t.ModernBertConfig(**bert, **ids, **plain | {"pad_token_id": 0}, local_attention=4)
-        ),
-        "phi3": lambda: t.Phi3ForCausalLM(t.Phi3Config(**llama, **plain)),
-    }
-    return made[name]()
+        "opt": ("OPTForCausalLM", {**opt, **unlike}),
+        "opt-post": ("OPTForCausalLM", post),
+        "gpt-neox": ("GPTNeoXForCausalLM", {**bert, "use_cache": False}),
+        "distilbert": ("DistilBertForMaskedLM", distilbert),
+        "electra": ("ElectraForMaskedLM", {**bert, "embedding_size": 8}),
+        "vit": ("ViTForImageClassification", vit),
+        "gemma2": ("Gemma2ForCausalLM", {**llama, **gemma}),
+        "gemma3": ("Gemma3ForCausalLM", {**llama, **gemma}),
+        "modernbert": ("ModernBertForMaskedLM", modern),
+        "phi3": ("Phi3ForCausalLM", {**llama, **no_marks}),
+    }  # fmt: skip
+    kind, given = made[name]
+    model: Any = getattr(transformers, kind)
+    return model(model.config_class(**given))

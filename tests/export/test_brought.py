@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 import fedprune
 from fedprune import federate
-from fedprune.config import configure
+from fedprune.config import configure, from_toml
 from fedprune.export.brought import rounded
 from fedprune.export.card import card
 from fedprune.export.exported_model import ExportedModel
@@ -90,7 +90,7 @@ def dtypes(path: Path) -> set[str]:
 @pytest.mark.sampled(1)
 def test_every_file_and_the_type_come_back_in_every_form(played):
     own, run, result = played
-    config = configure({**result_config(run)})
+    config = configure(from_toml((run / "config.toml").read_text()))
     removed = result.summary["sparsity"]
     forms = ("hf", "safetensors", "sparse")
     for form in forms:
@@ -139,12 +139,6 @@ def test_what_was_saved_loads_when_the_user_s_folder_is_gone(played):
             blank({**about, "edits": [{"kind": "head"}]})
     finally:
         away.rename(own)
-
-
-def result_config(run: Path) -> dict[str, Any]:
-    from fedprune.config import from_toml
-
-    return from_toml((run / "config.toml").read_text())
 
 
 def torch_type(own: Path) -> torch.dtype:

@@ -1,5 +1,4 @@
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -79,7 +78,7 @@ def test_what_vllm_cannot_hold_is_a_line_with_the_layer(given, words, tmp_path):
 
 def test_the_type_is_the_one_that_was_brought(tmp_path, monkeypatch):
     monkeypatch.setattr(deci_folder, "dtype_of", lambda _: torch.bfloat16)
-    exported = replace(to_export("uneven"))
+    exported = to_export("uneven")
     export(exported, "vllm", tmp_path / "out")
     config, tensors = deci_folder.deci_content(tmp_path / "out")
     assert config["dtype"] == "bfloat16"

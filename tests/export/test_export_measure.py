@@ -16,7 +16,8 @@ from fedprune.export.measure import (
     zeros_as_masks,
 )
 from fedprune.protocol.models import dense_model
-from tests.families import EXPERTS, FACTS, QUERIES, TEXTS, family
+from tests.families import EXPERTS, FACTS, QUERIES, TEXTS, family, inputs
+from tests.modules import module
 from tests.runs import tiny
 
 
@@ -58,26 +59,16 @@ def by_hand(name: str, tokens: int) -> int:
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_operations_are_those_of_the_layers_and_of_attention(name):
-    ids = torch.arange(14).reshape(2, 7) % 19
-    kwargs = {"input_ids": ids} | ({"decoder_input_ids": ids} if name.startswith("t5") else {})
+    model = family(name).model
     extra = 2 * 14 * 2 * 2 if name.startswith("llama") else 0  # rotary angles: a product of its own
-    found = operations(family(name).model, Forward((), kwargs))
+    found = operations(model, Forward((), inputs(name, model)))
     assert found in {by_hand(name, 7), by_hand(name, 7) + extra}
 
 
 def test_a_parameter_may_go_into_a_layer_when_operations_are_counted():
     """As in DeBERTa, whose table of distances goes through a norm."""
-
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.table, self.norm, self.last = nn.Embedding(5, 4), nn.LayerNorm(4), nn.Linear(4, 3)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            found: torch.Tensor = self.last(x + self.norm(self.table.weight)[0])
-            return found
-
-    net = Net()
+    layers = {"table": nn.Embedding(5, 4), "norm": nn.LayerNorm(4), "last": nn.Linear(4, 3)}
+    net = module(lambda self, x: self.last(x + self.norm(self.table.weight)[0]), **layers)
     net.table.weight.requires_grad_(True)
     assert operations(net, Forward((torch.ones(2, 4),), {})) == 2 * 2 * 4 * 3
     assert all(p.requires_grad for p in net.parameters())

@@ -7,7 +7,6 @@ from torch import nn
 from fedprune.export.config_keys import Unplain
 from fedprune.export.hf_config import plain_model
 from fedprune.structure.edits import Edit
-from fedprune.structure.groups import structure_of
 from fedprune.structure.surgery import reshaped
 from fedprune.tensors.models import state_of
 from fedprune.tensors.named import count
@@ -15,9 +14,8 @@ from tests.families import family, forward
 
 
 def groups_of(name: str, kind: str, within: str = ""):
-    known = family(name)
-    structure = structure_of(known.model, known.layout.prunable)
-    return [g for g in structure.groups if g.kind == kind and f"{g.path}.".startswith(within)]
+    groups = family(name).layout.structure.groups
+    return [g for g in groups if g.kind == kind and f"{g.path}.".startswith(within)]
 
 
 def cut(name: str, edits) -> nn.Module:
@@ -77,6 +75,9 @@ def test_nothing_cut_is_the_same_config():
     assert plain.config.to_dict() == family("bert").model.config.to_dict()
 
 
+RANK = Edit("rank", "model.layers.0.mlp.up_proj", (2,))
+
+
 def different_t5_heads():
     groups = groups_of("t5", "head", "encoder")
     assert len(groups) == 2
@@ -94,11 +95,7 @@ def different_t5_heads():
         ("gpt2", lambda: without("gpt2", "transformer.h.0"), "stays of a part that is gone"),
         ("llama", lambda: every("llama", "neuron", (0,))[:1], "blocks keep 1, 10 neurons"),
         ("llama", lambda: every("llama", "head", ())[:1], "blocks keep 0, 3 heads"),
-        (
-            "llama",
-            lambda: (Edit("rank", "model.layers.0.mlp.up_proj", (2,)),),
-            "kind rank: no config says that two",
-        ),
+        ("llama", lambda: (RANK,), "kind rank: no config says that two"),
         ("t5", different_t5_heads, "different heads of one shared table"),
     ],
 )

@@ -7,15 +7,13 @@ from torch import nn
 from fedprune.export import onnx as onnx_export
 from fedprune.export.measure import Forward
 from fedprune.export.onnx import Logits, write_onnx
+from tests.modules import module
 
 
 def test_logits_are_called_by_position_and_by_name():
-    class Model(nn.Module):
-        def forward(self, a, b=None, c=None):
-            return a + 10 * b + 100 * c
-
+    model = module(lambda _, a, b=None, c=None: a + 10 * b + 100 * c)
     one, two, three = (torch.tensor([float(i)]) for i in (1, 2, 3))
-    assert Logits(Model(), ["c", "b"])(one, three, two).item() == 321.0
+    assert Logits(model, ["c", "b"])(one, three, two).item() == 321.0
 
 
 @pytest.mark.slow

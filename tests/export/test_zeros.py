@@ -1,8 +1,11 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from fedprune import keep_zeros, zeros_callback
+from tests.modules import module
 
 
 def net() -> nn.Module:
@@ -44,16 +47,11 @@ def test_a_trainer_of_transformers_keeps_them(tmp_path):
     pytest.importorskip("accelerate")
     from transformers import Trainer, TrainingArguments
 
-    class Loss(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = net()
+    def forward(self: Any, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        out = self.inner(x)
+        return {"loss": (out[:, 0] - labels).square().mean(), "logits": out}
 
-        def forward(self, x, labels):
-            out = self.inner(x)
-            return {"loss": (out[:, 0] - labels).square().mean(), "logits": out}
-
-    model = Loss()
+    model = module(forward, inner=net())
     rows = [{"x": torch.randn(6), "labels": torch.tensor(1.0)} for _ in range(16)]
     arguments = TrainingArguments(
         str(tmp_path), max_steps=4, report_to=[], use_cpu=True, save_strategy="no", logging_steps=9

@@ -44,11 +44,8 @@ def test_products_of_heads_are_those_of_their_matrices():
     patterns = torch.einsum("hgdi,hdj->hgij", a.query, a.key).flatten(1)
     contents = torch.einsum("hgod,hdi->hgoi", a.output, a.value).flatten(1)
     oracle = sum(cosines(x @ x.t()) for x in (patterns, contents)) / 2
-    (pair,) = [
-        p
-        for p in similar_units(layout, weights, None, 0.0)
-        if (p.path, p.kind) == (group.path, "head")
-    ]
+    pairs = similar_units(layout, weights, None, 0.0)
+    (pair,) = [p for p in pairs if (p.path, p.kind) == (group.path, "head")]
     assert pair.cosine == pytest.approx(float(oracle[0, 1]))
 
 
@@ -84,11 +81,8 @@ def test_second_moments_of_outputs_are_compared_as_matrices():
     model, layout, weights = built("gpt2")
     inputs = fed("gpt2", model, layout, weights)
     names = [n for n in layout.prunable if n.endswith("c_fc.weight")]
-    second = [
-        (as_rows(layout, n, weights[n]) @ inputs.moments(n) @ as_rows(layout, n, weights[n]).t())
-        for n in names
-    ]
-    flat = torch.stack([s.flatten() for s in second])
+    rows = {n: as_rows(layout, n, weights[n]) for n in names}
+    flat = torch.stack([(w @ inputs.moments(n) @ w.t()).flatten() for n, w in rows.items()])
     oracle = float(cosines(flat @ flat.t())[0, 1])
     found = [p for p in similar_layers(layout, weights, inputs, 0.0) if p.by == "activations"]
     (pair,) = [p for p in found if (p.path, p.other) == tuple(names)]

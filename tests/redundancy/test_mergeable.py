@@ -1,4 +1,5 @@
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -8,22 +9,17 @@ from fedprune.redundancy.mergeable import chains, fold_norm, foldable_norms
 from fedprune.structure.edits import Edit
 from fedprune.structure.low_rank_layers import factor_layer
 from tests.families import family, forward
+from tests.modules import module
 
 
 def run_of(x: torch.Tensor):
     return lambda model: model(x.to(next(model.parameters()).dtype))
 
 
-class Skipping(nn.Module):
+def skipping(self: Any, x: torch.Tensor) -> torch.Tensor:
     """A linear map whose output goes into another one and around it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.first, self.second = nn.LayerNorm(4), nn.Linear(4, 4), nn.Linear(4, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.first(self.norm(x))
-        return y + self.second(y)
+    y = self.first(self.norm(x))
+    return y + self.second(y)
 
 
 def test_linear_maps_in_a_row_are_a_chain_whatever_does_nothing_between_them():
@@ -35,7 +31,8 @@ def test_linear_maps_in_a_row_are_a_chain_whatever_does_nothing_between_them():
 
 
 def test_what_something_else_reads_too_is_no_chain():
-    model = Skipping()
+    layers = {"norm": nn.LayerNorm(4), "first": nn.Linear(4, 4), "second": nn.Linear(4, 4)}
+    model = module(skipping, **layers)
     assert chains(model, run_of(torch.randn(2, 4, generator=torch.Generator()))) == []
     assert [f.norm for f in foldable_norms(model, run_of(torch.ones(2, 4)))] == ["norm"]
 

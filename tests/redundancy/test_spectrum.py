@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from fedprune.redundancy.spectrum import Spectrum, spectrum_of
-from fedprune.structure.low_rank_layers import truncated
 
 GEN = torch.Generator().manual_seed(5)
 
@@ -31,12 +30,3 @@ def test_the_values_are_those_of_what_comes_out_for_the_inputs():
     oracle = np.linalg.svd((w @ x).numpy(), compute_uv=False)[:4]
     assert np.allclose(spectrum_of(w, x @ x.t()).values.numpy(), oracle, rtol=1e-6)
     assert np.allclose(spectrum_of(w).values.numpy(), np.linalg.svd(w.numpy())[1])
-
-
-@pytest.mark.parametrize("rank", [1, 2, 3])
-def test_what_is_cut_off_is_the_error_that_is_made(rank):
-    w = torch.randn(5, 4, generator=GEN).double()
-    x = torch.randn(4, 50, generator=GEN).double()
-    left, right = truncated(w, rank, x @ x.t())
-    lost = spectrum_of(w, x @ x.t()).values[rank:].square().sum()
-    assert float(((w - left @ right) @ x).square().sum()) == pytest.approx(float(lost), rel=1e-6)

@@ -1,7 +1,6 @@
 """Models of every family with duplicates put into them, and what their layers are fed with."""
 
 import copy
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,16 +10,15 @@ from fedprune.redundancy.unit_weights import bias_of, producers_of
 from fedprune.scores.inputs import inputs_of, products, rows_of
 from fedprune.structure.groups import Group
 from fedprune.structure.layers import input_rows, layers_of, watching
-from fedprune.structure.layout import Layout, as_rows, layout_of
+from fedprune.structure.layout import Layout, as_rows
 from fedprune.tensors.models import load_into, state_of
 from fedprune.tensors.named import Tensors, copied
-from tests.families import OUTPUT, family, forward
+from tests.families import family, forward
 
 
 def built(name: str) -> tuple[nn.Module, Layout, Tensors]:
     model = copy.deepcopy(family(name).model)
-    layout = layout_of(model, output=(OUTPUT.get(name, "lm_head"),))
-    return model, layout, copied(state_of(model))
+    return model, family(name).layout, copied(state_of(model))
 
 
 def said(name: str, model: nn.Module, weights: Tensors) -> Tensor:
@@ -33,13 +31,9 @@ def groups(layout: Layout, kind: str) -> list[Group]:
     return [g for g in layout.structure.groups if g.kind == kind]
 
 
-def copy_unit(
-    weights: Tensors, layout: Layout, group: Group, i: int, j: int, tensors: Sequence[str] = ()
-) -> None:
-    """Make unit j by the weights of unit i (in the producers named, or in all)."""
+def copy_unit(weights: Tensors, layout: Layout, group: Group, i: int, j: int) -> None:
+    """Make unit j by the weights of unit i."""
     for part in producers_of(group):
-        if tensors and part.tensor not in tensors:
-            continue
         rows = as_rows(layout, part.tensor, weights[part.tensor])
         rows[part.index[j]] = rows[part.index[i]].clone()
         bias = bias_of(layout, part.tensor)

@@ -1,14 +1,20 @@
 """Small models as transformers saves them, in several files, and runs in which nobody trains."""
 
+import functools
+import tempfile
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
-from fedprune import RunConfig
+from fedprune import Result, RunConfig, federate
 from fedprune.config import configure
 from fedprune.randomness import seeded
+from fedprune.streaming.packed import PackedMasks
 from fedprune.tasks.tokenization import characters
+from fedprune.tensors.holding import packed_bits
+from fedprune.tensors.named import Masks, digest
 
 
 def saved_model(
@@ -39,6 +45,12 @@ def saved_model(
     return folder
 
 
+@functools.cache
+def saved(family: str, dtype: torch.dtype = torch.bfloat16) -> Path:
+    """One that all tests of a process read and none writes to."""
+    return saved_model(Path(tempfile.mkdtemp()) / "base", family, dtype, "40KB")
+
+
 def _texts(folder: Path) -> Path:
     """A file of lines, beside the model's folder."""
     path = folder.parent / "texts.txt"
@@ -55,3 +67,21 @@ def untrained(folder: Path, **changes: Any) -> RunConfig:
     few |= {"sparsity": 0.5, "score": "wanda", "scope": "row", "length": 16, "clients": 3}
     few |= {"task": "language-modelling", "model": str(folder), "data": str(_texts(folder))}
     return configure({k: v for k, v in {**few, **changes}.items() if v is not None})
+
+
+def reference(config: RunConfig, **how: Any) -> Result:
+    """What another run is compared with; that one rehearses."""
+    with patch("fedprune.client.host.try_out"):
+        return federate(config, **how)
+
+
+def assert_same_model(one: Result, two: Result) -> None:
+    """Bit for bit, after every round."""
+    assert digest(one.state.weights) == digest(two.state.weights)
+    assert [x["mask_digest"] for x in one.rows] == [x["mask_digest"] for x in two.rows]
+    assert one.summary["quality"] == two.summary["quality"]
+
+
+def packed_masks(masks: Masks) -> PackedMasks:
+    shapes = {n: m.shape for n, m in masks.items()}
+    return PackedMasks(shapes, {n: packed_bits(m) for n, m in masks.items()})

@@ -20,47 +20,37 @@ from fedprune.protocol.parts_asked import at_once_words
 from fedprune.streaming.blocks import is_streamed
 from fedprune.streaming.filed import filed
 from fedprune.tensors.lazy import LazyTensors
-from fedprune.tensors.named import digest
-from tests.streaming.saved import saved_model, untrained
+from tests.streaming.saved import assert_same_model, reference, saved, saved_model, untrained
 
+GLOBAL = {"scope": "global"}
 GRADUAL = {"schedule": "cubic", "rounds": 2, "end": 2}
-FEW = {"score_examples": 6, "batch_size": 4, "clients": 2}
+FEW = {"score_examples": 3, "batch_size": 2, "clients": 2}
 ADAPTED = {"adapters": "lora", "rank": 2, "local_steps": 1, "lr": 0.02}
+UNITS = {"score": "taylor", **GLOBAL, "unit": "head-neuron", "shrink": "end"}
 IN_PARTS = [
     {"score": "taylor", "scope": "row"},
     {"score": "fisher", "scope": "layer", "sparsity": 0.371, **GRADUAL},  # no whole numbers
     {"score": "second_moment_per_client", "scope": "column", "sparsity": 0.37},
-    {"score": "taylor", "scope": "global"},
-    {"score": "fisher", "scope": "global", "score_steps": 2},
+    {"score": "taylor", **GLOBAL},
+    {"score": "fisher", **GLOBAL, "score_steps": 2},
     {"score": "taylor_second", "scope": "erk", **GRADUAL},
     {"score": "taylor", "scope": "owl"},
-    {"score": "taylor", "scope": "global", "sparsity": None, "threshold": 1e-5},
+    {"score": "taylor", **GLOBAL, "sparsity": None, "threshold": 1e-5},
     {"score": "taylor", "unit": "n:m", "scope": None},
-    {"score": "taylor", "scope": "global", "unit": "head-neuron", "shrink": "end"},
+    UNITS,
     {"score": "fisher", "scope": "layer", "unit": "neuron", "pool": "l2", "shrink": "never"},
-    {
-        "score": "taylor_signed",
-        "scope": "global",
-        "unit": "head-neuron",
-        "shrink": "every",
-        **GRADUAL,
-    },
-    {"score": "gradient", "scope": "global", "unit": "sublayer", "pool": "max"},
-    {"score": "second_moment_per_batch", "scope": "global", "unit": "layer", "sparsity": 0.34},
-    {"score": "taylor", "scope": "global", "unit": "row"},
-    {"score": "fisher", "scope": "global", "unit": "block"},
-    {"score": "taylor", "scope": "global", "unit": "neuron", "reduce": ("dead",)},
-    {"score": "taylor", "scope": "global", "reduce": ("low-rank",)},
-    {"score": "taylor", "scope": "global", "secure": "secagg", "clients": 3},
-    {"score": "taylor", "scope": "global", **ADAPTED, **GRADUAL},
+    {"score": "taylor_signed", "unit": "head-neuron", "shrink": "every", **GLOBAL, **GRADUAL},
+    {"score": "gradient", **GLOBAL, "unit": "sublayer", "pool": "max"},
+    {"score": "second_moment_per_batch", **GLOBAL, "unit": "layer", "sparsity": 0.34},
+    {"score": "taylor", **GLOBAL, "unit": "row"},
+    {"score": "fisher", **GLOBAL, "unit": "block"},
+    {"score": "taylor", **GLOBAL, "unit": "neuron", "reduce": ("dead",)},
+    {"score": "taylor", **GLOBAL, "reduce": ("low-rank",)},
+    {"score": "taylor", **GLOBAL, "secure": "secagg", "clients": 3},
+    {"score": "taylor", **GLOBAL, **ADAPTED, **GRADUAL},
     {"score": "fisher", "scope": "row", **ADAPTED, "ranks": (1, 2), **GRADUAL},
-    {"score": "taylor", "scope": "global", "unit": "head-neuron", **ADAPTED, "shrink": "end"},
+    {"score": "taylor", **GLOBAL, "unit": "head-neuron", **ADAPTED, "shrink": "end"},
 ]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return saved_model(tmp_path_factory.mktemp("base") / "model", "llama", torch.bfloat16)
 
 
 @pytest.fixture
@@ -78,41 +68,37 @@ def asked_about(monkeypatch):
 
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("changes", IN_PARTS, ids=str)
-def test_what_is_asked_in_parts_makes_the_same_model(folder, asked_about, changes):
-    at_once = federate(untrained(folder, **{**FEW, **changes}))
+def test_what_is_asked_in_parts_makes_the_same_model(asked_about, changes):
+    keys = {**FEW, **changes}
+    at_once = reference(untrained(saved("llama"), **keys))
     assert set(asked_about) == {0}, "all tensors in one question"
     asked_about.clear()
-    config = untrained(folder, **{**FEW, **changes}, gradient_blocks=True, stream="off")
+    config = untrained(saved("llama"), **keys, gradient_blocks=True, stream="off")
     assert not at_once_words(config, layout_for(config, dense_model(config)))
     in_parts = federate(config)
     assert len(asked_about) >= 3
     assert all(asked_about), "a block in each question"
-    ways = [in_parts]
+    assert not is_streamed(in_parts.model)
+    assert_same_model(in_parts, at_once)
     if not why_unstreamed(config):
-        ways.append(
-            federate(untrained(folder, **{**FEW, **changes}, gradient_blocks=True, stream="on"))
-        )
-    assert [is_streamed(way.model) for way in ways] == [False, True][: len(ways)]
-    for way in ways:
-        assert digest(way.state.weights) == digest(at_once.state.weights)
-        assert [x["mask_digest"] for x in way.rows] == [x["mask_digest"] for x in at_once.rows]
-        assert way.summary["quality"] == at_once.summary["quality"]
+        streamed = federate(untrained(saved("llama"), **keys, gradient_blocks=True, stream="on"))
+        assert is_streamed(streamed.model)
+        assert_same_model(streamed, at_once)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"combine": "votes", "scope": "global"},
-        {"combine": "mean", "scope": "row"},
-        {"agreement": True, "scope": "global"},
-        {"normalise": "l1", "scope": "global"},
-        {"base": "sent", "scope": "global"},
-        {"base": "sent", "scope": "row", **ADAPTED},
-    ],
-    ids=str,
-)
-def test_what_depends_on_all_tensors_is_asked_at_once(folder, asked_about, changes):
-    config = untrained(folder, **{**FEW, **changes}, score="taylor", gradient_blocks=True)
+AT_ONCE = [
+    {"combine": "votes", **GLOBAL},
+    {"combine": "mean", "scope": "row"},
+    {"agreement": True, **GLOBAL},
+    {"normalise": "l1", **GLOBAL},
+    {"base": "sent", **GLOBAL},
+    {"base": "sent", "scope": "row", **ADAPTED},
+]
+
+
+@pytest.mark.parametrize("changes", AT_ONCE, ids=str)
+def test_what_depends_on_all_tensors_is_asked_at_once(asked_about, changes):
+    config = untrained(saved("llama"), **{**FEW, **changes}, score="taylor", gradient_blocks=True)
     federate(config)
     assert set(asked_about) == {0}
     said = at_once_words(config, layout_for(config, dense_model(config)))
@@ -141,18 +127,11 @@ class Alive(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"score": "taylor", "scope": "global", "unit": "head-neuron", "shrink": "end"},
-        {"score": "taylor", "scope": "row"},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("changes", [UNITS, {"score": "taylor", "scope": "row"}], ids=str)
 def test_a_run_takes_less_than_eight_bytes_a_parameter(tmp_path, monkeypatch, changes):
     """Of tensors, activations included; above 20 where all gradients are asked for at once."""
     monkeypatch.setattr("fedprune.selection.cut.VERY_MANY", 0)  # ranked as a large model's weights
-    folder = saved_model(tmp_path / "base", "llama", torch.bfloat16, "10MB", blocks=10, width=128)
+    folder = saved_model(tmp_path / "base", "llama", torch.bfloat16, "10MB", blocks=7, width=128)
     few = {"score_examples": 1, "clients": 2, "length": 8, "stream": "off"}
 
     def most(blocks: bool) -> float:

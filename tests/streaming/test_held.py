@@ -12,10 +12,10 @@ from fedprune.protocol.broadcast import encode_question
 from fedprune.protocol.messages import Question
 from fedprune.streaming import blocks, by_rows
 from fedprune.streaming.by_rows import read_by_rows
-from fedprune.streaming.packed import PackedMasks, under_masks
-from fedprune.tensors.holding import packed_bits
+from fedprune.streaming.packed import under_masks
 from fedprune.tensors.named import masked
-from tests.streaming.saved import saved_model, untrained
+from tests.runs import same
+from tests.streaming.saved import packed_masks, saved, untrained
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -37,16 +37,16 @@ def test_a_head_is_read_some_rows_at_a_time(monkeypatch, dtype, biased):
     assert len(forgot) == 4, "for gradients it is read at once"
 
 
-def test_the_head_of_a_streamed_model_is(tmp_path, monkeypatch):
+def test_the_head_of_a_streamed_model_is(monkeypatch):
     seen = list[int]()
     monkeypatch.setattr(blocks, "read_by_rows", lambda layer, _: seen.append(layer.out_features))
-    build_host(untrained(saved_model(tmp_path / "base", "llama", torch.float32), stream="on"))
+    build_host(untrained(saved("llama", torch.float32), stream="on"))
     assert seen == [98]
 
 
 def test_masks_that_were_asked_with_lie_where_they_are_coded():
     mask = torch.rand(64, 32, generator=torch.Generator().manual_seed(0)) < 0.5
-    packed = PackedMasks({"w": mask.shape}, {"w": packed_bits(mask)})
+    packed = packed_masks({"w": mask})
     packet = encode_question(Question("describe", 1, {}, packed), "fp32")
     flags = packed.bits("w")
     assert flags is not None
@@ -62,15 +62,10 @@ def test_of_weights_that_are_set_the_kept_ones_are_held():
     masks = {"b": torch.rand(6, 5, generator=gen) < 0.4, "a": torch.ones(4, dtype=torch.bool)}
     weights = {n: torch.randn(m.shape, generator=gen).bfloat16() for n, m in masks.items()}
     weights["b"][~masks["b"]] = math.nan
-    packed = PackedMasks(
-        {n: m.shape for n, m in masks.items()}, {n: packed_bits(m) for n, m in masks.items()}
-    )
     wanted, place = masked(weights, masks), StorageWeakRef(weights["b"].untyped_storage())
-    held, now = under_masks(weights, packed), under_masks(weights, masks)
+    held, now = under_masks(weights, packed_masks(masks)), under_masks(weights, masks)
     for found in (held, now):
         assert list(found) == ["b", "a"]
-        assert all(
-            torch.equal(found[n], t) and found[n].dtype == t.dtype for n, t in wanted.items()
-        )
+        assert same(found, wanted)
     del weights
     assert place.expired(), "what is removed is not kept"

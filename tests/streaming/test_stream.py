@@ -1,11 +1,13 @@
 """A model of which one block at a time is in memory: the same bits as of the whole model."""
 
+import shutil
 import threading
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.multiprocessing.reductions import StorageWeakRef
 
 import fedprune
@@ -13,7 +15,7 @@ from fedprune import federate
 from fedprune.client.host import build_host
 from fedprune.codec.masks import decode_mask, encode_mask, mask_digest
 from fedprune.commands.main import main
-from fedprune.config.streamed import is_to_stream
+from fedprune.config.streamed import is_to_stream, only_reads
 from fedprune.engines.flower.server_app import run_on
 from fedprune.options.refusal import ConfigError
 from fedprune.report.screen import Screen
@@ -25,13 +27,20 @@ from fedprune.streaming.packed import PackedMasks
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.pretrained import weights_of
 from fedprune.tasks.shards import shards_of
-from fedprune.tensors.holding import packed_bits
 from fedprune.tensors.lazy import LazyTensors
 from fedprune.tensors.named import digest, full_masks
 from tests.server import grids
-from tests.streaming.saved import saved_model, untrained
+from tests.streaming.saved import (
+    assert_same_model,
+    packed_masks,
+    reference,
+    saved,
+    saved_model,
+    untrained,
+)
 
 UNITS = {"scope": "global", "shrink": "never"}
+SPARSEGPT = {"score": "sparsegpt", "scope": "layer"}
 GRADUAL = {"schedule": "cubic", "rounds": 3, "end": 2}
 FORWARD_ONLY = [
     ("llama", {"score": "wanda"}),
@@ -44,71 +53,36 @@ FORWARD_ONLY = [
     ("llama", {"score": "flap", "unit": "head-neuron", **UNITS, **GRADUAL}),
     ("gpt2", {"score": "flap", "unit": "neuron", **UNITS, "scope": "layer"}),
     ("tied", {"unit": "head-neuron", **UNITS, "pool": "l2", "combine": "votes"}),
+    ("llama", {**SPARSEGPT, "calibration": "dense"}),
+    ("llama", {**SPARSEGPT, "calibration": "sequential"}),
 ]
+
+
+def rows_of(result: fedprune.Result, *without: str) -> list[dict[str, Any]]:
+    return [{k: v for k, v in x.items() if k not in ("seconds", *without)} for x in result.rows]
 
 
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize(("family", "changes"), FORWARD_ONLY, ids=str)
-def test_masks_weights_and_losses_are_those_of_the_whole_model(tmp_path, family, changes):
-    folder = saved_model(tmp_path / "base", family, torch.bfloat16)
-    whole, streamed = (
-        federate(untrained(folder, **changes, agreement=False if s == "off" else None, stream=s))
-        for s in ("off", "on")
-    )
+def test_masks_weights_and_losses_are_those_of_the_whole_model(family, changes):
+    whole = reference(untrained(saved(family), **changes, agreement=False, stream="off"))
+    streamed = federate(untrained(saved(family), **changes, stream="on"))
     assert is_streamed(streamed.model)
     assert not is_streamed(whole.model)
-    drop = {"seconds"}
-    for mine, theirs in zip(streamed.rows, whole.rows, strict=True):
-        assert {k: v for k, v in mine.items() if k not in drop} == {
-            k: v for k, v in theirs.items() if k not in drop
-        }
-    assert digest(streamed.state.weights) == digest(whole.state.weights)
-    assert streamed.summary["quality"] == whole.summary["quality"]
-
-
-@pytest.mark.slow
-def test_weights_of_the_whole_model_are_not_held_twice(tmp_path, monkeypatch):
-    folder = saved_model(tmp_path / "base", "tied", torch.bfloat16)
-    config = untrained(folder, stream="off", schedule="cubic", rounds=3, end=2)
-    read = federate(config)
-    assert isinstance(read.state.weights, LazyTensors)
-    assert isinstance(read.state.masks, PackedMasks)
-    monkeypatch.setattr("fedprune.protocol.held_weights._in_files", lambda *_: None)
-    held = federate(config)
-    assert not isinstance(held.state.weights, LazyTensors)
-    assert digest(read.state.weights) == digest(held.state.weights)
-    drop = {"seconds"}
-    assert [{k: v for k, v in row.items() if k not in drop} for row in read.rows] == [
-        {k: v for k, v in row.items() if k not in drop} for row in held.rows
-    ]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("calibration", ["dense", "sequential"])
-def test_sparsegpt_asks_of_one_block_at_a_time_and_makes_the_same_weights(tmp_path, calibration):
-    folder = saved_model(tmp_path / "base", "llama", torch.float32)
-    changes = {"score": "sparsegpt", "scope": "layer", "calibration": calibration}
-    whole, streamed = (
-        federate(untrained(folder, **changes, stream=s), folder=tmp_path / s) for s in ("off", "on")
-    )
-    assert is_streamed(streamed.model)
-    assert digest(streamed.state.weights) == digest(whole.state.weights)
-    assert streamed.summary["quality"] == whole.summary["quality"]
+    # Blocks are asked about one by one, where each of them needs matrices of its own.
+    without = ("bytes_up", "bytes_down") if changes.get("calibration") == "dense" else ()
+    assert rows_of(streamed, *without) == rows_of(whole, *without)
+    assert_same_model(streamed, whole)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("secure", ["none", "secagg"])
-def test_sparsegpt_asks_a_large_model_in_parts_and_makes_the_same_weights(
-    tmp_path, monkeypatch, secure
-):
-    folder = saved_model(tmp_path / "base", "llama", torch.bfloat16)
-    changes = {"score": "sparsegpt", "scope": "layer", "secure": secure, "stream": "off"}
-    config = untrained(folder, **changes, schedule="cubic", rounds=2, end=1)
-    whole = federate(config)
+def test_sparsegpt_asks_a_large_model_in_parts_and_makes_the_same_weights(monkeypatch, secure):
+    changes = {**SPARSEGPT, **GRADUAL, "rounds": 2, "end": 1, "secure": secure, "stream": "off"}
+    config = untrained(saved("llama"), **changes)
+    whole = reference(config)
     monkeypatch.setattr("fedprune.protocol.parts_asked.IN_PARTS_FROM", 0)
-    parts = federate(config)
-    assert digest(parts.state.weights) == digest(whole.state.weights)
-    assert parts.summary["quality"] == whole.summary["quality"]
+    assert_same_model(federate(config), whole)
 
 
 @pytest.mark.slow
@@ -121,8 +95,7 @@ def test_what_is_written_is_read_again_and_a_run_goes_on(tmp_path, monkeypatch):
 
     bits = PackedMasks.bits
     monkeypatch.setattr(PackedMasks, "bits", not_to_write)
-    folder = saved_model(tmp_path / "base", "llama", torch.bfloat16)
-    config = untrained(folder, stream="on")
+    config = untrained(saved("llama"), stream="on")
     result = federate(config, folder=tmp_path / "run")
     for of in ("", "model"):
         back = fedprune.load(tmp_path / "run" / of)
@@ -158,10 +131,8 @@ def test_who_serves_a_streamed_run_never_has_the_whole_model(tmp_path, monkeypat
     assert 0 < most[0] <= size / 3
 
 
-def test_one_block_is_there_at_a_time(tmp_path):
-    host = build_host(
-        untrained(saved_model(tmp_path / "base", "llama", torch.float32), stream="on")
-    )
+def test_one_block_is_there_at_a_time():
+    host = build_host(untrained(saved("llama", torch.float32), stream="on"))
     blocks = [b.path for b in host.layout.structure.blocks]
     seen: list[tuple[str, set[str]]] = []
 
@@ -207,72 +178,54 @@ def test_works_in_step_see_each_place_in_their_order_and_end_together():
     assert threading.active_count() == before
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"local_steps": 1},
-        {"score": "taylor"},
-        {"scope": "global"},
-        {"combine": "mean"},
-        {"agreement": True},
-        {"model": "llama"},
-    ],
-    ids=str,
-)
-def test_what_cannot_be_streamed_is_one_line(tmp_path, given):
-    folder = saved_model(tmp_path / "base", "llama", torch.bfloat16)
-    with pytest.raises(ConfigError, match=r"stream='on': .*allowed: auto, off"):
-        untrained(folder, **given, stream="on")
-    assert not is_to_stream(untrained(folder, **given)) if given != {"model": "llama"} else True
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"local_steps": 1}, "allowed: auto, off"),
+    ({"score": "taylor"}, "allowed: auto, off"),
+    ({"scope": "global"}, "allowed: auto, off"),
+    ({"combine": "mean"}, "allowed: auto, off"),
+    ({"agreement": True}, "allowed: auto, off"),
+    ({"model": "llama"}, "allowed: auto, off"),
+    ({"base": "sent"}, "not with --base sent, only with --base auto, held"),
+    ({"secure": "secagg"}, "not with --secure secagg, only with --secure none"),
+    ({"reduce": ("dead",)}, "only without it"),
+]
 
 
-@pytest.mark.parametrize(
-    ("given", "says"),
-    [
-        ({"base": "sent"}, "not with --base sent, only with --base auto, held"),
-        ({"secure": "secagg"}, "not with --secure secagg, only with --secure none"),
-        ({"reduce": ("dead",)}, "only without it"),
-    ],
-    ids=str,
-)
-def test_a_refused_stream_names_what_the_other_option_may_be(tmp_path, given, says):
-    folder = saved_model(tmp_path / "base", "llama", torch.bfloat16)
+@pytest.mark.parametrize(("given", "says"), REFUSED, ids=str)
+def test_what_cannot_be_streamed_is_one_line_that_names_what_can(given, says):
     with pytest.raises(ConfigError, match=f"stream='on': .*{says}"):
-        untrained(folder, **given, stream="on")
+        untrained(saved("llama"), **given, stream="on")
+    if not given.keys() & {"model", "reduce"}:  # the one of a name, the other of gradual pruning
+        assert not is_to_stream(untrained(saved("llama"), **given))
 
 
 @pytest.mark.parametrize(("name", "value"), [("free_memory", lambda: 0), ("STREAMED_FROM", 1)])
-def test_auto_goes_by_size_and_by_the_memory_that_is_free(tmp_path, monkeypatch, name, value):
-    config = untrained(saved_model(tmp_path / "base", "tied", torch.float32))
+def test_auto_goes_by_size_and_by_the_memory_that_is_free(monkeypatch, name, value):
+    config = untrained(saved("tied", torch.float32))
     assert not is_to_stream(config)
     monkeypatch.setattr(f"fedprune.config.streamed.{name}", value)
     assert is_to_stream(config)
 
 
-def test_auto_streams_sparsegpt_with_more_memory_free_than_wanda(tmp_path, monkeypatch):
-    folder, asked = saved_model(tmp_path / "base", "tied", torch.float32), {"scope": "layer"}
-    configs = [untrained(folder, score=score, **asked) for score in ("wanda", "sparsegpt")]
+def test_auto_streams_sparsegpt_with_more_memory_free_than_wanda(monkeypatch):
+    folder = saved("tied", torch.float32)
+    configs = [untrained(folder, score=score, scope="layer") for score in ("wanda", "sparsegpt")]
     weights = weights_of(str(folder))
     monkeypatch.setattr("fedprune.config.streamed.free_memory", lambda: 2 * 10 * weights)
     assert [is_to_stream(c) for c in configs] == [False, True]
 
 
-def test_a_streamed_model_of_a_worker_is_not_held_against_the_memory_to_hold_it(
-    tmp_path, monkeypatch
-):
-    folder = saved_model(tmp_path / "base", "tied", torch.bfloat16)
+def test_a_streamed_model_of_a_worker_is_not_held_against_the_memory_to_hold_it(monkeypatch):
     monkeypatch.setattr("fedprune.tasks.claims.SCORING", 2**60)
     monkeypatch.setattr("fedprune.tasks.claims.FREE_VALUES", 0)
-    config = untrained(folder, stream="on")
+    config = untrained(saved("tied"), stream="on")
     shards = shards_of(tasks_of(())[config.task], config)
     assert is_streamed(build_host(config, shards).model)
 
 
 def test_a_folder_whose_tensors_have_other_names_is_refused(tmp_path):
-    folder = saved_model(tmp_path / "base", "gpt2", torch.float32)
-    from safetensors.torch import load_file, save_file
-
-    for file in Path(folder).glob("*.safetensors"):
+    folder = shutil.copytree(saved("gpt2", torch.float32), tmp_path / "base")
+    for file in folder.glob("*.safetensors"):
         renamed = {n.removeprefix("transformer."): t for n, t in load_file(file).items()}
         save_file(renamed, file, {"format": "pt"})
     index = folder / "model.safetensors.index.json"
@@ -286,10 +239,7 @@ def test_packed_masks_are_the_same_masks():
     gen = torch.Generator().manual_seed(0)
     masks = {n: torch.rand(3, s, generator=gen) < 0.5 for n, s in (("b", 5), ("a", 8))}
     masks |= full_masks({"c": torch.empty(3, 3)}, ["c"])
-    packed = PackedMasks(
-        {n: m.shape for n, m in masks.items()}, {n: packed_bits(m) for n, m in masks.items()}
-    )
-
+    packed = packed_masks(masks)
     assert list(packed) == list(masks)
     assert all(torch.equal(packed[n], m) for n, m in masks.items())
     assert packed.kept == sum(int(m.sum()) for m in masks.values())
@@ -297,3 +247,35 @@ def test_packed_masks_are_the_same_masks():
     assert encode_mask(packed) == encode_mask(masks)
     back = decode_mask(encode_mask(masks), packed=True)
     assert mask_digest(back) == mask_digest(masks)
+
+
+FEW = {"score_examples": 8, "clients": 2, "stream": "off"}
+READ: list[dict[str, Any]] = [
+    {"score": "wanda", **GRADUAL},
+    {"score": "wanda", "scope": "global"},
+    {"score": "ria", "scope": "global", **GRADUAL},
+    {"score": "magnitude", "scope": "global", "score_examples": None},
+    {"score": "activation", "scope": "owl"},
+    {"score": "wanda", "scope": "global", "combine": "votes"},
+    {"score": "wanda", "scope": "global", "unit": "head-neuron", "shrink": "end"},
+    {"score": "flap", "scope": "global", "unit": "head-neuron", "shrink": "end"},
+]
+
+
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("changes", READ, ids=str)
+@pytest.mark.parametrize("family", ["tied", "gpt2"])
+def test_weights_read_from_files_make_the_same_model(tmp_path, monkeypatch, family, changes):
+    config = untrained(saved(family), **{**FEW, **changes})
+    assert only_reads(config)
+    lazy = federate(config, folder=tmp_path / "lazy")
+    for place in ("run", "opening", "protocol.held_weights"):
+        monkeypatch.setattr(f"fedprune.{place}.only_reads", lambda _: False)
+    copied = reference(config, folder=tmp_path / "copied")
+    assert isinstance(lazy.state.weights, LazyTensors)
+    assert isinstance(lazy.state.masks, LazyTensors if "shrink" in changes else PackedMasks)
+    assert not isinstance(copied.state.weights, LazyTensors)
+    assert rows_of(lazy) == rows_of(copied)
+    assert_same_model(lazy, copied)
+    for name in ("model.fedprune", "model/model.safetensors"):
+        assert (tmp_path / "lazy" / name).read_bytes() == (tmp_path / "copied" / name).read_bytes()

@@ -1,5 +1,7 @@
 """A model that nobody trains keeps the type of its files, in one file or in several."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from fedprune.config import recorded
 from fedprune.export.exporting import ExportedModel, export
 from fedprune.protocol.models import dense_model
 from fedprune.streaming.files import INDEX, MappedFolder, tensors_in
-from tests.streaming.saved import saved_model, untrained
+from tests.streaming.saved import saved, untrained
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -21,7 +23,7 @@ HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def run(request, tmp_path_factory) -> tuple[Path, torch.dtype, fedprune.Result]:
     """A run of a sharded model of one of the types, in its folder."""
     root, dtype = tmp_path_factory.mktemp(request.param), HALVES[request.param]
-    config = untrained(saved_model(root / "base", "llama", dtype))
+    config = untrained(saved("llama", dtype))
     return root / "run", dtype, federate(config, folder=root / "run")
 
 
@@ -50,42 +52,40 @@ def test_every_form_is_written_of_it(run, tmp_path, to):
     assert {p.dtype for p in result.model.parameters()} != {torch.float32}  # left as it was
 
 
+READING = {"score_examples": 8, "clients": 2}
+TYPED = [
+    {"score": "fisher", "scope": "global", **READING},
+    {"score": "sparsegpt", "scope": "layer", **READING},
+    {"score": "magnitude"},
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"score": "fisher", "scope": "global"},
-        {"score": "sparsegpt", "scope": "layer"},
-        {"score": "magnitude"},
-    ],
-    ids=lambda c: c["score"],
-)
-def test_masks_are_much_as_those_of_float32(tmp_path, changes):
+@pytest.mark.parametrize("changes", TYPED, ids=lambda c: c["score"])
+def test_masks_are_much_as_those_of_float32(changes):
     half, whole = (
-        federate(untrained(saved_model(tmp_path / str(t), "llama", t), **changes))
-        for t in (torch.bfloat16, torch.float32)
+        federate(untrained(saved("llama", t), **changes)) for t in (torch.bfloat16, torch.float32)
     )
     same = sum(int((half.state.masks[n] == m).sum()) for n, m in whole.state.masks.items())
     assert same > 0.95 * sum(m.numel() for m in whole.state.masks.values())
 
 
 @pytest.mark.slow
-def test_weights_on_the_wire_are_as_wide_as_they_are(tmp_path):
-    sizes = [
-        federate(untrained(saved_model(tmp_path / str(t), "llama", t), base="sent")).summary
+def test_weights_on_the_wire_are_as_wide_as_they_are():
+    half, whole = (
+        federate(untrained(saved("llama", t), base="sent")).summary["bytes_down"]
         for t in (torch.bfloat16, torch.float32)
-    ]
-    assert sizes[0]["bytes_down"] < 0.6 * sizes[1]["bytes_down"]
+    )
+    assert half < 0.6 * whole
 
 
-def test_what_trains_is_float32(tmp_path):
-    folder = saved_model(tmp_path / "base", "llama", torch.bfloat16)
-    model = dense_model(untrained(folder, local_steps=1))
+def test_what_trains_is_float32():
+    model = dense_model(untrained(saved("llama"), local_steps=1))
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
-def test_tensors_of_several_files_are_those_that_safetensors_reads(tmp_path):
-    folder = saved_model(tmp_path / "base", "gpt2", torch.bfloat16)
+def test_tensors_of_several_files_are_those_that_safetensors_reads():
+    folder = saved("gpt2")
     places, files = tensors_in(folder), sorted(folder.glob("*.safetensors"))
     assert len(files) > 1
     mapped = MappedFolder(places)
@@ -96,19 +96,18 @@ def test_tensors_of_several_files_are_those_that_safetensors_reads(tmp_path):
     assert torch.equal(mapped.tensor(name), t)
 
 
-@pytest.mark.parametrize("damage", ["gone", "index", "outside", "lacks", "cut"])
+DAMAGE: dict[str, Callable[[Path, Path], object]] = {
+    "gone": lambda _, file: file.unlink(),
+    "index": lambda index, _: index.write_text('{"weight_map": [1]}'),
+    "outside": lambda index, _: index.write_text('{"weight_map": {"a": "../a.safetensors"}}'),
+    "lacks": lambda _, file: save_file({"other": torch.ones(2)}, file),
+    "cut": lambda _, file: file.write_bytes(file.read_bytes()[:-1]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged_folders_are_refused_by_name(tmp_path, damage):
-    folder = saved_model(tmp_path / "base", "llama", torch.bfloat16)
-    file = sorted(folder.glob("*.safetensors"))[0]
-    if damage == "gone":
-        file.unlink()
-    elif damage == "index":
-        (folder / INDEX).write_text('{"weight_map": [1]}')
-    elif damage == "outside":
-        (folder / INDEX).write_text('{"weight_map": {"a": "../a.safetensors"}}')
-    elif damage == "lacks":
-        save_file({"other": torch.ones(2)}, file)
-    else:
-        file.write_bytes(file.read_bytes()[:-1])
+    folder = shutil.copytree(saved("llama"), tmp_path / "model")
+    DAMAGE[damage](folder / INDEX, min(folder.glob("*.safetensors")))
     with pytest.raises((ValueError, FileNotFoundError), match=r"model.*safetensors"):
         tensors_in(folder)

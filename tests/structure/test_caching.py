@@ -2,13 +2,11 @@ import copy
 
 import pytest
 import torch
-from cutting import CASES, masked_model, masks_of
+from cutting import CASES, Cut, cut
 from families import FACTS, family
 from torch import Tensor, nn
 
 from fedprune.structure.caching import attentions_of
-from fedprune.structure.cuts import edits_of
-from fedprune.structure.surgery import reshaped
 
 LIKE_LLAMA = ["llama", "llama-gqa", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3"]
 WRITERS = ["gpt2", "t5", "t5-gated", "opt", "gpt-neox", *LIKE_LLAMA]
@@ -16,11 +14,14 @@ TYPED = ["qwen2", "gemma2", "gemma3", "modernbert"]
 PROMPT = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 7, 1, 8, 2, 8]])
 
 
-def small_and_masked(name: str, case: str) -> tuple[nn.Module, nn.Module]:
-    f = family(name)
-    masks = masks_of(f.layout, CASES[case](f.layout))
-    silent = masked_model(f.model, masks)
-    return reshaped(copy.deepcopy(silent), edits_of(masks, f.layout)), silent
+def of(name: str, case: str) -> Cut:
+    return cut(family(name).model, family(name).layout, CASES[case](family(name).layout))
+
+
+def caching(name: str) -> nn.Module:
+    model = copy.deepcopy(family(name).model)
+    model.config.use_cache = model.generation_config.use_cache = True
+    return model
 
 
 def written(model: nn.Module, **how: object) -> tuple[Tensor, Tensor]:
@@ -39,9 +40,9 @@ CUT = ["both", "an attention", "the last block", "the first block", "the first b
 @pytest.mark.parametrize("case", CUT)
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_cut_model_writes_the_same_with_a_cache_as_without(name, case):
-    small, silent = small_and_masked(name, case)
-    words, logits = written(small, use_cache=True)
-    for model in (small, silent):
+    it = of(name, case)
+    words, logits = written(it.small, use_cache=True)
+    for model in (it.small, it.silent):
         again, others = written(model, use_cache=False)
         assert torch.equal(words, again)
         assert (logits - others).abs().max() <= 1e-9
@@ -52,7 +53,7 @@ def test_a_cut_model_writes_the_same_with_a_cache_as_without(name, case):
 @pytest.mark.parametrize("name", ["llama", "t5"])
 def test_a_static_cache_serves_a_cut_model_too(name):
     for case in ("both", "the first block"):
-        small, _ = small_and_masked(name, case)
+        small = of(name, case).small
         _, want = written(small, use_cache=False)
         _, got = written(small, cache_implementation="static")
         assert (got - want).abs().max() <= 1e-9
@@ -60,40 +61,29 @@ def test_a_static_cache_serves_a_cut_model_too(name):
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_without_any_attention_there_is_no_cache(name):
-    f = family(name)
-    model = copy.deepcopy(f.model)
-    model.config.use_cache = model.generation_config.use_cache = True
-    masks = masks_of(f.layout, CASES["all attentions"](f.layout))
-    want = written(masked_model(model, masks), use_cache=False)
-    small = reshaped(model, edits_of(masks, f.layout))
-    assert small.config.use_cache is False
-    assert small.generation_config.use_cache is False
-    words, logits = written(small)
-    assert torch.equal(words, want[0])
-    assert (logits - want[1]).abs().max() <= 1e-9
+    layout = family(name).layout
+    it = cut(caching(name), layout, CASES["all attentions"](layout))
+    assert it.small.config.use_cache is it.small.generation_config.use_cache is False
+    want, found = written(it.silent, use_cache=False), written(it.small)
+    assert torch.equal(found[0], want[0])
+    assert (found[1] - want[1]).abs().max() <= 1e-9
 
 
 def test_an_encoder_without_attention_leaves_the_decoder_its_cache():
-    f = family("t5")
-    model = copy.deepcopy(f.model)
-    model.config.use_cache = model.generation_config.use_cache = True
-    gone = {k: v for k, v in CASES["all attentions"](f.layout).items() if "encoder." in k[1]}
-    masks = masks_of(f.layout, gone)
-    small = reshaped(masked_model(model, masks), edits_of(masks, f.layout))
-    assert small.config.use_cache is small.generation_config.use_cache is True
-    _, got = written(small, use_cache=True)
-    _, want = written(masked_model(model, masks), use_cache=False)
+    layout = family("t5").layout
+    gone = {k: v for k, v in CASES["all attentions"](layout).items() if "encoder." in k[1]}
+    it = cut(caching("t5"), layout, gone)
+    assert it.small.config.use_cache is it.small.generation_config.use_cache is True
+    _, got = written(it.small, use_cache=True)
+    _, want = written(it.silent, use_cache=False)
     assert (got - want).abs().max() <= 1e-9
 
 
 @pytest.mark.parametrize("name", list(FACTS))
 def test_attentions_that_are_left_are_numbered_from_0_by_stack_and_role(name):
-    f = family(name)
     numbers = {}
     for case in ("both", "the first block"):
-        small = reshaped(
-            copy.deepcopy(f.model), edits_of(masks_of(f.layout, CASES[case](f.layout)), f.layout)
-        )
+        small = of(name, case).small
         numbers[case] = sorted(
             m.layer_idx
             for roles in attentions_of(small).values()
@@ -102,7 +92,7 @@ def test_attentions_that_are_left_are_numbered_from_0_by_stack_and_role(name):
         )
     attentions = FACTS[name][2]
     if not numbers["both"]:  # an encoder whose attentions have no numbers
-        assert not hasattr(f.model.config, "use_cache")
+        assert not hasattr(small.config, "use_cache")
         return
     assert numbers["both"] == sorted([0, 1] * (attentions // 2))
     blocks = 1 if name.startswith("t5") else attentions // 2  # t5: of the encoder only

@@ -4,23 +4,17 @@ from dataclasses import replace
 import pytest
 import torch
 from cutting import CASES, every, masked_model, masks_of, some
-from families import FACTS, OUTPUT, family
+from families import FACTS, family, laid_out
 from specimens import BLOCKS, built, furthest, taken
 
 from fedprune.scores.catalog import SCORES
 from fedprune.structure.cuts import edits_of, places
 from fedprune.structure.edits import Edit
-from fedprune.structure.layout import layout_of
 from fedprune.structure.surgery import reshaped
 from fedprune.tensors.models import state_of
 from fedprune.tensors.named import full_masks, masked
 
 NAMES = list(FACTS)
-
-
-def small_layout(name: str, edits: tuple[Edit, ...]):
-    model = reshaped(copy.deepcopy(family(name).model), edits)
-    return model, layout_of(model, output=(OUTPUT.get(name, "lm_head"),))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -43,16 +37,14 @@ def test_a_second_cut_is_in_original_indices_and_the_same_as_one_cut(name):
     f = family(name)
     once = masks_of(f.layout, some(f.layout, "head", "neuron"))
     first = edits_of(once, f.layout)
-    _, between = small_layout(name, first)
-    again = {n: torch.ones(between.shapes[n], dtype=torch.bool) for n in between.prunable}
-    assert edits_of(again, between, first) == first
+    between = laid_out(name, reshaped(copy.deepcopy(f.model), first))
+    assert edits_of(masks_of(between, {}), between, first) == first
     gone = every(between, between.structure.blocks[-1].path) | some(between, "neuron")
-    second = edits_of(masks_of(between, gone), between, first)
+    masks = masks_of(between, gone)
+    second = edits_of(masks, between, first)
     by_key = {(e.kind, e.path): e.kept for e in second}
     assert all(set(by_key[e.kind, e.path]) <= set(e.kept) for e in first)
-    whole = places(f.model, first).expand(
-        masks_of(between, gone), fill=False, gone=f.layout.prunable
-    )
+    whole = places(f.model, first).expand(masks, fill=False, gone=f.layout.prunable)
     assert edits_of(whole, f.layout) == second
 
 
@@ -65,25 +57,6 @@ def test_a_unit_lives_as_long_as_any_of_its_weights():
         line = int(part.index[0, -1])
         (rows if part.axis == "row" else rows.t())[line, 3] = True
         assert edits_of(masks, layout) == ()
-
-
-@pytest.mark.sampled(18)
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("case", ["both", "the first block", "everything"])
-def test_restrict_undoes_expand_bit_for_bit(name, case):
-    f = family(name)
-    there = places(f.model, edits_of(masks_of(f.layout, CASES[case](f.layout)), f.layout))
-    state = state_of(f.model)
-    small = there.restrict(state)
-    whole = there.expand(small, fill=float("nan"))
-    assert {n: t.shape for n, t in whole.items()} == f.layout.shapes
-    back = there.restrict(whole)
-    assert list(back) == list(small)
-    assert all(torch.equal(back[n], small[n]) for n in small)
-    survivors = sum(int(t.isnan().logical_not().sum()) for t in whole.values())
-    assert survivors == sum(t.numel() for t in small.values())
-    assert all(torch.equal(whole[n].nan_to_num(), state[n].where(~whole[n].isnan(), 0))
-               for n in whole)  # fmt: skip
 
 
 def test_places_have_no_indices_of_what_is_whole_and_leave_the_model_alone():
@@ -121,8 +94,7 @@ def test_scores_are_the_same_whether_what_went_is_masked_or_gone(name):
     there = places(whole.model, edits)
     silent = replace(whole, model=masked_model(whole.model, masks), masks=masks)
     model = reshaped(copy.deepcopy(silent.model), edits)
-    layout = layout_of(model, output=(OUTPUT.get(name, "lm_head"),))
-    small = replace(silent, model=model, layout=layout, masks=there.restrict(masks))
+    small = replace(silent, model=model, layout=laid_out(name, model), masks=there.restrict(masks))
     for key in SCORES.keys() - DRAWN - ELSEWHERE:
         unit = "head" if SCORES[key].most else "weight"
         want, got = (

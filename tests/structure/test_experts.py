@@ -1,9 +1,11 @@
 import copy
+from collections import ChainMap
+from dataclasses import replace
 
 import pytest
 import torch
-from cutting import masked_model
-from families import EXPERTS, FACTS, _built, family, forward
+from cutting import Cut, cut, every
+from families import EXPERTS, FACTS, family, forward, plain
 from torch import nn
 
 from fedprune.export.config_keys import Unplain
@@ -15,7 +17,6 @@ from fedprune.scores.score import Probe
 from fedprune.selection.select import Unreachable, select
 from fedprune.selection.units import removable, unit_labels
 from fedprune.streaming.files import MappedFolder, tensors_in
-from fedprune.structure.cuts import edits_of
 from fedprune.structure.edits import Edit
 from fedprune.structure.experts import Expert, named_as_modules, with_experts
 from fedprune.structure.surgery import reshaped
@@ -27,19 +28,19 @@ NAMES = list(EXPERTS)
 each = pytest.mark.parametrize("name", NAMES)
 
 
-def without(name: str, *numbers: int) -> dict[str, torch.Tensor]:
-    """Masks without some experts of the last block."""
-    layout = family(name).layout
-    gone = {t for n in numbers for t in layout.structure.mixtures[-1].experts[n].tensors}
-    whole = {n: torch.ones(layout.shapes[n], dtype=torch.bool) for n in layout.prunable}
-    return {n: m & (n not in gone) for n, m in whole.items()}
+def without(name: str, *numbers: int) -> Cut:
+    """The family without some experts of its last block."""
+    its = family(name)
+    experts = its.layout.structure.mixtures[-1].experts
+    paths = [f"{experts[n].path}." for n in numbers]
+    return cut(its.model, its.layout, dict(ChainMap(*(every(its.layout, p) for p in paths))))
 
 
 @each
 def test_experts_as_modules_say_what_the_stacks_of_transformers_say(name):
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        stacks = _built(name).double().eval()
+        stacks = plain(name).double().eval()
     stacks.set_experts_implementation("eager")
     want = forward(name, stacks)
     assert torch.equal(forward(name, with_experts(stacks)), want)
@@ -50,30 +51,28 @@ def test_experts_as_modules_say_what_the_stacks_of_transformers_say(name):
 @pytest.mark.parametrize("gone", [(0,), (2,), (0, 1), (0, 1, 2)])
 @each
 def test_tokens_of_an_expert_that_is_gone_go_to_others(name, gone):
-    its, masks = family(name), without(name, *gone)
-    silent = masked_model(its.model, masks)
-    edits = edits_of(masks, its.layout)
+    its, it = family(name), without(name, *gone)
     kept = tuple(n for n in range(3) if n not in gone)
-    assert edits == (Edit("expert", its.layout.structure.mixtures[-1].path, kept),)
-    small = reshaped(copy.deepcopy(silent), edits)
-    assert torch.equal(forward(name, small), forward(name, silent))
+    assert it.edits == (Edit("expert", its.layout.structure.mixtures[-1].path, kept),)
+    said = forward(name, it.silent)
+    assert torch.equal(forward(name, it.small), said)
     # As if the router had never heard of it.
     deaf = copy.deepcopy(its.model)
     router = deaf.get_submodule(its.layout.structure.mixtures[-1].path).gate
     router.register_forward_hook(lambda r, x, _y: turned(r, x[0], kept))
     if kept:
-        torch.testing.assert_close(forward(name, deaf), forward(name, silent), atol=1e-6, rtol=0)
+        torch.testing.assert_close(forward(name, deaf), said, atol=1e-6, rtol=0)
 
 
 @each
 def test_a_bias_alone_makes_no_expert(name):
     """FLAP gives one to what reads the neurons that went; the expert is cut out all the same."""
-    its, masks = family(name), without(name, 0)
-    silent = masked_model(its.model, masks)
-    small = reshaped(copy.deepcopy(silent), edits_of(masks, its.layout))
-    reader = silent.get_submodule(its.layout.structure.mixtures[-1].experts[0].path).down_proj
+    it = without(name, 0)
+    reader = it.silent.get_submodule(
+        family(name).layout.structure.mixtures[-1].experts[0].path
+    ).down_proj
     reader.bias = torch.nn.Parameter(torch.ones_like(reader.weight[:, 0]))
-    assert torch.equal(forward(name, small), forward(name, silent))
+    assert torch.equal(forward(name, it.small), forward(name, it.silent))
 
 
 def turned(router, states, kept):
@@ -137,22 +136,18 @@ def test_experts_go_to_transformers_where_all_blocks_keep_as_many(name, tmp_path
     its = family(name)
     fewer = [Edit("expert", m.path, (0, 2)) for m in its.layout.structure.mixtures]
     small = reshaped(copy.deepcopy(its.model), fewer).float()
-    plain = plain_model(small, its.model, fewer)
-    plain.save_pretrained(tmp_path)
-    back = type(plain).from_pretrained(tmp_path, experts_implementation="eager")
+    written = plain_model(small, its.model, fewer)
+    written.save_pretrained(tmp_path)
+    back = type(written).from_pretrained(tmp_path, experts_implementation="eager")
     assert (forward(name, back) - forward(name, small)).abs().max() < 1e-5
     assert (forward(name, back) - forward(name, its.model)).abs().max() > 1e-3
-    for odd in (dict.fromkeys(range(1), (0, 1)), dict.fromkeys(range(2), (1,))):
-        edits = [
-            Edit("expert", m.path, odd[i])
-            for i, m in enumerate(its.layout.structure.mixtures)
-            if i in odd and (len(odd) == 2 or len(its.layout.structure.mixtures) == 2)
-        ]
-        if edits:
+    # Of two blocks one keeps fewer; or all keep fewer than a token is sent to.
+    for few in (fewer[:1] if len(fewer) == 2 else [], [replace(e, kept=(1,)) for e in fewer]):
+        if few:
             with pytest.raises(Unplain, match="experts"):
-                plain_model(reshaped(copy.deepcopy(its.model), edits), its.model, edits)
+                plain_model(reshaped(copy.deepcopy(its.model), few), its.model, few)
     with pytest.raises(Unplain, match="no weight left"):
-        plain_model(masked_model(its.model, without(name, 1)), its.model, ())
+        plain_model(without(name, 1).silent, its.model, ())
 
 
 def test_files_of_mixtral_have_names_of_their_own():

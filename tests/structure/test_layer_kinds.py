@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from modules import module
 from torch import Tensor, nn
 
 from fedprune.export.quantise import quantisable
@@ -13,7 +14,7 @@ from fedprune.redundancy.mergeable import foldable_norms
 from fedprune.structure.edits import Edit
 from fedprune.structure.groups import structure_of
 from fedprune.structure.layer_kinds import LAYERS, family_name, is_layer, is_transposed, plain_kind
-from fedprune.structure.layout import Layout, layout_of
+from fedprune.structure.layout import layout_of
 from fedprune.structure.low_rank_layers import factor_layer
 
 
@@ -33,10 +34,6 @@ def _net(kinds: dict[str, Any]) -> nn.Module:
     return nn.Sequential(*layers, *rest, nn.Linear(4, 2))
 
 
-def _plainly(layout: Layout) -> str:
-    return repr(layout)
-
-
 @pytest.mark.parametrize(
     "kinds",
     [
@@ -49,28 +46,15 @@ def _plainly(layout: Layout) -> str:
 def test_a_subclass_is_laid_out_as_what_it_is_a_subclass_of(kinds):
     torch.manual_seed(0)
     own = layout_of(_net(kinds), output=("7",))
-    assert _plainly(own) == _plainly(layout_of(_net({}), output=("7",)))
+    assert repr(own) == repr(layout_of(_net({}), output=("7",)))
     assert any(group.kind == "channel" for group in own.structure.groups)
 
 
-class Embedding(nn.Module):
-    """A user's matrix, no table."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(3, 3))
-
-
-class BertAttention(nn.Module):
-    """A user's attention: nothing of BERT's is in it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = nn.Linear(3, 3)
-
-
 def test_names_of_known_classes_do_not_make_a_layer_a_table_or_a_family():
-    model = nn.Sequential(Embedding(), BertAttention())
+    # A user's matrix, no table; and an attention with nothing of BERT's in it.
+    table, attention = named("Embedding", nn.Module)(), named("BertAttention", nn.Module)()
+    table.weight, attention.inner = nn.Parameter(torch.ones(3, 3)), nn.Linear(3, 3)
+    model = nn.Sequential(table, attention)
     assert not is_layer(named("Linear", nn.Module)())
     layout = layout_of(model)
     assert layout.prunable == ("1.inner.weight",)
@@ -130,18 +114,13 @@ def test_a_family_is_known_by_whose_forward_runs():
     assert structure_of(changed, names).groups == ()
 
 
-class Scale(nn.Module):
+def scaled(self: Any, x: Tensor) -> Tensor:
     """A norm by another name: each row by its largest number, then a scale."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x / x.abs().amax(-1, keepdim=True) * self.weight
+    return x / x.abs().amax(-1, keepdim=True) * self.weight
 
 
 def test_norms_are_found_by_shape_and_proven_by_folding():
-    model = nn.Sequential(Scale(), nn.Linear(4, 4), nn.PReLU(4), nn.Linear(4, 2))
+    scale = module(scaled, weight=nn.Parameter(torch.ones(4)))
+    model = nn.Sequential(scale, nn.Linear(4, 4), nn.PReLU(4), nn.Linear(4, 2))
     found = foldable_norms(model, lambda m: m(torch.linspace(-1, 1, 12).view(3, 4).to(m[1].weight)))
     assert [norm.norm for norm in found] == ["0"], "a PReLU has a scale too, but does not fold"

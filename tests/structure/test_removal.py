@@ -1,31 +1,44 @@
-import copy
+from collections.abc import Callable
 
 import pytest
 import torch
-from cutting import every, masked_model, masks_of, some
-from torch import nn
+from cutting import cut, every, some
+from torch import Tensor, nn
 
-from fedprune.structure.cuts import edits_of
 from fedprune.structure.experts import with_experts
 from fedprune.structure.families.catalog import SMALL_MODELS, SUBLAYERS
 from fedprune.structure.families.family import Need
 from fedprune.structure.layout import Layout, layout_of
-from fedprune.structure.surgery import reshaped
 from fedprune.tasks.zoo import heads_of
 
 IDS = torch.tensor([[3, 5, 2, 6, 4, 7], [2, 2, 9, 3, 1, 1]])
 SEEN = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
 
 
-def dressed(model: nn.Module) -> tuple[nn.Module, Layout]:
+def dressed(build: Callable[[], nn.Module]) -> tuple[nn.Module, Layout]:
     """In float64, no bias or norm as it starts."""
-    model = with_experts(model).double().eval()
     with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(3)
+        torch.manual_seed(1)
+        model = with_experts(build()).double().eval()
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.2)
     output = heads_of(model) if hasattr(model, "get_output_embeddings") else ()
     return model, layout_of(model, output=output)
+
+
+@torch.no_grad()
+def assert_says_the_same(
+    build: Callable[[], nn.Module], kind: str, given: dict[str, Tensor]
+) -> tuple[nn.Module, Tensor]:
+    """Without some units and all of a kind in the first block; the cut model, what it says."""
+    model, layout = dressed(build)
+    first = layout.structure.blocks[0].path
+    gone = some(layout, "head", "neuron") | every(layout, f"{first}.", kind)
+    it = cut(model, layout, gone)
+    want, whole, got = (m(**given)[0] for m in (it.silent, model, it.small))
+    assert (got - want).abs().max() <= 1e-9
+    assert (whole - want).abs().max() > 1e-2
+    return it.small, want
 
 
 PURPOSES = [(name, purpose) for name, f in SMALL_MODELS.items() for purpose in f.purposes]
@@ -46,23 +59,12 @@ def test_every_family_of_the_tasks_is_cut_whatever_it_is_for(name, purpose):
     }[purpose]
     config = SMALL_MODELS[name].config(Need(purpose, vocabulary=11, length=8, end=1, classes=3))
     config.num_labels = 3
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model, layout = dressed(auto.from_config(config))
-    first = layout.structure.blocks[0].path
-    gone = some(layout, "head", "neuron") | every(layout, f"{first}.", "head")
-    masks = masks_of(layout, gone)
-    silent = masked_model(model, masks)
     given = {"input_ids": IDS, "attention_mask": SEEN}
     if purpose == "image":
         given = {"pixel_values": torch.linspace(-1, 1, 2 * 3 * 64).sin().double().view(2, 3, 8, 8)}
     if purpose == "seq2seq":
         given["decoder_input_ids"] = IDS.flip(1)
-    with torch.no_grad():
-        want, whole = silent(**given).logits, model(**given).logits
-        got = reshaped(silent, edits_of(masks, layout))(**given).logits
-    assert (got - want).abs().max() <= 1e-9
-    assert (whole - want).abs().max() > 1e-2
+    assert_says_the_same(lambda: auto.from_config(config), "head", given)
 
 
 def bert_decoder() -> nn.Module:
@@ -96,30 +98,17 @@ def t5_encoder() -> nn.Module:
 @pytest.mark.parametrize("build", [bert_decoder, llama_with_biases, t5_encoder])
 @pytest.mark.parametrize("kind", ["head", "neuron", ""])
 def test_whole_sublayers_leave_what_the_masked_ones_say(build, kind):
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        model, layout = dressed(build())
-    first = layout.structure.blocks[0].path
-    gone = some(layout, "head", "neuron") | every(layout, f"{first}.", kind)
-    masks = masks_of(layout, gone)
-    silent = masked_model(model, masks)
     given = {"input_ids": IDS, "attention_mask": SEEN}
     if build is bert_decoder:
         given["encoder_hidden_states"] = torch.linspace(-1, 1, 120).double().reshape(2, 5, 12)
-    with torch.no_grad():
-        want, whole = silent(**given)[0], model(**given)[0]
-        small = reshaped(silent, edits_of(masks, layout))
-        got = small(**given)[0]
-    assert (got - want).abs().max() <= 1e-9
-    assert (whole - want).abs().max() > 1e-2
+    small, want = assert_says_the_same(build, kind, given)
     if build is not t5_encoder:
+        begun = {**given, "input_ids": IDS[:, :4], "attention_mask": SEEN[:, :4]}
+        rest = {**given, "input_ids": IDS[:, 4:]}
         with torch.no_grad():
-            past = small(**{**given, "input_ids": IDS[:, :4], "attention_mask": SEEN[:, :4]},
-                         use_cache=True).past_key_values  # fmt: skip
-            rest = small(
-                **{**given, "input_ids": IDS[:, 4:]}, past_key_values=past, use_cache=True
-            )[0]
-        assert (rest - want[:, 4:]).abs().max() <= 1e-9
+            past = small(**begun, use_cache=True).past_key_values
+            said = small(**rest, past_key_values=past, use_cache=True)[0]
+        assert (said - want[:, 4:]).abs().max() <= 1e-9
 
 
 def test_dropout_of_a_removed_layer_s_bias_is_still_drawn_for_every_position():
@@ -130,8 +119,8 @@ def test_dropout_of_a_removed_layer_s_bias_is_still_drawn_for_every_position():
     )
     model = t.GPT2LMHeadModel(config).double()
     layout = layout_of(model, output=("lm_head",))
-    masks = masks_of(layout, every(layout, "transformer.h.0.attn."))
-    small = reshaped(model, edits_of(masks, layout)).transformer.h[0].attn.train()
+    gone = every(layout, "transformer.h.0.attn.")
+    small = cut(model, layout, gone).small.transformer.h[0].attn.train()
     with torch.no_grad():
         small.c_proj.bias.fill_(1.0)
         said, _ = small(torch.zeros(2, 6, 12).double())
@@ -141,11 +130,8 @@ def test_dropout_of_a_removed_layer_s_bias_is_still_drawn_for_every_position():
 
 
 def test_a_block_of_which_nothing_is_left_hands_its_input_on():
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        model, layout = dressed(t5_encoder())
-    masks = masks_of(layout, every(layout, "encoder.block.1."))
-    small = reshaped(copy.deepcopy(model), edits_of(masks, layout))
+    model, layout = dressed(t5_encoder)
+    small = cut(model, layout, every(layout, "encoder.block.1.")).small
     block = small.encoder.block[1]
     states, bias = torch.zeros(1, 2, 12), torch.ones(1)
     assert sum(p.numel() for p in block.parameters()) == 0

@@ -5,7 +5,7 @@ import torch
 from families import family
 from torch import nn
 
-from fedprune.structure.edits import Edit
+from fedprune.structure.edits import Edit, from_json, to_json
 from fedprune.structure.layout import layout_of
 from fedprune.structure.surgery import share_weight
 from fedprune.tensors.models import state_of
@@ -35,3 +35,15 @@ def test_what_is_cut_from_one_would_be_missing_in_the_other_so_there_are_no_unit
     share_weight(model, Edit("share", paths[1], like=paths[0]))
     groups = layout_of(model, output=("lm_head",)).structure.groups
     assert [g.kind for g in groups] == ["head", "head"]
+
+
+def test_edits_come_back_from_their_line():
+    edits = (Edit("head", "a.b", (1, 4)), Edit("share", "c", (), "a.b"), Edit("neuron", "d"))
+    assert from_json(to_json(edits)) == edits
+    assert from_json(to_json(())) == ()
+
+
+@pytest.mark.parametrize("text", ['[{"kind": "head"}]', '[{"kind": "a", "kept": 3}]', "[1]"])
+def test_what_is_no_list_of_edits_is_refused(text):
+    with pytest.raises(ValueError, match="no list of edits"):
+        from_json(text)

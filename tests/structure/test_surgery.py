@@ -1,19 +1,22 @@
 import copy
+import functools
 import pickle
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
 import torch
-from cutting import CASES, every, masked_model, masks_of, some
-from families import EXPERTS, FACTS, NORMS, OUTPUT, QUERIES, RMS, Family, family, forward, inputs
-from torch import nn
+from cutting import CASES, Cut, cut, every, some
+from families import EXPERTS, FACTS, NORMS, QUERIES, RMS, Family, family, forward, inputs, laid_out
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedprune.structure.cuts import edits_of, places
+from fedprune.structure.cuts import places
 from fedprune.structure.edits import Edit, Edits
 from fedprune.structure.flops import flops, positions_of
-from fedprune.structure.layout import layout_of
+from fedprune.structure.groups import structure_of
+from fedprune.structure.layout import Layout, layout_of
 from fedprune.structure.surgery import ordered, reshaped
 from fedprune.tasks.task import Loss
 from fedprune.tensors.lazy import LazyTensors, shapes_of
@@ -21,13 +24,16 @@ from fedprune.tensors.models import load_into, state_of
 from fedprune.tensors.named import Masks, full_masks, masked
 
 NAMES = list(FACTS)
-WAYS = ["eager", "sdpa"]
-matrix = pytest.mark.parametrize(("name", "case"), [(n, c) for n in NAMES for c in CASES])
 
 
-def cut(f: Family, case: str) -> tuple[Masks, Edits]:
-    masks = masks_of(f.layout, CASES[case](f.layout))
-    return masks, edits_of(masks, f.layout)
+def of(name: str, case: str) -> tuple[Family, Cut]:
+    f = family(name)
+    return f, cut(f.model, f.layout, CASES[case](f.layout))
+
+
+@functools.cache
+def whole(name: str) -> Tensor:
+    return forward(name, family(name).model)
 
 
 def attending(model: nn.Module, way: str) -> nn.Module:
@@ -38,61 +44,69 @@ def attending(model: nn.Module, way: str) -> nn.Module:
 
 
 @pytest.mark.sampled(70)
-@matrix
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_cut_model_is_the_masked_one_with_fewer_numbers(name, case):
     """It says the same in either way to attend; what stays are the same numbers by name."""
-    f = family(name)
-    masks, edits = cut(f, case)
-    silent = masked_model(f.model, masks)
-    small = reshaped(copy.deepcopy(silent), edits)
-    assert_places(silent, small, edits)
-    sizes = [sum(p.numel() for p in model.parameters()) for model in (f.model, small)]
-    assert sizes[0] - sizes[1] == lost(f, case, masks) > 0
-    whole = forward(name, f.model)
-    for way in WAYS:
-        want, got = (forward(name, attending(model, way)) for model in (silent, small))
+    f, it = of(name, case)
+    assert_places(f, it)
+    assert_structure(f, it)
+    sizes = [sum(p.numel() for p in model.parameters()) for model in (f.model, it.small)]
+    assert sizes[0] - sizes[1] == lost(f, case, it.masks) > 0
+    for way in ("eager", "sdpa"):
+        want, got = (forward(name, attending(model, way)) for model in (it.silent, it.small))
         assert (got - want).abs().max() <= 1e-9
-        assert (whole - want).abs().max() > 1e-2
+        assert (whole(name) - want).abs().max() > 1e-2
+    want, got = (forward(name, model.float()) for model in (it.silent, it.small))
+    assert (got - want).abs().max() <= 1e-5 * want.abs().max()
 
 
-def assert_places(model: nn.Module, small: nn.Module, edits: Edits) -> None:
-    """What a cut left is what its places say, also of a model in files."""
-    there, state = places(model, edits), state_of(model)
-    want, got = there.restrict(state), state_of(small)
+def assert_places(f: Family, it: Cut) -> None:
+    """What a cut left is what its places say, also of a model in files, and they find it again."""
+    there, state = places(it.silent, it.edits), state_of(it.silent)
+    want, got = there.restrict(state), state_of(it.small)
     assert list(got) == list(want)
     assert all(torch.equal(got[n], want[n]) for n in want)
-    assert all(p.is_contiguous() for p in small.parameters())
+    assert all(p.is_contiguous() for p in it.small.parameters())
     made = there.restrict(LazyTensors(state, state.__getitem__))
     assert isinstance(made, LazyTensors)
     assert made.shapes == shapes_of(want)
     assert all(torch.equal(made[n], want[n]) for n in want)
+    whole = there.expand(want, fill=float("nan"))
+    assert {n: t.shape for n, t in whole.items()} == f.layout.shapes
+    assert all(torch.equal(t, want[n]) for n, t in there.restrict(whole).items())
+    kept = {n: ~t.isnan() for n, t in whole.items()}
+    assert sum(int(k.sum()) for k in kept.values()) == sum(t.numel() for t in want.values())
+    assert all(torch.equal(whole[n].nan_to_num(), state[n].where(k, 0)) for n, k in kept.items())
 
 
-@pytest.mark.sampled(12)
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", NAMES)
-def test_in_float32_it_does_too(name, way):
-    f = family(name)
-    masks, edits = cut(f, "both")
-    silent = attending(masked_model(f.model, masks), way).float()
-    want = forward(name, silent)
-    assert (forward(name, reshaped(silent, edits)) - want).abs().max() <= 1e-5 * want.abs().max()
+def assert_structure(f: Family, it: Cut) -> None:
+    """The units that are left are in groups as before."""
+    edits = {(e.kind, e.path): e.kept for e in it.edits}
+    left = [n for n in f.layout.prunable if n in dict(it.small.named_parameters())]
+    found = structure_of(it.small, left)
+    for group in f.layout.structure.groups:
+        units = len(edits.get((group.kind, group.path), range(len(group.parts[0].index))))
+        mixture, _, number = group.path.rpartition(".experts.")
+        units *= not mixture or int(number) in edits.get(("expert", mixture), (0, 1, 2))
+        same = [g for g in found.groups if (g.kind, g.path) == (group.kind, group.path)]
+        parts = [(p.tensor, units, p.index.shape[1]) for p in group.parts]
+        assert [(p.tensor, *p.index.shape) for g in same for p in g.parts] == parts * bool(units)
+    assert [b.path for b in found.blocks] == [
+        b.path for b in f.layout.structure.blocks if set(b.tensors) & set(left)
+    ]
 
 
 @pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_training_step_on_the_cut_model_is_one_on_the_masked_model(name):
-    f = family(name)
-    masks, edits = cut(f, "both")
-    there = places(f.model, edits)
-    silent = masked_model(f.model, masks)
-    small = reshaped(copy.deepcopy(silent), edits)
-    for model in (silent, small):
+    f, it = of(name, "both")
+    there = places(f.model, it.edits)
+    for model in (it.silent, it.small):
         opt = torch.optim.SGD(model.parameters(), lr=0.1)
         forward(name, model, grad=True).square().mean().backward()
         opt.step()
-    want = there.restrict(masked(state_of(silent), masks))
-    got = state_of(small)
+    want, got = there.restrict(masked(state_of(it.silent), it.masks)), state_of(it.small)
     # Gemma's norms sum their gradients in float32, over the heads that are there.
     close = 1e-8 if name == "gemma3" else 1e-12
     assert all(torch.allclose(got[n], want[n], rtol=0, atol=close) for n in want)
@@ -131,63 +145,69 @@ def operations(name: str, model: nn.Module) -> int:
     return counter.get_total_flops()
 
 
+def seen(name: str, model: nn.Module, layout: Layout) -> Mapping[str, float]:
+    """At how many positions of an example each layer computes."""
+
+    def run(model: nn.Module, _batch: object) -> Loss:
+        forward(name, model)
+        return Loss(torch.tensor(0.0), 0, 1)
+
+    return positions_of(model, layout, {"labels": torch.zeros(2)}, run)
+
+
+@functools.cache
+def dense(name: str) -> tuple[Mapping[str, float], int]:
+    """Positions and operations of the whole model."""
+    model = attending(copy.deepcopy(family(name).model), "eager")
+    return seen(name, model, family(name).layout), operations(name, model)
+
+
+# Of experts, whom a token is sent to depends on all that was cut before.
 @pytest.mark.sampled(22)
-@matrix
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in EXPERTS])
 def test_operations_fall_by_what_was_counted(name, case):
-    f = family(name)
-    masks, edits = cut(f, case)
-    if name in EXPERTS:
-        return  # whom a token is sent to depends on all that was cut before
-    model = attending(copy.deepcopy(f.model), "eager")
-    small = reshaped(copy.deepcopy(model), edits)
-    positions = positions_of(model, f.layout, {"labels": torch.zeros(2)}, lambda m, _: run(name, m))
-    kept = flops(masks, positions)
-    expected = 2 * (flops(full_masks(masks, masks), positions) - kept)
+    f, it = of(name, case)
+    positions, before = dense(name)
+    small = attending(it.small, "eager")
+    kept = flops(it.masks, positions)
+    expected = 2 * (flops(full_masks(it.masks, it.masks), positions) - kept)
     for (kind, path), units in CASES[case](f.layout).items():
         if kind == "head":  # two products of 7 queries with 7 keys (or 5) in each of two texts
             tokens = 5 if name == "vit" else 7
             keys = 5 if "crossattention" in path else tokens
             each = 2 * 2 * 2 * tokens * keys * FACTS[name][1]
             expected += len(units) * QUERIES.get(name, 1) * each
-    assert operations(name, model) - operations(name, small) == expected > 0
-    left = replace(f.layout, prunable=tuple(n for n in masks if n in state_of(small)))
-    seen = positions_of(small, left, {"labels": torch.zeros(2)}, lambda m, _: run(name, m))
-    assert flops(full_masks(state_of(small), left.prunable), seen) == kept
-
-
-def run(name: str, model: nn.Module) -> Loss:
-    forward(name, model)
-    return Loss(torch.tensor(0.0), 0, 1)
+    assert before - operations(name, small) == expected > 0
+    left = replace(f.layout, prunable=tuple(n for n in it.masks if n in state_of(small)))
+    assert flops(full_masks(state_of(small), left.prunable), seen(name, small, left)) == kept
 
 
 @pytest.mark.sampled(18)
 @pytest.mark.parametrize("case", ["both", "the first block", "everything"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_cut_model_can_be_copied_pickled_and_filled_by_name(name, case):
-    f = family(name)
-    edits = cut(f, case)[1]
-    small = reshaped(copy.deepcopy(f.model), edits)
-    want = forward(name, small)
-    assert torch.equal(forward(name, copy.deepcopy(small)), want)
-    assert torch.equal(forward(name, pickle.loads(pickle.dumps(small))), want)
+    f, it = of(name, case)
+    want = forward(name, it.small)
+    for again in (copy.deepcopy(it.small), pickle.loads(pickle.dumps(it.small))):
+        assert torch.equal(forward(name, again), want)
     other = copy.deepcopy(f.model)
     with torch.no_grad():
         for p in other.parameters():
             p.mul_(0.5)
-    other = reshaped(other, edits)
+    other = reshaped(other, it.edits)
     assert (forward(name, other) - want).abs().max() > 1e-2
-    load_into(other, state_of(small))
+    load_into(other, state_of(it.small))
     assert torch.equal(forward(name, other), want)
 
 
 def test_ties_are_intact_and_frozen_parameters_stay_frozen():
     for name in NAMES:
-        f = family(name)
-        model = copy.deepcopy(f.model)
+        model, edits = copy.deepcopy(family(name).model), of(name, "the first block")[1].edits
         frozen = [n for i, (n, _) in enumerate(model.named_parameters()) if i % 3 == 0]
         for n in frozen:
             model.get_parameter(n).requires_grad_(False)
-        small = reshaped(model, cut(f, "the first block")[1])
+        small = reshaped(model, edits)
         grads = {n: p.requires_grad for n, p in small.named_parameters()}
         assert [n for n, g in grads.items() if not g] == [n for n in frozen if n in grads]
         head, table = small.get_output_embeddings(), small.get_input_embeddings()
@@ -209,21 +229,18 @@ def test_modules_that_share_their_weights_are_cut_together():
         kind = "neuron" if inner == "mlp" else "head"
         assert len([g for g in layout.structure.groups if g.kind == kind]) == 1
         for gone in (some(layout, kind), every(layout, f"model.layers.0.{inner}.")):
-            masks = masks_of(layout, gone)
-            silent = masked_model(model, masks)
-            want = forward(name, silent)
-            small = reshaped(silent, edits_of(masks, layout))
-            assert (forward(name, small) - want).abs().max() <= 1e-9
+            it = cut(model, layout, gone)
+            want = forward(name, it.silent)
+            assert (forward(name, it.small) - want).abs().max() <= 1e-9
             assert (forward(name, model) - want).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("name", ["llama", "t5", "gpt2"])
 def test_hidden_states_are_still_counted_by_block(name):
-    f = family(name)
-    small = reshaped(copy.deepcopy(f.model), cut(f, "the first block")[1])
+    f, it = of(name, "the first block")
     ids = torch.arange(6).reshape(1, 6)
     extra = {"decoder_input_ids": ids} if name == "t5" else {}
-    said = [m(input_ids=ids, output_hidden_states=True, **extra) for m in (f.model, small)]
+    said = [m(input_ids=ids, output_hidden_states=True, **extra) for m in (f.model, it.small)]
     for key in ["encoder_hidden_states", "decoder_hidden_states"] if extra else ["hidden_states"]:
         whole, left = said[0][key], said[1][key]
         assert len(whole) == len(left) == 3
@@ -232,10 +249,9 @@ def test_hidden_states_are_still_counted_by_block(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_checkpointing_of_activations_gives_the_same_gradients(name):
-    f = family(name)
     grads = []
     for checkpointing in (False, True):
-        small = reshaped(copy.deepcopy(f.model), cut(f, "the first block")[1]).train()
+        small = of(name, "the first block")[1].small.train()
         for module in small.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
@@ -245,8 +261,8 @@ def test_checkpointing_of_activations_gives_the_same_gradients(name):
             small.activation_checkpointing_enable()
         forward(name, small, grad=True).square().mean().backward()
         grads.append([p.grad for p in small.parameters()])
-    assert all(torch.allclose(a, b) for a, b in zip(*grads, strict=True) if a is not None)
-    assert all((a is None) == (b is None) for a, b in zip(*grads, strict=True))
+    for one, two in zip(*grads, strict=True):
+        assert torch.allclose(one, two) if one is not None else two is None
 
 
 @pytest.mark.parametrize(
@@ -268,12 +284,12 @@ def test_edits_that_do_not_fit_are_refused(edit, says):
 
 
 def test_what_was_cut_is_not_cut_again_and_no_edit_is_given_twice():
-    edit = Edit("neuron", "model.layers.0.mlp", (0, 1, 2))
-    small = reshaped(copy.deepcopy(family("llama").model), [edit])
+    edits = [Edit("neuron", "model.layers.0.mlp", kept) for kept in ((0, 1, 2), (0, 1))]
+    small = reshaped(copy.deepcopy(family("llama").model), edits[:1])
     with pytest.raises(ValueError, match="cut already"):
-        reshaped(small, [Edit("neuron", "model.layers.0.mlp", (0, 1))])
+        reshaped(small, edits[1:])
     with pytest.raises(ValueError, match="there are two"):
-        ordered([edit, Edit("neuron", "model.layers.0.mlp", (0, 1))])
+        ordered(edits)
 
 
 def test_edits_have_one_order():
@@ -297,41 +313,19 @@ def test_without_edits_nothing_happens():
     assert torch.equal(forward("t5", model), forward("t5", family("t5").model))
 
 
-ADAPTED = {
-    "bert": ["query", "value", "intermediate.dense"],
-    "roberta": ["query", "value", "intermediate.dense"],
-    "gpt2": ["c_attn", "c_fc"],
-    "gpt2-cross": ["c_attn", "q_attn", "c_fc"],
-    "t5": ["q", "o", "wi", "wo"],
-    "t5-gated": ["q", "o", "wi_0", "wo"],
-    "llama": ["q_proj", "o_proj", "down_proj"],
-    "llama-gqa": ["q_proj", "o_proj", "down_proj"],
-    "opt": ["q_proj", "out_proj"],
-    "opt-post": ["q_proj", "v_proj"],
-    "gpt-neox": ["query_key_value", "dense_h_to_4h"],
-    "distilbert": ["q_lin", "v_lin", "lin1"],
-    "electra": ["query", "value", "intermediate.dense"],
-    "vit": ["q_proj", "v_proj", "fc1"],
-    "modernbert": ["Wqkv", "Wi"],
-    "phi3": ["qkv_proj", "o_proj", "gate_up_proj"],
-}
-
-
 @pytest.mark.sampled(12)
 @pytest.mark.parametrize("case", ["both", "the first block"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_cut_model_takes_low_rank_adapters_that_train_and_merge(name, case):
     peft = pytest.importorskip("peft")
-    f = family(name)
-    small = reshaped(copy.deepcopy(f.model), cut(f, case)[1])
-    want = forward(name, small)
-    targets = ADAPTED.get(name, ADAPTED["llama"])
-    config = peft.LoraConfig(
-        r=2, target_modules=targets, init_lora_weights=True, fan_in_fan_out="gpt2" in name
-    )
+    f, it = of(name, case)
+    want, there = forward(name, it.small), state_of(it.small)
+    tensors = [p.tensor for g in f.layout.structure.groups for p in g.parts if p.tensor in there]
+    targets = [tensor.removesuffix(".weight") for tensor in tensors]
+    config = peft.LoraConfig(r=2, target_modules=targets, fan_in_fan_out="gpt2" in name)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        adapted = peft.get_peft_model(small, config).double().eval()
+        adapted = peft.get_peft_model(it.small, config).double().eval()
     assert torch.equal(forward(name, adapted), want)
     opt = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=1.0)
     for _ in range(2):
@@ -343,37 +337,39 @@ def test_a_cut_model_takes_low_rank_adapters_that_train_and_merge(name, case):
     assert (forward(name, adapted.merge_and_unload()) - trained).abs().max() <= 1e-9
 
 
+@functools.cache
+def factored(name: str) -> tuple[nn.Module, Edits]:
+    """The family with the layers of its first and last units as factors."""
+    f = family(name)
+    first = [f.layout.structure.groups[0], f.layout.structure.groups[-1]]
+    layers = {part.tensor.removesuffix(".weight") for group in first for part in group.parts}
+    ranks = tuple(Edit("rank", path, (4,)) for path in sorted(layers))
+    return reshaped(copy.deepcopy(f.model), ranks), ranks
+
+
 @pytest.mark.sampled(8)
 @pytest.mark.parametrize("case", ["both", "an attention", "the first block", "all feed-forwards"])
 @pytest.mark.parametrize("name", NAMES)
 def test_units_are_cut_through_factors_too(name, case):
-    f = family(name)
-    first = [f.layout.structure.groups[0], f.layout.structure.groups[-1]]
-    layers = {part.tensor.removesuffix(".weight") for group in first for part in group.parts}
-    ranks = [Edit("rank", path, (4,)) for path in sorted(layers)]
-    model = reshaped(copy.deepcopy(f.model), ranks)
-    layout = layout_of(model, output=(OUTPUT.get(name, "lm_head"),))
+    f, (model, ranks) = family(name), factored(name)
+    layout = laid_out(name, model)
     assert [g.path for g in layout.structure.groups] == [g.path for g in f.layout.structure.groups]
-    masks = masks_of(layout, CASES[case](layout))
-    edits = edits_of(masks, layout)
-    silent = masked_model(model, masks)
-    want = forward(name, silent)
-    small = reshaped(copy.deepcopy(silent), edits)
-    assert (forward(name, small) - want).abs().max() <= 1e-9
+    it = cut(model, layout, CASES[case](layout))
+    want = forward(name, it.silent)
+    assert (forward(name, it.small) - want).abs().max() <= 1e-9
     assert (forward(name, model) - want).abs().max() > 1e-2
-    at_once = reshaped(copy.deepcopy(f.model), [*edits, *ranks])
-    there = places(model, edits).restrict(state_of(silent))
-    assert shapes_of(state_of(at_once)) == shapes_of(state_of(small)) == shapes_of(there)
+    at_once = reshaped(copy.deepcopy(f.model), [*it.edits, *ranks])
+    there = places(model, it.edits).restrict(state_of(it.silent))
+    assert shapes_of(state_of(at_once)) == shapes_of(state_of(it.small)) == shapes_of(there)
     load_into(at_once, there)
-    assert torch.equal(forward(name, at_once), forward(name, small))
+    assert torch.equal(forward(name, at_once), forward(name, it.small))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "gpt2", "t5", "llama-gqa"])
 def test_torch_can_export_a_cut_model(name):
-    f = family(name)
     for case in ("both", "the first block"):
-        small = reshaped(copy.deepcopy(f.model), cut(f, case)[1])
+        small = of(name, case)[1].small
         exported = torch.export.export(small, (), inputs(name, small), strict=False)
         with torch.no_grad():
             said = exported.module()(**inputs(name, small)).logits

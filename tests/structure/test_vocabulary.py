@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from families import SYMBOLS, TEXTS, family
+from modules import module
 from torch import Tensor, nn
 
 from fedprune.structure.cuts import places
@@ -15,6 +16,7 @@ from fedprune.structure.vocabulary import cut_vocabulary, translated, used
 from fedprune.tensors.models import state_of
 
 KEPT = (0, 1, 3, 4, 7, 8, 12, 15)
+GONE = [i for i in range(SYMBOLS) if i not in KEPT]
 
 
 def edit_for(model: nn.Module) -> Edit:
@@ -41,12 +43,11 @@ def test_texts_of_kept_tokens_have_the_same_logits_and_gone_tokens_the_least(nam
     dense, small = cut(name)
     with torch.no_grad():
         want, got = logits(name, dense, texts()), logits(name, small, texts())
-    gone = [i for i in range(SYMBOLS) if i not in KEPT]
     # Gemma 2 caps what comes of it at 30, either way.
-    want[..., gone] = -30.0 if name == "gemma2" else torch.finfo(want.dtype).min
+    want[..., GONE] = -30.0 if name == "gemma2" else torch.finfo(want.dtype).min
     assert got.shape == want.shape
     assert (got[..., KEPT] - want[..., KEPT]).abs().max() <= 1e-9
-    assert torch.equal(got[..., gone], want[..., gone])
+    assert torch.equal(got[..., GONE], want[..., GONE])
     single = logits(name, small.float(), texts())[..., KEPT]
     assert (single - want[..., KEPT]).abs().max() <= 1e-5 * want[..., KEPT].abs().max()
 
@@ -84,8 +85,7 @@ def test_a_step_of_training_is_the_same_on_what_stays(name):
         opt = torch.optim.SGD(model.parameters(), lr=0.1)
         out = logits(name, model, texts())
         if model is dense:
-            gone = [i for i in range(SYMBOLS) if i not in KEPT]
-            out = out.index_fill(-1, torch.tensor(gone), torch.finfo(out.dtype).min)
+            out = out.index_fill(-1, torch.tensor(GONE), torch.finfo(out.dtype).min)
         nn.functional.cross_entropy(out.flatten(0, 1), texts().flatten()).backward()
         opt.step()
     restricted = places(family(name).model, [edit_for(dense)]).restrict(state_of(dense))
@@ -115,10 +115,9 @@ def test_cutting_heads_and_tokens_goes_together_and_a_cut_model_is_an_ordinary_o
 @pytest.mark.parametrize("name", ["gpt2", "llama", "t5"])
 def test_only_kept_tokens_are_written_and_they_are_the_likeliest(name):
     dense, small = cut(name)
-    gone = [[i] for i in range(SYMBOLS) if i not in KEPT]
     more = {"max_new_tokens": 5, "do_sample": False, "use_cache": True, "pad_token_id": 0}
     more["min_new_tokens"] = 5  # the end of a text is a token that is gone
-    want = dense.generate(texts(), bad_words_ids=gone, **more)
+    want = dense.generate(texts(), bad_words_ids=[[i] for i in GONE], **more)
     assert torch.equal(small.generate(texts(), **more), want)
     beams = small.generate(texts(), num_beams=2, **more)
     assert set(beams.flatten().tolist()) <= set(KEPT)
@@ -141,15 +140,8 @@ def test_a_frozen_table_stays_frozen_and_padding_keeps_its_row():
     table = nn.Embedding(9, 3, padding_idx=4)
     table.weight.requires_grad_(False)
 
-    class Reader(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.table, self.out = table, nn.Linear(3, 9)
-
-        def get_input_embeddings(self) -> nn.Module:
-            return self.table
-
-    reader = Reader()
+    reader = module(lambda self, x: self.out(self.table(x)), table=table, out=nn.Linear(3, 9))
+    reader.get_input_embeddings = lambda: table
     assert embedding_path(reader) == "table"
     cut_vocabulary(reader, Edit("vocab", "table", (1, 4, 8)))
     assert (reader.table.padding_idx, reader.table.weight.shape) == (1, (3, 3))
@@ -243,11 +235,10 @@ def test_tables_and_heads_of_other_classes_are_cut_and_say_the_same(table, head,
     with torch.no_grad():
         want, got = dense(texts()), small(texts())
         assert torch.equal(got, copy.deepcopy(small)(texts()))
-    gone = [i for i in range(SYMBOLS) if i not in KEPT]
     assert torch.allclose(got[..., KEPT], want[..., KEPT], atol=1e-12)
     if tied:
         assert small.head.weight is small.table.weight
-        assert (got[..., gone] == torch.finfo(got.dtype).min).all()
+        assert (got[..., GONE] == torch.finfo(got.dtype).min).all()
 
 
 def test_of_several_tables_the_model_says_which_is_of_tokens():

@@ -1,9 +1,10 @@
 """What tests of tasks share: what a task reads of a configuration, and a user's rows as files."""
 
+import importlib.metadata
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -19,31 +20,27 @@ def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl")
 
 
+@pytest.fixture
+def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No package is found, whatever its name."""
+
+    def missing(name: str) -> NoReturn:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", missing)
+
+
 @pytest.fixture(scope="session")
 def asked() -> Asked:
     """The keys that tasks read, as a complete configuration would have them."""
 
     def made(task: str, **keys: Any) -> Any:
         given: dict[str, Any] = {
-            "task": task,
-            "clients": 4,
-            "seed": 3,
-            "alpha": 0.5,
-            "length": None,
-            "depth": None,
-            "width": None,
-            "data": "",
-            "encoding": None,
+            **dict.fromkeys(("length", "depth", "width", "encoding", "small_owners")),
+            **dict.fromkeys(("label_column", "target_column", "client_column")),
+            **{"task": task, "clients": 4, "seed": 3, "split": "iid", "alpha": 0.5, "data": ""},
+            **{"class_names": (), "metrics": "exact", "dp": "none", "panel": 0},
             "text_column": "text" if "text" in TASKS[task].columns else None,
-            "label_column": None,
-            "target_column": None,
-            "client_column": None,
-            "class_names": (),
-            "small_owners": None,
-            "metrics": "exact",
-            "dp": "none",
-            "panel": 0,
-            "split": "iid",
             "model": next(iter(TASKS[task].models)),
         }
         return SimpleNamespace(**{**given, **TASKS[task].defaults, **keys})

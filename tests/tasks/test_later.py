@@ -31,16 +31,9 @@ CONFIG: RunConfig = configure(
 
 def shard(partition: int) -> Shard:
     """Rows whose numbers say whose they are."""
-    parts = ((6 + partition, 0), (2, 1), (2, 2))
-    return Shard(
-        *(
-            {
-                "images": torch.full((n, 1, 8, 8), partition + i / 10),
-                "labels": torch.arange(n) % 10,
-            }
-            for n, i in parts
-        )
-    )
+    sizes = (6 + partition, 2, 2)
+    images = (torch.full((n, 1, 8, 8), partition + i / 10) for i, n in enumerate(sizes))
+    return Shard(*({"images": x, "labels": torch.arange(len(x)) % 10} for x in images))
 
 
 def test_what_is_kept_is_bounded_and_what_was_let_go_comes_again_the_same():
@@ -105,34 +98,34 @@ def test_rows_and_labels_of_all_are_known_without_any_being_built():
     assert not built
 
 
+def but_the_seventh(change) -> object:
+    return task(lambda p: change(shard(p)) if p == 7 else shard(p))
+
+
+def without(one: Shard, part: str) -> Shard:
+    return dataclasses.replace(one, **{part: {n: t[:0] for n, t in getattr(one, part).items()}})
+
+
+ODD = {"labels": torch.zeros(2)}
 WRONG = {
-    "no shard": (lambda p: "no shard" if p == 7 else shard(p), "shard 7 is a str"),
+    "no shard": (but_the_seventh(lambda _: "no shard"), "shard 7 is a str"),
     "other names": (
-        lambda p: (
-            dataclasses.replace(shard(p), test={"labels": torch.zeros(2)}) if p == 7 else shard(p)
-        ),
+        but_the_seventh(lambda one: dataclasses.replace(one, test=ODD)),
         "shard 7's test has",
     ),
     "nothing to train on": (
-        lambda p: (
-            dataclasses.replace(shard(p), train={n: t[:0] for n, t in shard(p).train.items()})
-            if p == 7
-            else shard(p)
-        ),
+        but_the_seventh(lambda one: without(one, "train")),
         "shard 7 has no train examples",
     ),
-    "nobody measures": (
-        lambda p: dataclasses.replace(shard(p), test={n: t[:0] for n, t in shard(p).test.items()}),
-        "no partition has any test",
-    ),
+    "nobody measures": (task(lambda p: without(shard(p), "test")), "no partition has any test"),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_what_is_wrong_with_one_of_them_is_said_before_round_one(name):
-    make, told = WRONG[name]
+    own, told = WRONG[name]
     with pytest.raises(ValueError, match=told):
-        shards_of(task(make), CONFIG)
+        shards_of(own, CONFIG)
 
 
 @pytest.mark.parametrize(

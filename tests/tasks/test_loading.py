@@ -18,6 +18,8 @@ from fedprune.tasks.tokenization import characters, own_symbols
 from fedprune.tasks.zoo import heads_of
 from fedprune.tensors.models import state_of
 
+GPT2 = {"vocab_size": 99, "n_positions": 32, "n_embd": 16, "n_layer": 1, "n_head": 2}
+
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:
@@ -25,9 +27,8 @@ def saved(tmp_path_factory) -> Path:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     folder = tmp_path_factory.mktemp("saved")
-    config = GPT2Config(vocab_size=99, n_positions=32, n_embd=16, n_layer=1, n_head=2)
     with seeded(1, "init"):
-        model = GPT2LMHeadModel(config).to(torch.bfloat16)
+        model = GPT2LMHeadModel(GPT2Config(**GPT2)).to(torch.bfloat16)
     model.save_pretrained(folder)
     characters("masked").tokenizer.save_pretrained(folder)
     return folder
@@ -73,13 +74,11 @@ def test_what_is_nowhere_is_one_line(asked, monkeypatch):
         assert make is not None
         with pytest.raises(FileNotFoundError) as caught:
             make(config)
-        message = str(caught.value)
         assert re.match(
             r"model='nobody/nothing': neither a family of task shakespeare nor a folder, and the "
-            r"hub is not reachable or has no such model; allowed: ",
-            message,
+            r"hub is not reachable or has no such model; allowed: [^\n]+$",
+            str(caught.value),
         )
-        assert "\n" not in message
 
 
 def test_a_hub_that_is_not_reachable_is_not_asked_again(monkeypatch, capfd):
@@ -146,16 +145,8 @@ def test_a_tokenizer_of_bytes_has_no_file_of_words(tmp_path):
 
 def test_a_family_for_something_else_is_refused(asked):
     config = asked("shakespeare-masked", model="gpt2")
-    with pytest.raises(
-        ValueError, match="model='gpt2': no model for task shakespeare-masked; allowed: bert"
-    ):
+    with pytest.raises(ValueError, match="no model for task shakespeare-masked; allowed: bert"):
         build(config, Need("masked", 99, 32))
-
-
-def test_more_positions_than_a_model_has_are_refused(saved, asked):
-    config = asked("shakespeare", model=str(saved))
-    with pytest.raises(ValueError, match=r"length=33: .* reads 32 tokens; allowed: 8 to 32"):
-        build(config, Need("causal", 99, 33))
 
 
 def test_offline_nobody_is_asked(monkeypatch):
@@ -176,15 +167,10 @@ def small(kind: str, folder: Path, **changes: Any) -> Path:
     import transformers
 
     sizes = {"vocab_size": 99, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    if kind == "GPT2":
-        sizes = {"vocab_size": 99, "n_embd": 16, "n_layer": 1, "n_head": 2}
-    more = {} if kind == "GPT2" else {"intermediate_size": 32}
-    settings = getattr(transformers, f"{kind}Config")(**sizes, **more, **changes)
-    auto = (
-        transformers.AutoModelForMaskedLM
-        if kind not in ("Llama", "GPT2")
-        else transformers.AutoModelForCausalLM
-    )
+    sizes = GPT2 if kind == "GPT2" else {**sizes, "intermediate_size": 32}
+    settings = getattr(transformers, f"{kind}Config")(**{**sizes, **changes})
+    purpose = "CausalLM" if kind in ("Llama", "GPT2") else "MaskedLM"
+    auto = getattr(transformers, f"AutoModelFor{purpose}")
     with seeded(1, "init"):
         auto.from_config(settings).save_pretrained(folder)
     return folder
@@ -248,8 +234,7 @@ def test_a_padded_batch_classifies_as_single_texts_do(own, side, kind, tmp_path,
 def test_a_head_of_other_classes_begins_afresh_and_that_is_said(tmp_path, asked):
     from transformers import GPT2Config, GPT2ForSequenceClassification
 
-    sizes = {"vocab_size": 99, "n_positions": 32, "n_embd": 16, "n_layer": 1, "n_head": 2}
-    trained = GPT2ForSequenceClassification(GPT2Config(num_labels=5, **sizes))
+    trained = GPT2ForSequenceClassification(GPT2Config(num_labels=5, **GPT2))
     trained.save_pretrained(tmp_path)
     config = asked("text-classification", model=str(tmp_path))
     five, two = (build(config, Need("classify", 99, 32, 0, None, n)) for n in (5, 2))
@@ -273,10 +258,8 @@ def bert() -> Any:
 
 
 def test_what_the_files_of_a_folder_lack_and_have_too_much_is_said(bert, tmp_path, asked):
-    config, need = (
-        asked("text-classification", model=str(tmp_path)),
-        Need("classify", 99, 16, 0, None, 2, ("no", "maybe")),
-    )
+    config = asked("text-classification", model=str(tmp_path))
+    need = Need("classify", 99, 16, 0, None, 2, ("no", "maybe"))
     whole = bert.state_dict()
     for gone, added, says in (
         ("classifier.bias", "", "have no classifier.bias: begun at random"),
@@ -307,9 +290,8 @@ def test_a_trained_head_keeps_the_order_of_its_classes_or_says_what_they_are(ber
 def test_a_folder_whose_weights_do_not_fit_its_config_is_one_line(tmp_path, asked):
     from transformers import GPT2Config, GPT2ForSequenceClassification
 
-    sizes = {"vocab_size": 99, "n_positions": 32, "n_layer": 1, "n_head": 2}
-    GPT2ForSequenceClassification(GPT2Config(n_embd=16, **sizes)).save_pretrained(tmp_path)
-    GPT2Config(n_embd=8, **sizes).save_pretrained(tmp_path)
+    GPT2ForSequenceClassification(GPT2Config(**GPT2)).save_pretrained(tmp_path)
+    GPT2Config(**{**GPT2, "n_embd": 8}).save_pretrained(tmp_path)
     config = asked("text-classification", model=str(tmp_path))
     with pytest.raises(ValueError, match=r"by its config; allowed: a folder whose config fits"):
         build(config, Need("classify", 99, 32, 0, None, 2))

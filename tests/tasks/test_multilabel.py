@@ -1,3 +1,5 @@
+from collections import Counter
+
 import pytest
 import torch
 from hypothesis import given
@@ -14,14 +16,12 @@ BITS = st.lists(st.tuples(*[st.booleans()] * 6), min_size=1, max_size=20)
 def test_f1_and_exact_match_of_added_sums_are_scikit_learns(rows, cut):
     metrics = pytest.importorskip("sklearn.metrics")
     labels, guesses = (torch.tensor([row[at] for row in rows]) for at in (slice(3), slice(3, 6)))
-    totals = {"loss": 0.0, "correct": 0.0, "count": 0.0}
+    totals = Counter[str]()
     for piece in (slice(cut), slice(cut, None)):  # two clients
         loss = labels_loss(guesses[piece].float() - 0.5, labels[piece].float())
         assert float(loss.each.sum()) == pytest.approx(float(loss.total), abs=1e-5)
-        sums = {"loss": float(loss.total), "correct": loss.correct, "count": loss.count}
-        for name, value in {**sums, **loss.extra}.items():
-            totals[name] = totals.get(name, 0.0) + value
-    found = measures(totals, "micro_f1")
+        totals.update(loss=float(loss.total), correct=loss.correct, count=loss.count, **loss.extra)
+    found = measures(dict(totals), "micro_f1")
     assert found["exact_match"] == pytest.approx(metrics.accuracy_score(labels, guesses))
     for average in ("micro", "macro"):
         with torch.no_grad():

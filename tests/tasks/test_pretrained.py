@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fedprune.tasks import gguf_models, pretrained
+from fedprune.tasks import gguf_models
 from fedprune.tasks.gguf_models import note_of
 from fedprune.tasks.pretrained import PACKAGED, place_of
 from fedprune.tasks.tokenization import byte_names
@@ -40,12 +40,11 @@ def written(
     file.add_tensor("token_embd.weight", normal(gen, WORDS, WIDTH))
     file.add_tensor("output_norm.weight", np.ones(WIDTH, np.float32))
     shapes = {
-        "attn_q": (WIDTH, WIDTH),
-        "attn_k": (WIDTH // 2, WIDTH),
-        "attn_v": (WIDTH // 2, WIDTH),
+        **dict.fromkeys(("attn_q", "attn_output"), (WIDTH, WIDTH)),
+        **dict.fromkeys(("attn_k", "attn_v"), (WIDTH // 2, WIDTH)),
+        **dict.fromkeys(("ffn_gate", "ffn_up"), (2 * WIDTH, WIDTH)),
+        "ffn_down": (WIDTH, 2 * WIDTH),
     }
-    shapes |= {"attn_output": (WIDTH, WIDTH), "ffn_gate": (2 * WIDTH, WIDTH)}
-    shapes |= {"ffn_up": (2 * WIDTH, WIDTH), "ffn_down": (WIDTH, 2 * WIDTH)}
     for i in range(blocks):
         for name in ("attn_norm", "ffn_norm"):
             file.add_tensor(f"blk.{i}.{name}.weight", np.ones(WIDTH, np.float32))
@@ -80,13 +79,15 @@ def test_a_gguf_file_is_the_model_that_its_tensors_are(tmp_path, kind):
     model = AutoModelForCausalLM.from_pretrained(folder)
     state = model.state_dict()
     read = {t.name: t for t in gguf.GGUFReader(file).tensors}
-    pairs = {"token_embd.weight": "model.embed_tokens.weight"}
-    pairs |= {"blk.0.ffn_down.weight": "model.layers.0.mlp.down_proj.weight"}
-    pairs |= {"blk.0.attn_v.weight": "model.layers.0.self_attn.v_proj.weight"}
-    for ours, theirs in pairs.items():
-        t = read[ours]
+    pairs = {
+        "token_embd": "embed_tokens",
+        "blk.0.ffn_down": "layers.0.mlp.down_proj",
+        "blk.0.attn_v": "layers.0.self_attn.v_proj",
+    }
+    for theirs, ours in pairs.items():
+        t, found = read[f"{theirs}.weight"], state[f"model.{ours}.weight"]
         expected = torch.from_numpy(gguf.quants.dequantize(t.data, t.tensor_type).copy())
-        torch.testing.assert_close(state[theirs], expected.view_as(state[theirs]), rtol=0, atol=0)
+        assert torch.equal(found, expected.view_as(found))
     assert model.config.num_key_value_heads == 1
     assert not hasattr(model.config, "quantization_config")
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -123,12 +124,9 @@ def test_a_file_that_is_none_is_one_line(tmp_path, spoil):
     assert not list((tmp_path / "cache").rglob("config.json"))
 
 
+@pytest.mark.usefixtures("nothing_installed")
 @pytest.mark.parametrize("name", list(PACKAGED))
-def test_what_is_not_installed_is_named_with_how_to_get_it(name, monkeypatch):
-    def missing(package: str) -> Any:
-        raise pretrained.importlib.metadata.PackageNotFoundError(package)
-
-    monkeypatch.setattr(pretrained.importlib.metadata, "distribution", missing)
+def test_what_is_not_installed_is_named_with_how_to_get_it(name):
     with pytest.raises(FileNotFoundError, match=rf"model='{name}': .* allowed: pip install "):
         place_of(name)
 

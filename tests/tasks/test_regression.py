@@ -1,4 +1,3 @@
-import json
 import math
 
 import pytest
@@ -11,6 +10,7 @@ from fedprune.tasks import regression
 from fedprune.tasks.catalog import TASKS
 from fedprune.tasks.regression import mean_alone, scaling_of
 from fedprune.tasks.rescaling import Rescale, folded, rescaled, unfolded
+from tests.tasks.rows import ROWS
 
 TASK = TASKS["text-regression"]
 TINY = {
@@ -23,26 +23,19 @@ TINY = {
 @pytest.mark.parametrize("model", ["bert", "gpt2"])
 def test_a_model_speaks_in_units_of_the_labels_in_every_form(model, rows_file, tmp_path):
     transformers = pytest.importorskip("transformers")
-    keys = {
-        "data": str(rows_file), "label_column": "value", "model": model, "depth": 1, "width": 16,
-    }  # fmt: skip
-    config = configure({**TINY, **keys})
+    keys = {"data": str(rows_file), "label_column": "value", "depth": 1, "width": 16}
+    config = configure({**TINY, **keys, "model": model})
     result = federate(config, folder=tmp_path / "run")
     pieces = TASK.shards(config)
     ids = torch.cat([s.test["inputs"] for s in pieces])
     attention = torch.cat([s.test["attention"] for s in pieces])
-    rows = {row["text"]: row["value"] for row in map(json.loads, rows_file.open())}
-    known = scaling_of([json.loads(line)["value"] for line in rows_file.open()])
+    known = scaling_of([row["value"] for row in ROWS])
     labels = torch.cat([s.test["labels"] for s in pieces]).double() * known.spread + known.centre
-    assert {round(float(y), 2) for y in labels} <= set(rows.values())
+    assert {round(float(y), 2) for y in labels} <= {row["value"] for row in ROWS}
 
     auto = transformers.AutoModelForSequenceClassification
-    forms = [
-        result.model,
-        fedprune.load(tmp_path / "run"),
-        fedprune.load(tmp_path / "run/model"),
-        auto.from_pretrained(tmp_path / "run/model").eval(),
-    ]
+    forms = [result.model, *(fedprune.load(tmp_path / f) for f in ("run", "run/model"))]
+    forms.append(auto.from_pretrained(tmp_path / "run/model").eval())
     said = [m(input_ids=ids, attention_mask=attention).logits[:, 0].double() for m in forms]
     for other in said[1:]:
         torch.testing.assert_close(other, said[0], rtol=1e-6, atol=1e-3)
@@ -65,21 +58,17 @@ def test_the_mean_alone_by_hand():
     assert mean_alone(torch.ones(3), torch.zeros(3), 1.0) == {}
 
 
-@pytest.mark.parametrize("labels", [[1.0, 1.0], [1e9] * 5])
-def test_labels_that_do_not_differ_are_refused(labels):
-    with pytest.raises(ValueError, match="every row has the same label"):
-        scaling_of(labels)
-
-
 @pytest.mark.parametrize(
     ("labels", "reason"),
     [
+        ([1.0, 1.0], "every row has the same label"),
+        ([1e9] * 5, "every row has the same label"),
         ([1e9, 1e9 + 1], "less their mean"),
         ([1.0, 1e300], "too large for float32"),
         ([1e-40, 2e-40], "too little for float32"),
     ],
 )
-def test_labels_that_a_model_cannot_say_in_float32_are_refused(labels, reason):
+def test_labels_that_are_the_same_or_that_float32_cannot_say_are_refused(labels, reason):
     with pytest.raises(ValueError, match=reason):
         scaling_of(labels)
 

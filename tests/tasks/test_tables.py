@@ -1,39 +1,8 @@
 import json
-from pathlib import Path
 
 import pytest
-from datasets import Dataset
 
 from fedprune.tasks.tables import column, read_table, rows_with_text
-
-COLUMNS = {
-    "text": ["NA", 'a, "quoted" one', "null", "two"],
-    "label": [3, 1, 2, 3],
-    "note": ["x", "", "y", "z"],
-}
-
-
-def write(folder: Path, suffix: str) -> Path:
-    path, table = folder / f"rows{suffix}", Dataset.from_dict(COLUMNS)
-    if suffix == ".csv":
-        table.to_csv(path)
-    elif suffix == ".tsv":
-        table.to_csv(path, sep="\t")
-    elif suffix == ".jsonl":
-        table.to_json(path)
-    elif suffix == ".json":
-        path.write_text(json.dumps(table.to_list()))
-    else:
-        table.to_parquet(path)
-    return path
-
-
-@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl", ".parquet"])
-def test_every_kind_of_file_gives_the_same_rows(suffix, tmp_path):
-    table = read_table(str(write(tmp_path, suffix)))
-    assert set(table) == set(COLUMNS)
-    for name, values in COLUMNS.items():
-        assert column(table, "text-column", name) == [str(v) for v in values]
 
 
 def test_a_txt_file_has_a_row_a_line(tmp_path):

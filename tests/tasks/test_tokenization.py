@@ -1,5 +1,4 @@
 import functools
-import math
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +38,11 @@ def test_the_alphabet_is_fixed_and_without_doubles():
 
 @example("<unk> or not <unk>, <pad>")
 @given(TEXT)
-def test_the_tokenizer_has_the_ids_of_training(text):
-    assert words()(text)["input_ids"] == encode(text).tolist()
-
-
-@given(st.text(alphabet=ALPHABET[2:], max_size=80))
-def test_the_tokenizer_gives_the_text_back(text):
-    assert words().decode(words()(text)["input_ids"]) == text
+def test_the_tokenizer_has_the_ids_of_training_and_gives_the_text_back(text):
+    ids = words()(text)["input_ids"]
+    assert ids == encode(text).tolist()
+    known = "".join(c for c in text if c in ALPHABET)
+    assert words().decode([i for i in ids if i != UNKNOWN]) == known
 
 
 def test_the_tokenizer_is_the_same_after_a_trip_to_disk(tmp_path):
@@ -101,21 +98,17 @@ def test_rows_are_the_same_however_many_are_made_at_once(monkeypatch):
             pieces = token_rows(symbols, texts, 12)
         for name in ("ids", "sizes", "attention", "whole", "spans"):
             assert torch.equal(getattr(whole, name), getattr(pieces, name)), name
-        assert torch.equal(whole.coverage.complete, pieces.coverage.complete)
-        assert (whole.coverage.characters, whole.coverage.unknown) == (
-            pieces.coverage.characters,
-            pieces.coverage.unknown,
-        )
+        read, again = ({**vars(rows.coverage)} for rows in (whole, pieces))
+        assert torch.equal(read.pop("complete"), again.pop("complete"))
+        assert read == again
 
 
 @given(ANY)
 def test_of_an_alphabet_only_what_is_known_stands_for_bytes(text):
     read = ids_of_text(characters("causal"), text)
     assert read.sizes.tolist() == [int(c in ALPHABET) for c in text]
-    assert (read.coverage.characters, read.coverage.unknown) == (
-        len(text),
-        sum(c not in ALPHABET for c in text),
-    )
+    assert read.coverage.characters == len(text)
+    assert read.coverage.unknown == sum(c not in ALPHABET for c in text)
 
 
 @example("<pad></s><unk> \ufffd \x00\r\n")
@@ -161,15 +154,6 @@ def test_half_a_surrogate_pair_is_a_question_mark():
     read = ids_of_text(utf8_bytes("causal"), "a\ud83d")
     assert (read.ids - FIRST_BYTE).tolist() == list(b"a?")
     assert token_rows(utf8_bytes("seq2seq"), ["a\ud83d"], 8).ids[0, 1] == FIRST_BYTE + ord("?")
-
-
-def test_uniform_text_cannot_cost_less_than_it_holds():
-    text = "".join(chr(0x4E00 + 7 * (i * i % 41 % 40)) for i in range(4000))
-    read = ids_of_text(utf8_bytes("causal"), text)
-    # Each of 40 characters is written as its own three bytes, none of which is merged.
-    assert len({tuple(c) for c in read.ids.view(-1, 3).tolist()}) == len(set(text))
-    assert int(read.sizes.sum()) == 3 * len(text)
-    assert math.log2(40) / 3 == pytest.approx(1.77, abs=0.01)
 
 
 @functools.cache

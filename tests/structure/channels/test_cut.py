@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import pytest
 import torch
-from convnets import NETS, net_of
+from convnets import NETS, found, net_of
 from specimens import Specimen, taken
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -132,14 +132,8 @@ def test_a_cut_net_is_an_ordinary_one():
     net, cut, _, edits, seen = pair("depthwise", 0.45)
     again = pickle.loads(pickle.dumps(copy.deepcopy(cut)))
     assert torch.equal(again(seen), cut(seen))
-    before = {
-        g.path: len(g.parts[0].index) for g in layout_of(net, output=["head"]).structure.groups
-    }
-    after = {
-        g.path: len(g.parts[0].index) for g in layout_of(cut, output=["head"]).structure.groups
-    }
-    kept = {e.path: len(e.kept) for e in edits}
-    assert after == {p: kept.get(p, n) for p, n in before.items() if kept.get(p, n) > 1}
+    before, kept = found(net), {e.path: len(e.kept) for e in edits}
+    assert found(cut) == {p: kept.get(p, n) for p, n in before.items() if kept.get(p, n) > 1}
     assert (cut.deep.groups, cut.deep.in_channels, cut.norm.num_features) == (kept["up"],) * 3
     assert cut.hidden.in_features == 9 * kept.get("down", 4)
 
@@ -188,17 +182,15 @@ def test_the_score_of_removing_a_channel_is_what_cutting_it_does_to_the_loss(nam
     score = SCORES["ablation"].finalise(taken(SCORES["ablation"], s, [part], unit="channel"))
     labels = unit_labels(layout, "channel")
     net.requires_grad_(False)
-    before, number = float(classification_loss(net, part).total), 0
-    for group in layout.structure.groups:
-        channels = len(group.parts[0].index)
-        for gone in range(channels):
-            cut = net_of(name)[0].requires_grad_(False)
-            kept = tuple(i for i in range(channels) if i != gone)
-            cut_channels(cut, Edit("channel", group.path, kept))
-            change = abs(float(classification_loss(cut, part).total) - before) / len(seen)
-            own = torch.cat([score[n][labels[n] == number] for n in labels])
-            assert (own - change).abs().max() <= 1e-9
-            number += 1
+    before = float(classification_loss(net, part).total)
+    sizes = {g.path: range(len(g.parts[0].index)) for g in layout.structure.groups}
+    each = [(path, gone) for path, channels in sizes.items() for gone in channels]
+    for number, (path, gone) in enumerate(each):
+        cut = net_of(name)[0].requires_grad_(False)
+        cut_channels(cut, Edit("channel", path, tuple(i for i in sizes[path] if i != gone)))
+        change = abs(float(classification_loss(cut, part).total) - before) / len(seen)
+        own = torch.cat([score[n][labels[n] == number] for n in labels])
+        assert (own - change).abs().max() <= 1e-9
 
 
 def test_a_channel_s_gradient_times_weights_is_that_of_a_gate_behind_it():
@@ -239,8 +231,7 @@ def test_cuts_follow_on_cuts_in_original_indices(name):
 def test_a_group_without_any_channel_left_keeps_one_that_stays_masked():
     net, seen, head = net_of("plain")
     layout = layout_of(net, output=[head])
-    labels = unit_labels(layout, "channel")
-    masks = {n: ~((x >= 0) & (x < 3)) for n, x in labels.items()}
+    masks = {n: ~((x >= 0) & (x < 3)) for n, x in unit_labels(layout, "channel").items()}
     masks["features.0.weight"][:] = False
     edits = edits_of(masks, layout)
     assert edits == (Edit("channel", "features.0", (0,)),)
@@ -258,13 +249,11 @@ def test_channels_are_cut_from_factors_like_from_any_layer(name, path):
     factored = reshaped(copy.deepcopy(net), [rank])
     layout = layout_of(factored, output=[head])
     assert {g.path for g in layout.structure.groups} == {e.path for e in cuts}
-    labels = unit_labels(layout, "channel")
-    numbers = iter(range(99))
+    units = [unit for g in layout.structure.groups for unit in range(len(g.parts[0].index))]
     with torch.no_grad():
-        for group in layout.structure.groups:
-            for unit, number in zip(range(len(group.parts[0].index)), numbers, strict=False):
-                for n, label in labels.items():
-                    state_of(factored)[n][label == number] *= unit in (0, 2)
+        for n, labels in unit_labels(layout, "channel").items():
+            for number, unit in enumerate(units):
+                state_of(factored)[n][labels == number] *= unit in (0, 2)
         small = reshaped(copy.deepcopy(net), [*cuts, rank])
         assert (small(seen) - factored(seen)).abs().max() <= 1e-9
     assert [n for n, _ in small.named_parameters()] == [n for n, _ in factored.named_parameters()]

@@ -1,16 +1,16 @@
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
-from convnets import CHANNELS, NETS, conv, net_of
+from convnets import CHANNELS, NETS, conv, found, net_of
+from modules import module
 from torch import Tensor, nn
 
 from fedprune.structure.channels.groups import channel_groups
 from fedprune.structure.layout import layout_of
 
-
-def found(net: nn.Module, head: str = "head") -> dict[str, int]:
-    groups = channel_groups(net, layout_of(net, output=[head]).prunable)
-    assert all(g.kind == "channel" for g in groups)
-    return {g.path: len(g.parts[0].index) for g in groups}
+f = nn.functional
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -19,26 +19,18 @@ def test_groups_are_counted_right(name):
     assert found(net, head) == CHANNELS[name]
 
 
-class Odd(nn.Module):
+def odd(between: Callable[[Tensor], Tensor], width: int) -> nn.Module:
     """Two convolutions, what happens to the channels between them, and a head."""
 
-    def __init__(self, between: object, width: int = 4) -> None:
-        super().__init__()
-        self.first, self.between, self.second = conv(2, 4), between, conv(width, 4)
-        self.last, self.head = nn.Linear(4, 5), nn.Linear(5, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Tensor:
         x = self.second(self.between(self.first(x)))
         return self.head(self.last(x.mean((2, 3))))
 
+    layers = {"first": conv(2, 4), "between": between, "second": conv(width, 4)}
+    return module(forward, **layers, last=nn.Linear(4, 5), head=nn.Linear(5, 2))
 
-class Norm(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(1, 4, 1, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale
+SCALE = nn.Parameter(torch.ones(1, 4, 1, 1))
 
 
 @pytest.mark.parametrize(
@@ -53,14 +45,10 @@ class Norm(nn.Module):
         (conv(4, 8, groups=4), 8, False),
         (nn.InstanceNorm2d(4, affine=True), 4, True),
         (nn.Softmax(dim=1), 4, False),
-        (
-            lambda x: torch.nn.functional.interpolate(torch.max_pool2d(x, 2), scale_factor=2),
-            4,
-            True,
-        ),
-        (lambda x: nn.functional.max_pool2d(x, 3, 1, return_indices=True)[0], 4, False),
+        (lambda x: f.interpolate(torch.max_pool2d(x, 2), scale_factor=2), 4, True),
+        (lambda x: f.max_pool2d(x, 3, 1, return_indices=True)[0], 4, False),
         (nn.PixelShuffle(2), 1, False),
-        (Norm(), 4, False),
+        (module(lambda self, x: x * self.scale, scale=SCALE), 4, False),
         (lambda x: x.flip(1), 4, False),
         (lambda x: x[:, :3], 3, False),
         (lambda x: x * x.size(1) ** -0.5, 4, False),
@@ -76,56 +64,41 @@ class Norm(nn.Module):
 def test_an_operation_that_is_not_known_fixes_what_it_meets(between, width, safe):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = Odd(between, width).eval()
+        net = odd(between, width).eval()
     groups = found(net)
     assert groups.pop("second") == 4
     assert bool(groups) is safe
 
 
-class Untraceable(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.second(self.first(x)) if x.sum() > 0 else self.second(-self.first(x))
+def branching(self: Any, x: Tensor) -> Tensor:
+    return self.second(self.first(x)) if x.sum() > 0 else self.second(-self.first(x))
 
 
 def test_what_cannot_be_traced_has_no_channels_and_keeps_its_modes():
-    net = Untraceable()
+    net = module(branching, first=nn.Linear(3, 4), second=nn.Linear(4, 2))
     net.first.eval()
     assert found(net, "second") == {}
     assert [net.training, net.first.training, net.second.training] == [True, False, True]
 
 
-class Train(nn.Module):
+def both_heads(self: Any, x: Tensor) -> Tensor:
     """In training another head reads the same channels, in a way that is not known."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second, self.head = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.first(x)
-        out = self.head(self.second(x))
-        return out + x.cumsum(1).sum() if self.training else out
+    x = self.first(x)
+    out = self.head(self.second(x))
+    return out + x.cumsum(1).sum() if self.training else out
 
 
 def test_both_modes_are_looked_at():
-    assert found(Train()) == {}
+    layers = {"first": nn.Linear(3, 4), "second": nn.Linear(4, 4), "head": nn.Linear(4, 2)}
+    assert found(module(both_heads, **layers)) == {}
+
+
+def twice(self: Any, x: Tensor) -> Tensor:
+    return self.head((self.c(self.a(x)) + self.c(self.b(x))).mean((2, 3)))
 
 
 def test_a_layer_that_is_called_twice_couples_what_it_reads():
-    class Twice(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b, self.c, self.head = conv(2, 3), conv(2, 3), conv(3, 2), nn.Linear(2, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.c(self.a(x)) + self.c(self.b(x))
-            return self.head(x.mean((2, 3)))
-
-    net = Twice()
+    net = module(twice, a=conv(2, 3), b=conv(2, 3), c=conv(3, 2), head=nn.Linear(2, 2))
     groups = channel_groups(net, layout_of(net, output=["head"]).prunable)
     assert [(g.path, [p.tensor for p in g.parts]) for g in groups] == [
         ("a", ["a.weight", "b.weight", "c.weight"])
@@ -154,44 +127,39 @@ def test_columns_are_a_kernel_or_a_picture_wide():
     assert first.parts[1].index[1].tolist() == list(range(9, 18))
 
 
-class Functional(nn.Module):
+def functional(self: Any, x: Tensor) -> Tensor:
     """All in functions, as many write it: two convolutions, flattened by its sizes, two layers."""
+    x = f.max_pool2d(f.relu(self.one(x)), 2)
+    x = f.leaky_relu(f.dropout(self.two(x), training=self.training), 0.1)
+    return self.head(f.elu(self.fc(x.reshape(x.shape[0], -1))))
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.two = conv(2, 6), conv(6, 5)
-        self.fc, self.head = nn.Linear(5 * 9, 4), nn.Linear(4, 3)
 
-    def forward(self, x: Tensor) -> Tensor:
-        f = nn.functional
-        x = f.max_pool2d(f.relu(self.one(x)), 2)
-        x = f.leaky_relu(f.dropout(self.two(x), training=self.training), 0.1)
-        return self.head(f.elu(self.fc(x.reshape(x.shape[0], -1))))
+def reading(self: Any, x: Tensor) -> Tensor:
+    """A parameter of a layer is used beside it, before it is called."""
+    x = x * self.one.weight.view(12, -1)[0, 0]
+    return functional(self, x + f.conv2d(x, self.one.weight[:2], padding=1))
+
+
+def four(forward: Callable[..., Tensor]) -> nn.Module:
+    layers = {"one": conv(2, 6), "two": conv(6, 5), "fc": nn.Linear(5 * 9, 4)}
+    return module(forward, **layers, head=nn.Linear(4, 3))
 
 
 def test_functions_are_followed_as_layers_are():
-    net = Functional()
+    net = four(functional)
     assert found(net) == {"one": 6, "two": 5}
-    net.forward = lambda x: Functional.forward(net, x) + net.one(x).mean()
+    net.forward = lambda x: functional(net, x) + net.one(x).mean()
     assert found(net) == {}, "not what tracing looks at"
 
 
 def test_hooks_are_not_seen_by_tracing():
-    net = Functional()
+    net = four(functional)
     net.two.register_forward_hook(lambda _layer, _args, out: out.flip(1))
     assert found(net) == {}
 
 
-class Reading(Functional):
-    """A parameter of a layer is used beside it, before it is called."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x * self.one.weight.view(12, -1)[0, 0]
-        return super().forward(x + nn.functional.conv2d(x, self.one.weight[:2], padding=1))
-
-
 def test_a_layer_whose_weight_another_reads_is_not_cut():
-    assert found(Reading()) == {"two": 5}
+    assert found(four(reading)) == {"two": 5}
 
 
 def test_instances_are_normalised_channel_by_channel_in_maps_only():
