@@ -399,10 +399,7 @@ def test_only_the_last_of_a_rounds_prunings_goes_back():
 
 @pytest.mark.parametrize(
     ("made", "line"),
-    [
-        (lambda w: w * torch.nan, "NaN"),
-        (lambda w: w.flatten(), "same name and shape"),
-    ],
+    [(lambda w: w * torch.nan, "NaN"), (lambda w: w.flatten(), "same name and shape")],
     ids=["nan", "shape"],
 )
 def test_what_a_score_makes_must_be_scores(made, line, monkeypatch):

@@ -59,10 +59,7 @@ def test_equals_plain_sorting(scope, case, fraction, floor):
     ("options", "message"),
     [
         ({"fraction": 1.5}, r"^fraction must be in \[0, 1\], got 1.5$"),
-        (
-            {"scope": "row"},
-            "^scope='row': regrowth needs .*; allowed: global, layer, er, erk$",
-        ),
+        ({"scope": "row"}, "^scope='row': regrowth needs .*; allowed: global, layer, er, erk$"),
         ({"drop_scores": {"w": torch.tensor([math.nan])}}, "^scores of 'w': NaN in 1 places$"),
     ],
 )

@@ -9,12 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedprune.selection.patterns import pattern_counts, pattern_sparsity
-from fedprune.selection.units import (
-    UNITS,
-    removable,
-    shape_misfit,
-    unit_labels,
-)
+from fedprune.selection.units import UNITS, removable, shape_misfit, unit_labels
 from fedprune.structure.layout import Layout, as_rows, layout_of
 
 NAMES = list(FACTS)
