@@ -2,12 +2,13 @@ import functools
 
 import pytest
 import torch
+from by_hand import gone
 from convnets import net_of
-from torch import Tensor
 
 from fedprune.selection.select import select
 from fedprune.selection.units import along_labels, removable, unit_labels
 from fedprune.structure.layout import Layout, layout_of
+from fedprune.tensors.named import Masks, Tensors, full_masks
 
 NAMES = ["plain", "residual", "depthwise", "concat"]
 
@@ -18,34 +19,33 @@ def layout(name: str) -> Layout:
     return layout_of(net, output=[head])
 
 
-def scores_of(name: str, seed: int = 0) -> dict[str, Tensor]:
+def scores_of(name: str, seed: int = 0) -> Tensors:
     gen = torch.Generator().manual_seed(seed)
     shapes = layout(name).shapes
     return {n: torch.rand(shapes[n], generator=gen) for n in layout(name).prunable}
 
 
-def size(masks: dict[str, Tensor]) -> int:
-    return sum(int((~m).sum()) for m in masks.values())
+def size(masks: Masks) -> int:
+    return sum(map(gone, masks.values()))
 
 
-def units_of(name: str) -> list[dict[str, Tensor]]:
+@functools.cache
+def units_of(name: str) -> list[Masks]:
     """For every channel, where its weights are: those that read it and those that make it."""
     own, more = unit_labels(layout(name), "channel"), along_labels(layout(name), "channel")
     top = 1 + max(int(x.max()) for x in own.values())
     return [{n: (own[n] == u) | (more[n] == u) for n in own} for u in range(top)]
 
 
-def slow(name: str, scores: dict[str, Tensor], total: int, floor: int) -> dict[str, Tensor]:
+def slow(name: str, scores: Tensors, total: int, floor: int) -> Masks:
     """One channel after the other, the lowest first, until one does not fit."""
     own = unit_labels(layout(name), "channel")
-    means = [
-        float(torch.cat([scores[n][own[n] == u] for n in own]).double().mean())
-        for u in range(len(units_of(name)))
-    ]
-    masks = {n: torch.ones(s.shape, dtype=torch.bool) for n, s in scores.items()}
+    numbers = range(len(units_of(name)))
+    means = [torch.cat([scores[n][own[n] == u] for n in own]).double().mean() for u in numbers]
+    masks = full_masks(scores, scores)
     ideal = {n: m.clone() for n, m in masks.items()}
     shut: set[str] = set()
-    for unit in sorted(range(len(means)), key=means.__getitem__):
+    for unit in sorted(numbers, key=means.__getitem__):
         there = {n: x for n, x in units_of(name)[unit].items() if x.any()}
         for n, x in there.items():
             ideal[n] &= ~x
@@ -83,7 +83,7 @@ def test_never_more_than_asked_and_nested(name, scope):
     scores = scores_of(name)
     n = sum(s.numel() for s in scores.values())
     largest = max(sum(int(x.sum()) for x in unit.values()) for unit in units_of(name))
-    before = {k: torch.ones(s.shape, dtype=torch.bool) for k, s in scores.items()}
+    before = full_masks(scores, scores)
     for sparsity in (0.0, 0.1, 0.25, 0.4, 0.5):
         more = {"unit": "channel", "layout": layout(name), "scope": scope}
         masks = select(scores, sparsity, alive=before, **more)

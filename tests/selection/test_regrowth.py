@@ -21,8 +21,7 @@ def cases(draw: st.DrawFn) -> tuple[Named, Named, Named, Named]:
         return {str(i): torch.tensor(row, dtype=dtype) for i, row in enumerate(drawn)}
 
     masks = tensors(st.booleans(), torch.bool)
-    floats = [tensors(VALUES, torch.float32) for _ in range(3)]
-    return masks, floats[0], floats[1], floats[2]
+    return masks, *(tensors(VALUES, torch.float32) for _ in range(3))
 
 
 def slow(case: tuple[Named, ...], names: list[str], fraction: float, floor: int) -> set[tuple]:
