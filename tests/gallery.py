@@ -95,8 +95,8 @@ def digits(*, quick: bool = False, **keys: Any) -> Run:
     return Run({**DIGITS, **keys}, quick=quick)
 
 
-def mlp(*, quick: bool = False, **keys: Any) -> Run:
-    return Run({**MLP, **keys}, quick=quick)
+def mlp(*, quick: bool = False, killed: int = 0, **keys: Any) -> Run:
+    return Run({**MLP, **keys}, quick=quick, killed=killed)
 
 
 def shakespeare(**keys: Any) -> Run:
@@ -175,9 +175,12 @@ GALLERY: dict[str, Run] = {
     "distil": mlp(
         **{"distil": 0.5, "temperature": 3.0, "distil_schedule": "linear"},
         **{"moving": "ema", "moving_decay": 0.8},
+        killed=3,
     ),
     "blend": mlp(blend="layer", blend_grid=(0.5, 1.0), reconstruct="outputs"),
-    "low-rank": mlp(reduce=("dead", "merge", "low-rank"), rank_budget=0.5, reduce_round=3),
+    "low-rank": mlp(
+        reduce=("dead", "merge", "low-rank"), rank_budget=0.5, reduce_round=3, killed=3
+    ),
     "accumulate": mlp(
         **{"accumulate": 2, "l1": 1e-3, "l2": 1e-3, "score_wire": "fp16", "combine": "mean"},
         **{"normalise": "rank", "unit": "column", "sparsity": 0.4, "sampling": "round-robin"},

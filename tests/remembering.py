@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from fedprune import SCORES as BUILT_IN
 from fedprune import Loss, RunConfig, Score, Shard, Task
-from fedprune.protocol.port import Ask
-from fedprune.scores.score import Evidence, Probe
+from fedprune.scores.score import Ask, Evidence, Probe
 from fedprune.tasks.task import Part
 
 MARK = 0.7071067

@@ -110,10 +110,11 @@ def killed_after(round_: int, arm: str = "pruned") -> Watch:
     return Watch(row=row)
 
 
-def cut_short(config: RunConfig, folder: Path, round_: int) -> None:
+def cut_short(config: RunConfig, folder: Path, round_: int, host: Host | None = None) -> None:
     """The folder of a run that was killed after a round."""
+    port = inline_port(host or house_of(config))
     with pytest.raises(Killed):
-        federate(config, inline_port(house_of(config)), folder=folder, watch=killed_after(round_))
+        federate(config, port, folder=folder, watch=killed_after(round_))
 
 
 OPEN = Board.open

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fedprune import TASKS, ConfigError, Shard, federate
+from fedprune import TASKS, ConfigError, Result, Shard, federate
 from fedprune.client.host import build_host, dense_model
 from fedprune.client.teacher import check_distillation, teacher_in, teacher_model
 from fedprune.codec.coded_file import CODED_NAME, from_coded
@@ -19,7 +19,7 @@ from fedprune.tasks.language import windows
 from fedprune.tasks.losses import classification_loss
 from fedprune.tasks.token_rows import encode
 from fedprune.tensors.models import state_of
-from tests.runs import Spy, cut_short, house_of, overheard, same, tiny
+from tests.runs import Asked, Spy, house_of, overheard, played, same, tiny
 
 LEARNS = {"distil": 0.9}
 
@@ -28,8 +28,13 @@ def teacher_of(state: State) -> bytes:
     return bytes(state.memories["distil"].teacher)
 
 
-def test_the_teacher_is_the_model_before_it_is_pruned():
-    result, asked, states = overheard(tiny(**LEARNS))
+@pytest.fixture(scope="module")
+def learnt() -> tuple[Result, Asked, list[State]]:
+    return overheard(tiny(**LEARNS))
+
+
+def test_the_teacher_is_the_model_before_it_is_pruned(learnt):
+    result, asked, states = learnt
     assert [bool(teacher_of(s)) for s in states] == [False, False, True, True, True]
     _, weights, masks = from_coded(teacher_of(states[2]))
     assert all(m.all() for m in masks.values())
@@ -42,9 +47,10 @@ def test_the_teacher_is_the_model_before_it_is_pruned():
     assert all(row["divergence"] > 0 for row in result.rows[2:])
 
 
-@pytest.mark.slow
-def test_a_teacher_changes_the_result_and_nothing_before_it():
-    plain, taught = overheard(tiny())[0], overheard(tiny(**LEARNS))[0]
+def test_a_teacher_changes_the_result_and_nothing_before_it(learnt):
+    plain, taught = played(tiny()), learnt[0]
+    dense = played(tiny(**LEARNS, baselines=("dense",), rounds=3, end=3)).rows[-1]
+    assert (dense["arm"], dense["divergence"]) == ("dense", None), "nothing is pruned there"
     digests = [[row["weights_digest"] for row in r.rows] for r in (plain, taught)]
     assert digests[0][:2] == digests[1][:2]
     assert all(a != b for a, b in zip(digests[0][2:], digests[1][2:], strict=True))
@@ -52,9 +58,8 @@ def test_a_teacher_changes_the_result_and_nothing_before_it():
     assert masks[0] == masks[1], "it is learned from after the pruning"
 
 
-@pytest.mark.slow
-def test_a_partition_receives_a_teacher_once():
-    _, asked, states = overheard(tiny(**LEARNS))
+def test_a_partition_receives_a_teacher_once(learnt):
+    _, asked, states = learnt
     taught: set[int] = set()
     for question, partitions, aggregate in asked:
         sent = broadcast(replace(question, taught=frozenset(partitions)), "fp32")
@@ -69,17 +74,16 @@ def test_a_partition_receives_a_teacher_once():
 
 def test_a_question_with_another_teacher_is_refused(cnn):
     host, question = cnn
-    packet = encode_question(replace(question, kind="tune", teacher=b"a" * 40, distil=0.5), "fp32")
-    assert decode_question(packet, host.layout).teacher == b"a" * 40
-    assert decode_question(packet, host.layout).distil == 0.5
+    assert not {"teacher", "distil"} & json.loads(encode_question(question, "fp32").head).keys()
+    taught = replace(question, kind="tune", teacher=b"a" * 40, distil=0.5)
+    packet = encode_question(taught, "fp32")
+    seen = decode_question(packet, host.layout)
+    assert (seen.teacher, seen.distil) == (b"a" * 40, 0.5)
+    other = replace(packet, buffers={**packet.buffers, "teacher": b"b" * 40})
     with pytest.raises(ValueError, match="the teacher is not the one"):
-        decode_question(
-            replace(packet, buffers={**packet.buffers, "teacher": b"b" * 40}), host.layout
-        )
-    damaged = encode_question(replace(question, kind="tune", teacher=b"FEDPRUN1" * 9), "fp32")
-    aggregate = inline_port(build_host(tiny(), dict(host.shards))).ask(
-        decode_question(damaged, host.layout), [0]
-    )
+        decode_question(other, host.layout)
+    port = inline_port(build_host(tiny(), dict(host.shards)))
+    aggregate = port.ask(replace(taught, teacher=b"FEDPRUN1" * 9), [0])
     assert "teacher: damaged" in aggregate.failures[0].reason
 
 
@@ -94,26 +98,11 @@ def test_weights_may_fall_over_rounds():
     assert factor(tiny(**LEARNS), 5) == 1.0
 
 
-@pytest.mark.slow
-def test_a_resumed_run_has_the_same_teacher(tmp_path):
-    config = tiny(**LEARNS, baselines=("dense",))
-    whole = federate(config, inline_port(house_of(config)), folder=tmp_path / "whole")
-    cut_short(config, tmp_path / "cut", 4)
-    again = federate(config, inline_port(house_of(config)), folder=tmp_path / "cut", resume=True)
-    assert again.rows == whole.rows
-    dense = [row for row in whole.rows if row["arm"] == "dense"]
-    assert [row["divergence"] for row in dense] == [None] * 5, "nothing is pruned there"
-
-
-LINES = ["To be, or not to be: that is the question.\n", "O Romeo!\n", "Exit, with a bear?\n"]
-
-
 def shards() -> dict[int, Shard]:
-    text = [LINES[0] * 8, LINES[1] * 7, LINES[2] * 6]
-    return {
-        p: Shard(windows(encode(t)), windows(encode(t[:40])), windows(encode(t[-50:])))
-        for p, t in enumerate(text)
-    }
+    texts = ["To be, or not to be: that is the question.\n" * 8, "O Romeo!\n" * 7]
+    texts += ["Exit, with a bear?\n" * 6]
+    parts = [[windows(encode(t)) for t in (text, text[:40], text[-50:])] for text in texts]
+    return {p: Shard(*three) for p, three in enumerate(parts)}
 
 
 @pytest.fixture(scope="module")
@@ -152,9 +141,7 @@ def test_a_smaller_student_learns_from_another_run(keys, large):
     assert rows[0][-1]["weights_digest"] != rows[1][-1]["weights_digest"]
     sent = {digest_of(q.teacher) for q, _, _ in eye.asked if q.kind == "tune"}
     assert sent == {digest_of(teacher_in(str(large)))}
-    assert runs[str(large)].state.memories["distil"].teacher == b"", (
-        "it is in its own folder already"
-    )
+    assert teacher_of(runs[str(large)].state) == b"", "it is in its own folder already"
 
 
 @pytest.mark.sampled(1)
@@ -162,31 +149,23 @@ def test_a_smaller_student_learns_from_another_run(keys, large):
 def test_a_student_that_shrinks_learns_from_what_it_was(unit):
     """Also with layers fitted to the model before, which has the shapes of the round."""
     keys = {"distil": 0.5, "distil_hidden": 0.5, "distil_attention": 0.5, "reconstruct": "outputs"}
-    config = tiny(
-        **{**SMALL, "depth": 3, "sparsity": 0.4, "rounds": 4, "warmup": 1, "end": 3},
-        **keys,
-        unit=unit,
-        shrink="every",
-    )
+    keys |= {"depth": 3, "sparsity": 0.4, "rounds": 3, "warmup": 1, "end": 2, "shrink": "every"}
+    config = tiny(**{**SMALL, **keys}, unit=unit)
     result = federate(config, inline_port(build_host(config, shards())))
     assert result.state.edits
     assert not any(row["failures"] for row in result.rows)
     assert result.rows[-1]["divergence"] > 0
     assert any(0 < (row["refit"] or 0) < 1 for row in result.rows)
-    _, weights, _ = from_coded(result.state.memories["distil"].teacher)
+    _, weights, _ = from_coded(teacher_of(result.state))
     dense = state_of(dense_model(config))
     assert {n: w.shape for n, w in weights.items()} == {n: w.shape for n, w in dense.items()}
 
 
-def test_what_teaches_is_the_model_of_that_run(large):
+def test_what_teaches_is_the_model_of_that_run_or_is_refused(large, tmp_path):
     model = teacher_model(teacher_in(str(large)), tiny())
     assert not model.training
     assert not any(p.requires_grad for p in model.parameters())
-    own = load_saved(large)
-    assert same(dict(model.named_parameters()), dict(own.named_parameters()))
-
-
-def test_a_teacher_that_is_none_is_refused(large, tmp_path):
+    assert same(dict(model.named_parameters()), dict(load_saved(large).named_parameters()))
     with pytest.raises(ValueError, match=r"^teacher='.*none': no model.fedprune there; allowed: t"):
         teacher_in(str(tmp_path / "none"))
     (tmp_path / CODED_NAME).write_bytes((large / CODED_NAME).read_bytes()[:-40])
@@ -206,19 +185,9 @@ def test_what_cannot_be_compared_is_refused_before_anything_starts(large, monkey
         return replace(classification_loss(model, batch), logits=None)
 
     config = tiny(**LEARNS)
-    student = dense_model(config)
+    student = dense_model(config).train()
+    check_distillation(config, student, b"")
+    assert student.training, "a model is in the mode it was"
     monkeypatch.setitem(TASKS, "digits", replace(TASKS["digits"], loss=loss))
     with pytest.raises(ValueError, match="does not give its logits; allowed: 0"):
         check_distillation(config, student, b"")
-
-
-def test_a_model_is_in_the_mode_it_was():
-    config = tiny(**LEARNS)
-    student = dense_model(config).train()
-    check_distillation(config, student, b"")
-    assert student.training
-
-
-def test_questions_without_a_teacher_say_nothing_of_one(cnn):
-    head = json.loads(encode_question(cnn[1], "fp32").head)
-    assert not {"teacher", "distil"} & head.keys()

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -22,63 +24,47 @@ from fedprune.structure.layout import Layout, layout_of
 from fedprune.tasks.networks import ConvNet
 from fedprune.tensors.models import load_into, state_of
 from fedprune.tensors.named import Tensors, copied, digest, gathered, laid_out
+from tests.runs import same
 
 PLAIN = Layout({"w": torch.Size([3])}, ("w",), (), {})
 ALL = {"w": torch.ones(3, dtype=torch.bool)}
 
 
-def released(
-    sent: Tensors, tuned: list[Tensors], weights: list[float], masks: Tensors
-) -> Aggregate:
-    """What the server has after the clients answered: changes times weights, added up."""
-    layout, pairs = PLAIN, zip(tuned, weights, strict=True)
-    answers = [Answer(gathered(change(t, sent, layout), masks), w, {}) for t, w in pairs]
-    return summed(as_sum(a, p, 0) for p, a in enumerate(answers))
+SENT_TO_TWO = {"w": torch.tensor([1.0, -2.0, 0.5])}
+TWO = [{"w": torch.tensor([2.0, -2.0, 0.0])}, {"w": torch.tensor([0.0, 6.0, 0.25])}]
 
 
-def mean(sent: Tensors, tuned: list[Tensors], weights: list[float], **how: object) -> list[float]:
-    masks = how.get("masks", ALL)
-    assert isinstance(masks, dict)
-    total = released(sent, tuned, weights, masks)
-    lr = how.get("server_lr", 1.0)
-    assert isinstance(lr, float)
+def mean(
+    sent: Tensors, tuned: list[Tensors], weights: list[float], masks: Tensors = ALL, lr: float = 1.0
+) -> list[float]:
+    """What the server makes of clients' changes times weights, added up."""
+    pairs = zip(tuned, weights, strict=True)
+    answers = [Answer(gathered(change(t, sent, PLAIN), masks), w, {}) for t, w in pairs]
+    total = summed(as_sum(a, p, 0) for p, a in enumerate(answers))
     return averaged(sent, total.total, total.weight, masks, PLAIN, lr)["w"].tolist()
 
 
-def test_two_clients_and_three_numbers():
-    sent = {"w": torch.tensor([1.0, -2.0, 0.5])}
-    tuned = [{"w": torch.tensor([2.0, -2.0, 0.0])}, {"w": torch.tensor([0.0, 6.0, 0.25])}]
-    plain = np.average([t["w"].numpy() for t in tuned], axis=0, weights=[3, 1])
-    assert mean(sent, tuned, [3.0, 1.0]) == plain.tolist() == [1.5, 0.0, 0.0625]
+@pytest.mark.parametrize("lr", [1.0, 0.5, 2.0])
+def test_two_clients_and_three_numbers(lr):
+    old = SENT_TO_TWO["w"].numpy()
+    plain = np.average([t["w"].numpy() for t in TWO], axis=0, weights=[3, 1])
+    assert mean(SENT_TO_TWO, TWO, [3.0, 1.0], lr=lr) == (old + lr * (plain - old)).tolist()
 
 
-@pytest.mark.parametrize(("lr", "expected"), [(0.5, [1.25, -1.0]), (2.0, [2.0, 2.0])])
-def test_the_server_learning_rate_scales_the_change(lr, expected):
-    sent = {"w": torch.tensor([1.0, -2.0, 0.0])}
-    tuned = [{"w": torch.tensor([2.0, -2.0, 0.0])}, {"w": torch.tensor([0.0, 6.0, 0.0])}]
-    assert mean(sent, tuned, [3.0, 1.0], server_lr=lr) == [*expected, 0.0]
-
-
-def test_what_was_removed_stays_exactly_zero():
+def test_what_was_removed_stays_exactly_zero_and_no_change_leaves_every_bit():
     masks = {"w": torch.tensor([True, False, True])}
-    sent = {"w": torch.tensor([1.0, 0.0, 2.0])}
     astray = [{"w": torch.tensor([2.0, 5.0, 3.0])}, {"w": torch.tensor([4.0, -1.0, 5.0])}]
-    assert mean(sent, astray, [1.0, 1.0], masks=masks) == [3.0, 0.0, 4.0]
-    dirty = {"w": torch.tensor([1.0, 7.0, 2.0])}
-    assert mean(dirty, astray, [1.0, 1.0], masks=masks) == [3.0, 0.0, 4.0]
-
-
-def test_no_change_leaves_every_bit():
+    for removed in (0.0, 7.0):
+        sent = {"w": torch.tensor([1.0, removed, 2.0])}
+        assert mean(sent, astray, [1.0, 1.0], masks) == [3.0, 0.0, 4.0]
     sent = {"w": torch.tensor([0.1, 1e-38, 3e7])}
     assert mean(sent, [sent, sent], [3.0, 7.0]) == sent["w"].tolist()
 
 
 def test_sums_are_taken_in_float64():
-    sent = {"w": torch.zeros(3)}
     tuned = [{"w": torch.full((3,), v)} for v in (2.0**12, 1.0, -(2.0**12))]
     weights = [2.0**13, 1.0, 2.0**13]  # in float32 the middle client would be lost
-    expected = np.float32(1 / (2.0**14 + 1))
-    assert mean(sent, tuned, weights) == [expected] * 3
+    assert mean({"w": torch.zeros(3)}, tuned, weights) == [np.float32(1 / (2.0**14 + 1))] * 3
 
 
 class Normed(nn.Module):
@@ -104,10 +90,8 @@ def test_running_statistics_merge_to_those_of_the_pooled_mixture():
     pooled = np.concatenate(parts)
     np.testing.assert_allclose(after["norm.running_mean"], pooled.mean(0), rtol=1e-5)
     np.testing.assert_allclose(after["norm.running_var"], pooled.var(0), rtol=1e-5)
-    spread_of_means = pooled.var(0) - np.average(
-        [rows.var(0) for rows in parts], axis=0, weights=[20, 70, 11]
-    )
-    assert (spread_of_means > 1).all(), "a mean of variances would be far off here"
+    within = np.average([rows.var(0) for rows in parts], axis=0, weights=[20, 70, 11])
+    assert (pooled.var(0) - within > 1).all(), "a mean of variances would be far off here"
 
 
 def test_a_small_variance_beside_a_large_mean_survives():
@@ -118,17 +102,21 @@ def test_a_small_variance_beside_a_large_mean_survives():
     answers = [Answer(gathered(change(t, sent, layout), {}), 1.0, {}) for t in (sent, tuned)]
     assert answers[1].values.dtype == torch.float32
     total = summed(as_sum(a, p, 0) for p, a in enumerate(answers)).total
+    before = digest({"total": total, **sent})
     after = averaged(sent, total, 2.0, {}, layout, 1.0)
+    assert digest({"total": total, **sent}) == before, "the arguments are left alone"
     assert after["norm.running_var"].tolist() == pytest.approx([0.02] * 4, rel=1e-4)
     assert torch.equal(after["norm.running_mean"], sent["norm.running_mean"])
 
 
-def test_a_variance_that_rounding_made_negative_is_zero():
-    layout = layout_of(Normed())
-    tensors = copied(state_of(Normed()))
-    tensors["norm.running_mean"] = torch.full((4,), 3.0)
-    tensors["norm.running_var"] = torch.tensor([8.9999, 9.0, 9.5, 13.0])
-    assert from_moments(tensors, layout)["norm.running_var"].tolist() == [0.0, 0.0, 0.5, 4.0]
+@pytest.mark.parametrize(("before", "least"), [(False, 0.0), (True, 1.0)])
+def test_a_variance_that_rounding_made_negative_is_zero_or_stays_as_it_was(before, least):
+    layout, start = layout_of(Normed()), copied(state_of(Normed()))
+    tensors = {**start, "norm.running_mean": torch.full((4,), 3.0)}
+    tensors["norm.running_var"] = torch.tensor([8.0, 9.0, 9.5, 13.0])
+    given = [start] if before else []
+    found = from_moments(tensors, layout, *given)["norm.running_var"].tolist()
+    assert found == [least, 0.0, 0.5, 4.0]
 
 
 def test_moments_go_there_and_back():
@@ -177,31 +165,22 @@ def test_however_few_values_are_averaged_at_a_time_the_bits_are_the_same(
 ):
     gen = torch.Generator().manual_seed(3)
     shapes = {"a": torch.Size([5, 4]), "b": torch.Size([13]), "c": torch.Size([])}
+    layout = Layout(shapes, ("a",), ("b", "c"), {})
     sent = {n: torch.randn(s, generator=gen) for n, s in shapes.items()}
     masks = {"a": torch.rand(5, 4, generator=gen) < (2.0 if whole else 0.4)}
     kept = int(masks["a"].sum())
     total = torch.randn(kept + 14, generator=gen, dtype=torch.float64)
     monkeypatch.setattr(averaging, "_AT_ONCE", at_once)
-    after = averaged(sent, total, 3.0, masks, Layout(shapes, ("a",), ("b", "c"), {}), 0.7)
-    flat = total.numpy() / 3.0 * 0.7
-    moved = np.zeros((5, 4))
-    moved[masks["a"].numpy()] = sent["a"].numpy()[masks["a"].numpy()] + flat[:kept]
+    after = averaged(sent, total, 3.0, masks, layout, 0.7)
+    flat, moved, there = total.numpy() / 3.0 * 0.7, np.zeros((5, 4)), masks["a"].numpy()
+    moved[there] = sent["a"].numpy()[there] + flat[:kept]
     wanted = {"a": moved, "b": sent["b"].numpy() + flat[kept:-1], "c": sent["c"].numpy() + flat[-1]}
     for name, values in wanted.items():
         assert np.allclose(after[name].numpy(), values, rtol=2e-7, atol=0)
         assert after[name].dtype == torch.float32
     monkeypatch.setattr(averaging, "_AT_ONCE", 10**6)
-    again = averaged(sent, total, 3.0, masks, Layout(shapes, ("a",), ("b", "c"), {}), 0.7)
+    again = averaged(sent, total, 3.0, masks, layout, 0.7)
     assert digest(again) == digest(after)
-
-
-def test_the_arguments_are_left_alone():
-    layout, sent = layout_of(Normed()), copied(state_of(Normed()))
-    total = torch.ones(sum(t.numel() for t in sent.values()), dtype=torch.float64)
-    before = digest(sent)
-    averaged(sent, total, 2.0, {}, layout, 1.0)
-    assert digest(sent) == before
-    assert total.unique().tolist() == [1.0]
 
 
 # Three clients with 1, 2 and 5 labels, each under a mask of its own over four weights: the first
@@ -216,69 +195,47 @@ BY_HAND = {
 }
 
 
-def own_answers(masks: Tensors) -> Aggregate:
-    sent, layout = {"w": torch.tensor(SENT)}, Layout({"w": torch.Size([4])}, ("w",), (), {})
+EVERY = {"w": torch.ones(4, dtype=torch.bool)}
+SOME = {"w": torch.tensor([True, False, True, True])}
+FOUR = Layout({"w": torch.Size([4])}, ("w",), (), {})
+
+
+def of_owners(layout: Layout, masks: Tensors, sent: Tensors, tuned: Any, own: Any) -> Aggregate:
+    """What comes of three clients under masks of their own."""
     total = Aggregate()
-    for p, (own, w, tuned) in enumerate(zip(OWN, LABELS, TUNED, strict=True)):
-        moved = change({"w": torch.tensor(tuned)}, sent, layout)["w"] * torch.tensor(own)
-        flags = torch.tensor(own)[masks["w"]]
-        given = Answer(moved[masks["w"]], w, {}, flags)
+    for p, (flags, w, after) in enumerate(zip(own, LABELS, tuned, strict=True)):
+        kept = torch.tensor(flags)
+        moved = change({"w": torch.tensor(after)}, sent, layout)["w"] * kept
+        given = Answer(moved[masks["w"]], w, {}, kept[masks["w"]])
         total = as_sum(given, p, 0, total, held=True)
     return total
 
 
-def after_own(rule: str, masks: Tensors, server_lr: float = 1.0) -> list[float]:
-    aggregate, layout = own_answers(masks), Layout({"w": torch.Size([4])}, ("w",), (), {})
-    weights = averaged(
-        {"w": torch.tensor(SENT)},
-        aggregate.total,
-        aggregate.weight,
-        masks,
-        layout,
-        server_lr,
-        held=aggregate.held,
-        rule=rule,
-    )
-    return weights["w"].tolist()
-
-
-def test_every_average_has_an_example_by_hand():
+def test_every_rule_has_an_example_by_hand():
     assert BY_HAND.keys() == AVERAGES.keys()
     assert all(rule.summary and rule.source for rule in AVERAGES.values())
+    assert {rule for rule, _ in LEFT} == {n for n, rule in MASKS.items() if rule.rank}
+    assert [n for n, rule in MASKS.items() if rule.rank is None] == ["global"]
 
 
 @pytest.mark.parametrize("rule", BY_HAND)
-def test_clients_with_different_masks_by_hand(rule):
-    every = {"w": torch.ones(4, dtype=torch.bool)}
-    assert after_own(rule, every) == pytest.approx(BY_HAND[rule], rel=1e-6)
-
-
-@pytest.mark.parametrize("rule", BY_HAND)
-def test_what_was_gone_before_stays_gone(rule):
-    some = {"w": torch.tensor([True, False, True, True])}
-    assert after_own(rule, some) == pytest.approx([BY_HAND[rule][0], 0.0, BY_HAND[rule][2], 0.0])
-
-
-@pytest.mark.parametrize("rule", BY_HAND)
-def test_half_a_step_to_the_mean_of_different_masks(rule):
-    every = {"w": torch.ones(4, dtype=torch.bool)}
-    half = [(old + new) / 2 for old, new in zip(SENT, BY_HAND[rule], strict=True)]
-    assert after_own(rule, every, 0.5) == pytest.approx(half, rel=1e-6)
+@pytest.mark.parametrize(("masks", "lr"), [(EVERY, 1.0), (EVERY, 0.5), (SOME, 1.0)])
+def test_clients_with_different_masks_by_hand(rule, masks, lr):
+    """What was gone before stays gone; half a step is half the way to their mean."""
+    sent = {"w": torch.tensor(SENT)}
+    came = of_owners(FOUR, masks, sent, TUNED, OWN)
+    after = averaged(sent, came.total, came.weight, masks, FOUR, lr, held=came.held, rule=rule)
+    whole = [old + lr * (new - old) for old, new in zip(SENT, BY_HAND[rule], strict=True)]
+    wanted = torch.tensor(whole) * masks["w"]
+    assert after["w"].tolist() == pytest.approx(wanted.tolist(), rel=1e-6)
 
 
 @pytest.mark.parametrize("rule", BY_HAND)
 def test_where_all_kept_the_same_it_is_the_plain_average(rule):
-    sent = {"w": torch.randn(3)}
-    tuned = [{"w": torch.randn(3)} for _ in LABELS]
-    answers = [
-        Answer(gathered(change(t, sent, PLAIN), ALL), w, {}, torch.ones(3, dtype=torch.bool))
-        for t, w in zip(tuned, LABELS, strict=True)
-    ]
-    total = Aggregate()
-    for p, given in enumerate(answers):
-        total = as_sum(given, p, 0, total, held=True)
-    where = (sent, total.total, total.weight, ALL, PLAIN, 1.0)
-    seen = averaged(*where, held=total.held, rule=rule)["w"]
+    sent, tuned = {"w": torch.randn(3)}, [torch.randn(3).tolist() for _ in LABELS]
+    came = of_owners(PLAIN, ALL, sent, tuned, [[True] * 3] * 3)
+    where = (sent, came.total, came.weight, ALL, PLAIN, 1.0)
+    seen = averaged(*where, held=came.held, rule=rule)["w"]
     assert torch.allclose(seen, averaged(*where)["w"], atol=1e-6)
 
 
@@ -313,26 +270,13 @@ LEFT = {
 
 @pytest.mark.parametrize(("rule", "stay"), LEFT)
 def test_union_and_intersection_by_hand(rule, stay):
-    sizes = {"w": WEIGHTS["w"].abs()}
+    def choose(scores: Tensors) -> Tensors:
+        return select(scores, 1 - stay / 5, alive=ALIVE, magnitude={"w": WEIGHTS["w"].abs()})
 
-    def choose(scores: Tensors) -> dict[str, Tensor]:
-        return select(scores, 1 - stay / 5, alive=ALIVE, magnitude=sizes)
-
-    mask = decided(rule, VOTES, WEIGHTS, ALIVE, choose)["w"]
-    assert mask.tolist() == LEFT[rule, stay]
-
-
-def test_equal_votes_are_decided_by_magnitude():
-    def choose(scores: Tensors) -> dict[str, Tensor]:
-        return select(scores, 0.6, alive=ALIVE, magnitude={"w": WEIGHTS["w"].abs()})
-
-    mask = decided("intersection", torch.tensor([2, 2, 2, 2]), WEIGHTS, ALIVE, choose)["w"]
-    assert mask.tolist() == [True, False, False, False, True]
-
-
-def test_every_mask_rule_has_an_example_by_hand():
-    assert {rule for rule, _ in LEFT} == {n for n, rule in MASKS.items() if rule.rank}
-    assert [n for n, rule in MASKS.items() if rule.rank is None] == ["global"]
+    assert decided(rule, VOTES, WEIGHTS, ALIVE, choose)["w"].tolist() == LEFT[rule, stay]
+    if (rule, stay) == ("intersection", 2):  # equal votes are decided by magnitude
+        found = decided(rule, torch.tensor([2, 2, 2, 2]), WEIGHTS, ALIVE, choose)["w"]
+        assert found.tolist() == [True, False, False, False, True]
 
 
 @pytest.mark.parametrize("lr", [0.5, 1.0, 1.5, 4.0])
@@ -355,29 +299,19 @@ def test_a_server_learning_rate_does_not_extrapolate_statistics(lr):
     assert torch.allclose(further["norm.weight"], sent["norm.weight"] + lr)
 
 
-def test_a_variance_that_few_bits_made_negative_stays_as_it_was():
-    layout = layout_of(Normed())
-    before = copied(state_of(Normed()))
-    tensors = {**before, "norm.running_mean": torch.full((4,), 3.0)}
-    tensors["norm.running_var"] = torch.tensor([8.0, 8.99999, 9.0, 13.0])
-    assert from_moments(tensors, layout, before)["norm.running_var"].tolist() == [1, 0, 0, 4]
-
-
 @pytest.mark.parametrize("cut", [False, True])
 @pytest.mark.parametrize("flat", [False, True])
 def test_a_flat_change_is_the_gathered_change_bit_for_bit(cut, flat):
     model = ConvNet(side=8, channels=(4, 6), hidden=8, classes=10)
     layout = layout_of(model, output=("head",))
     gen = torch.Generator().manual_seed(0)
-    sent, tuned = (
-        {n: torch.rand(t.shape, generator=gen) for n, t in state_of(model).items()}
-        for _ in range(2)
-    )
+    shapes = {n: t.shape for n, t in state_of(model).items()}
+    sent, tuned = ({n: torch.rand(s, generator=gen) for n, s in shapes.items()} for _ in range(2))
     if flat:
-        whole = laid_out({n: t.shape for n, t in sent.items()})
+        whole = laid_out(shapes)
         sent = {n: whole[n].copy_(t) for n, t in sent.items()}
     masks = {n: torch.rand(layout.shapes[n], generator=gen) > 0.5 * cut for n in layout.prunable}
     kept = {n: t.clone() for n, t in tuned.items()}
     expected = gathered(change(tuned, sent, layout), masks)
     assert torch.equal(flat_change(tuned, sent, masks, layout), expected)
-    assert all(torch.equal(t, kept[n]) for n, t in tuned.items()), "neither is written to"
+    assert same(tuned, kept), "it is not written to"

@@ -1,5 +1,3 @@
-import pytest
-
 from fedprune.learning.blending import (
     best_of_blocks,
     block_by_block,
@@ -32,11 +30,9 @@ def test_the_whole_change_comes_first_and_then_what_is_near_it():
     assert on_grid((0.5, 1.0))[0] is HERE
 
 
-@pytest.mark.parametrize(
-    ("losses", "place"), [([3, 2, 1], 2), ([1, 1, 1], 0), ([2, 1, 1], 1), ([1, 2, 3], 0)]
-)
-def test_of_equal_losses_the_first_counts(losses, place):
-    assert lowest(losses) == place
+def test_of_equal_losses_the_first_counts():
+    cases = [([3, 2, 1], 2), ([1, 1, 1], 0), ([2, 1, 1], 1), ([1, 2, 3], 0)]
+    assert all(lowest(losses) == place for losses, place in cases)
 
 
 BLOCKS = {"a": ("a.w", "a.b"), "b": ("b.w",), "c": ("c.w",)}

@@ -1,5 +1,7 @@
 import copy
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,17 +41,10 @@ PURPOSES = {
 }
 
 
-class Size:
-    task = "some"
-
-    def __init__(self, model: str, depth: int, width: int) -> None:
-        self.model, self.depth, self.width = model, depth, width
-
-
 def model_of(name: str, depth: int = 2, width: int = 32, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    need = Need(PURPOSES[name], 20, 8, 0, 19)
-    return build(Size(name, depth, width), need)  # type: ignore[arg-type]
+    size: Any = SimpleNamespace(task="some", model=name, depth=depth, width=width)
+    return build(size, Need(PURPOSES[name], 20, 8, 0, 19))
 
 
 def batch() -> Part:
@@ -89,19 +84,13 @@ def test_at_a_high_temperature_it_is_the_distance_of_logits():
     assert found == pytest.approx(float((s - t).square().sum()) / 12, rel=0.03)
 
 
-def test_answers_of_another_shape_are_refused():
+def test_answers_of_another_shape_and_losses_without_logits_are_refused():
     with pytest.raises(ValueError, match=r"^teacher: answers of shape \(2, 4\) for \(2, 5\)"):
         divergence(logits(0, 2, 5), logits(0, 2, 4), {"labels": torch.tensor([0, 1])}, 1.0)
-
-
-def test_a_loss_without_logits_is_refused():
-    def loss(model: nn.Module, part: Part) -> Loss:
-        return Loss(model(part["x"]).sum(), 1, 0)
-
     model = nn.Linear(2, 2)
-    distillation = Distillation(model, loss, 0.5, 1.0)
+    lesson = Distillation(model, lambda m, part: Loss(m(part["x"]).sum(), 1, 0), 0.5, 1.0)
     with pytest.raises(ValueError, match="does not give its logits"):
-        taught(distillation, model, {"x": torch.ones(1, 2), "labels": torch.zeros(1)})
+        taught(lesson, model, {"x": torch.ones(1, 2), "labels": torch.zeros(1)})
 
 
 @pytest.mark.parametrize(
@@ -133,9 +122,8 @@ def test_the_wider_states_are_projected_the_same_way_for_everyone():
     assert torch.allclose(down.t() @ down, torch.eye(4, dtype=torch.float64), atol=1e-6)
     for student, teacher in ((wide @ down, wide), (wide, wide @ down)):
         assert states_apart(student, teacher, 5).item() == pytest.approx(0.0, abs=1e-10)
-    assert states_apart(narrow, wide, 5).item() == pytest.approx(
-        states_apart(narrow, wide @ down, 5).item()
-    )
+    found, wanted = (states_apart(narrow, teacher, 5) for teacher in (wide, wide @ down))
+    assert found.item() == pytest.approx(wanted.item())
     assert not torch.equal(projection(12, 4, 6), projection(12, 4, 5))
 
 
@@ -173,22 +161,17 @@ def test_parts_belong_together_by_how_far_up_they_are(name):
 
 
 def test_families_are_matched_stack_by_stack():
-    assert counterparts(model_of("llama"), model_of("gpt2", depth=4)) == {
-        "model.layers.0": "transformer.h.1",
-        "model.layers.1": "transformer.h.3",
-    }
+    pairs = counterparts(model_of("llama"), model_of("gpt2", depth=4))
+    assert pairs == {f"model.layers.{i}": f"transformer.h.{2 * i + 1}" for i in (0, 1)}
+    frozen = model_of("bert")
+    frozen.get_submodule("bert.encoder.layer.0").requires_grad_(False)
+    assert list(counterparts(frozen, model_of("bert"))) == ["bert.encoder.layer.1"]
+
+
+def test_a_net_with_other_stacks_or_without_is_refused(cnn):
+    model = cnn[0].model
     with pytest.raises(ValueError, match=r"^distil-hidden: 2 stacks of blocks for 1 of the te"):
         counterparts(model_of("t5"), model_of("bert"))
-
-
-def test_what_is_frozen_is_not_compared():
-    model = model_of("bert")
-    model.get_submodule("bert.encoder.layer.0").requires_grad_(False)
-    assert list(counterparts(model, model_of("bert"))) == ["bert.encoder.layer.1"]
-
-
-def test_a_net_without_blocks_is_refused(cnn):
-    model = cnn[0].model
     with pytest.raises(ValueError, match=r"^distil-hidden: 0 stacks of blocks .*; allowed: 0"):
         counterparts(model, model)
     with pytest.raises(ValueError, match=r"^distil-attention: 0 kinds of attention .*allowed: 0"):
@@ -209,11 +192,8 @@ def test_each_term_is_zero_against_oneself_and_draws_towards_another(name):
         itself = lesson_for(name, copy.deepcopy(student), **{key: 1.0})
         other = lesson_for(name, model_of(name, seed=1), **{key: 1.0})
         with eager(student, itself.teacher, other.teacher):
-            same, apart = (
-                taught(distillation, student, batch()) for distillation in (itself, other)
-            )
-            nothing = same.total - (0 if key == "answers" else same.own.total)
-            far = apart.total - (0 if key == "answers" else apart.own.total)
+            both = [taught(lesson, student, batch()) for lesson in (itself, other)]
+            nothing, far = (t.total - (0 if key == "answers" else t.own.total) for t in both)
             assert float(nothing.detach()) == pytest.approx(0.0, abs=1e-4)
             assert float(far.detach()) > 1e-3
             gradients = torch.autograd.grad(far, list(student.parameters()), allow_unused=True)
@@ -256,10 +236,8 @@ def test_removed_weights_stay_zero_under_a_teacher(optimizer, cnn):
     distillation = Distillation(teacher.eval().requires_grad_(False), task.loss, 0.9, 2.0)
     rows = {n: t[:8] for n, t in host.shards[0].train.items()}
     before = copy.deepcopy(teacher.state_dict())
-    config = tiny(optimizer=optimizer, weight_decay=0.1)
-    tuned = tune(
-        model, question.masks, iter([[rows]] * 3), task, 0.05, config, distillation=distillation
-    )
+    config, steps = tiny(optimizer=optimizer, weight_decay=0.1), iter([[rows]] * 3)
+    tuned = tune(model, question.masks, steps, task, 0.05, config, distillation=distillation)
     for name, mask in question.masks.items():
         assert not state_of(model)[name][~mask].any()
     assert all(torch.equal(t, before[n]) for n, t in teacher.state_dict().items())

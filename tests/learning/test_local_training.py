@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedprune import TASKS, Loss, RunConfig, Shard, Task, federate
+from fedprune import TASKS, Loss, RunConfig, Shard, Task
 from fedprune.client.host import Host, build_host
 from fedprune.config.rates import learning_rate
 from fedprune.engines.inline import inline_port
@@ -25,7 +25,7 @@ from fedprune.tasks.networks import ConvNet
 from fedprune.tasks.task import Part, batches
 from fedprune.tensors.models import load_into, state_of
 from fedprune.tensors.named import copied, digest, masked
-from tests.runs import tiny
+from tests.runs import same, tiny
 
 HARSH = {"weight_decay": 0.1, "clip": 0.5, "proximal": 0.3, "lr": 0.05}
 ALONE = [{}, {"weight_decay": 0.1}, {"clip": 0.01}, {"proximal": 1.0}, HARSH]
@@ -52,9 +52,8 @@ def net(seed: int = 0) -> nn.Module:
 
 def half(model: nn.Module) -> dict[str, Tensor]:
     """Masks over half of every weight, a convolution of one filter emptied, the head too."""
-    gen = torch.Generator().manual_seed(1)
-    named = {n: p for n, p in model.named_parameters() if p.dim() > 1}
-    masks = {n: torch.rand(p.shape, generator=gen) < 0.5 for n, p in named.items()}
+    gen, named = torch.Generator().manual_seed(1), model.named_parameters()
+    masks = {n: torch.rand(p.shape, generator=gen) < 0.5 for n, p in named if p.dim() > 1}
     masks["features.0.weight"][0] = False
     return masks
 
@@ -82,10 +81,8 @@ def test_removed_weights_are_zero_after_every_step(optimizer, changes, monkeypat
 
     def check(made: torch.optim.Optimizer) -> int:
         states = 0
-        for name, p in model.named_parameters():
-            if name not in masks:
-                continue
-            gone = ~masks[name]
+        for name, mask in masks.items():
+            p, gone = model.get_parameter(name), ~mask
             assert not p.detach()[gone].any(), f"weights of {name}"
             assert not p.grad[gone].any(), f"gradients of {name}"
             for key, value in made.state[p].items():
@@ -99,10 +96,8 @@ def test_removed_weights_are_zero_after_every_step(optimizer, changes, monkeypat
     tune(model, masks, steps_of(rows(32), 8), TASK, config.lr, config)
     assert len(seen) == 4
     assert all(states >= len(masks) for states in seen), "the optimizer does keep state"
-    moved = {
-        n: (p.detach() != start[n])[masks[n]] for n, p in model.named_parameters() if n in masks
-    }
-    assert all(m.float().mean() > 0.5 for n, m in moved.items()), "what is kept does move"
+    moved = [(model.get_parameter(n).detach() != start[n])[m] for n, m in masks.items()]
+    assert all(m.float().mean() > 0.5 for m in moved), "what is kept does move"
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -143,7 +138,7 @@ def test_tuning_is_torchs_own_loop_bit_for_bit(keys, accumulate):
         ({"local_steps": 2}, [[8], [8]]),
         ({"local_steps": 5}, [[8], [8], [4], [8], [8]]),
         ({"local_epochs": 1}, [[8], [8], [4]]),
-        ({"local_epochs": 2}, [[8], [8], [4]] * 2),
+        ({"local_epochs": 3}, [[8], [8], [4]] * 3),
         ({"local_epochs": 2, "batch_size": 50}, [[20], [20]]),
         ({"local_steps": 3, "batch_size": 20}, [[20], [20], [20]]),
         ({"accumulate": 2, "local_steps": 2}, [[8, 8], [4]]),
@@ -161,53 +156,22 @@ def test_steps_batches_and_epochs_count(keys, sizes):
     assert [[len(b["labels"]) for b in step] for step in taken] == sizes
     rows = [b for step in taken for b in step]
     assert all(torch.equal(b["images"], b["labels"].float()) for b in rows), "rows stay together"
-    once = torch.cat([b["labels"] for b in rows])[:20].tolist()
-    assert len(set(once)) == len(once)
+    drawn = torch.cat([b["labels"] for b in rows])
+    epochs = [tuple(epoch.tolist()) for epoch in drawn.split(20)]
+    assert all(len(set(epoch)) == len(epoch) for epoch in epochs), "every row once"
+    assert len(set(epochs)) == len(epochs), "in another order"
+    again = step_batches(part, config, torch.Generator().manual_seed(0))
+    assert torch.equal(torch.cat([b["labels"] for step in again for b in step]), drawn)
 
 
-def test_every_epoch_is_every_row_once_in_another_order():
-    config = tiny(local_epochs=3, local_steps=0)
-    part = {"images": torch.zeros(20), "labels": torch.arange(20)}
-    taken = [b["labels"] for (b,) in step_batches(part, config, torch.Generator().manual_seed(0))]
-    epochs = torch.cat(taken).view(3, 20)
-    assert all(epoch.sort().values.tolist() == list(range(20)) for epoch in epochs)
-    assert len({tuple(epoch.tolist()) for epoch in epochs}) == 3
-    again = [b["labels"] for (b,) in step_batches(part, config, torch.Generator().manual_seed(0))]
-    assert torch.equal(torch.cat(again), torch.cat(taken))
-
-
-def test_the_sums_are_over_every_step_before_it_is_taken():
-    config = tiny(clip=0.0, momentum=0.0)
-    model = net()
-    twin = copy.deepcopy(model)
-    tuned = tune(model, {}, steps_of(rows(20), 8), TASK, 0.1, config)
-    loss, sgd = 0.0, torch.optim.SGD(twin.parameters(), 0.1)
-    for batch in batches(rows(20), 8):
-        sgd.zero_grad()
-        logits = twin(batch["images"])
-        mean = nn.functional.cross_entropy(logits, batch["labels"])
-        mean.backward()
-        sgd.step()
-        loss += mean.item() * len(batch["labels"])
-    assert tuned.count == 20
-    assert tuned.loss == pytest.approx(loss, rel=1e-5)
-    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
-        assert torch.allclose(p, q, atol=1e-6)
-
-
-def test_no_gradient_is_left_behind():
-    model = net()
-    tune(model, {}, steps_of(rows(8), 4), TASK, 0.1, tiny())
-    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
-
-
-def test_a_frozen_parameter_stays():
+def test_a_frozen_parameter_stays_and_no_gradient_is_left_behind():
     model = net()
     model.get_parameter("hidden.weight").requires_grad_(False)
     start = copied(dict(model.named_parameters()))
     tune(model, {}, steps_of(rows(8), 4), TASK, 0.1, tiny(proximal=0.1))
     assert torch.equal(model.get_parameter("hidden.weight"), start["hidden.weight"])
     assert not torch.equal(model.get_parameter("head.weight"), start["head.weight"])
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 
 def test_a_longer_gradient_than_the_clip_is_scaled_down():
@@ -221,33 +185,18 @@ def test_a_longer_gradient_than_the_clip_is_scaled_down():
 
     free = moved(0.0)
     assert free.norm() > 0.5
-    assert moved(0.1).norm() == pytest.approx(0.1, rel=1e-3)
     assert torch.allclose(moved(0.1) / 0.1, free / free.norm(), atol=1e-4)
     assert torch.allclose(moved(100.0), free)
 
 
-def test_the_proximal_term_is_mu_times_the_distance():
-    """Two steps of plain descent on (w - 3)²/2 with w_sent = 1, mu = 0.5, by hand."""
-
-    def loss(model: nn.Module, _batch: Part) -> Loss:
-        return Loss((model.weight.squeeze() - 3.0).square() / 2, 1, 0)
-
-    model = nn.Linear(1, 1, bias=False)
-    model.weight.data.fill_(1.0)
-    config = tiny(proximal=0.5, momentum=0.0, clip=0.0)
-    tune(model, {}, steps_of({"x": torch.zeros(2)}, 1), replace(TASK, loss=loss), 0.1, config)
-    one = 1.0 - 0.1 * (1.0 - 3.0)
-    assert model.weight.item() == pytest.approx(one - 0.1 * (one - 3.0 + 0.5 * (one - 1.0)))
-
-
-SCHEDULES = [
-    ("constant", [0.4] * 4),
-    ("linear", [0.4, 0.3, 0.2, 0.1]),
-    ("cosine", [0.4, 0.2 * (1 + math.sqrt(0.5)), 0.2, 0.2 * (1 - math.sqrt(0.5))]),
-]
-
-
-@pytest.mark.parametrize(("schedule", "expected"), SCHEDULES)
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.4] * 4),
+        ("linear", [0.4, 0.3, 0.2, 0.1]),
+        ("cosine", [0.4, 0.2 * (1 + math.sqrt(0.5)), 0.2, 0.2 * (1 - math.sqrt(0.5))]),
+    ],
+)
 def test_learning_rates_over_rounds(schedule, expected):
     config = tiny(rounds=4, lr=0.4, lr_schedule=schedule)
     assert [learning_rate(config, r) for r in (1, 2, 3, 4)] == pytest.approx(expected)
@@ -274,52 +223,31 @@ def unequal() -> Iterator[Part]:
 
 @pytest.fixture
 def slope(monkeypatch) -> Host:
-    task = Task(
-        "a slope",
-        "accuracy",
-        "examples",
-        lambda _config: Slope(),
-        classification_loss,
-        lambda _config: [Shard(part, part, part) for part in unequal()],
-    )
-    monkeypatch.setitem(TASKS, "slope", task)
+    shards = [Shard(part, part, part) for part in unequal()]
+    made = (lambda _config: Slope(), classification_loss, lambda _config: shards)
+    monkeypatch.setitem(TASKS, "slope", Task("a slope", "accuracy", "examples", *made))
     keys = {"momentum": 0.0, "clip": 0.0, "local_epochs": 1, "local_steps": 0, "batch_size": 100}
     config = tiny(task="slope", clients=3, rounds=1, warmup=0, end=1, sparsity=0.0, **keys)
     return build_host(config)
 
 
-def pooled_step(weights: dict[str, Tensor], masks: dict[str, Tensor], lr: float) -> Slope:
+@pytest.mark.parametrize("masked_", [False, True])
+def test_one_federated_step_on_all_data_is_one_pooled_step(masked_, slope):
+    masks = {"inner.weight": torch.rand(5, 6) < 0.4} if masked_ else {}
+    host = replace(slope, layout=replace(slope.layout, prunable=tuple(masks)))
+    start = masked(copied(state_of(slope.model)), masks)
+    came = inline_port(host).ask(Question("tune", 1, start, masks, lr=0.3), [0, 1, 2])
+    assert came.weight == 62.0
+    after = averaged(start, came.total, came.weight, masks, host.layout, 1.0)
     parts = list(unequal())
     everyone = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
     model = Slope()
-    load_into(model, weights)
-    loss = nn.functional.cross_entropy(model(everyone["images"]), everyone["labels"])
-    loss.backward()
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            p -= lr * p.grad * masks.get(name, torch.ones_like(p))
-    return model
-
-
-def test_one_federated_step_on_all_data_is_one_pooled_step(slope):
-    start = copied(state_of(slope.model))
-    end = federate(slope.config, inline_port(slope)).state
-    expected = pooled_step(start, {}, slope.config.lr)
-    for name, p in expected.named_parameters():
-        assert torch.allclose(end.weights[name], p, atol=1e-6), name
-        assert (end.weights[name] - start[name]).abs().max() > 1e-4, "and it is a step"
-
-
-def test_one_masked_federated_step_is_one_masked_pooled_step(slope):
-    masks = {"inner.weight": torch.rand(5, 6) < 0.4}
-    host = replace(slope, layout=replace(slope.layout, prunable=("inner.weight",)))
-    start = masked(state_of(slope.model), masks)
-    question = Question("tune", 1, start, masks, lr=0.3)
-    aggregate = inline_port(host).ask(question, [0, 1, 2])
-    assert aggregate.weight == 62.0
-    after = averaged(start, aggregate.total, aggregate.weight, masks, host.layout, 1.0)
-    for name, p in pooled_step(start, masks, 0.3).named_parameters():
-        assert torch.allclose(after[name], p, atol=1e-6), name
+    load_into(model, start)
+    nn.functional.cross_entropy(model(everyone["images"]), everyone["labels"]).backward()
+    for name, p in model.named_parameters():
+        step = 0.3 * p.grad * masks.get(name, 1)
+        assert torch.allclose(after[name], p - step, atol=1e-6), name
+        assert step.abs().max() > 1e-4, "and it is a step"
 
 
 def slope_after(step_sizes: int, optimizer: str) -> Slope:
@@ -365,21 +293,14 @@ def test_bf16_computes_in_bf16_and_leaves_float32():
         moved[precision] = copied(state_of(model))
     for name, w in moved["fp32"].items():
         assert torch.allclose(w, moved["bf16"][name], atol=0.05), name
-    assert any(not torch.equal(w, moved["bf16"][n]) for n, w in moved["fp32"].items())
+    assert not same(moved["fp32"], moved["bf16"])
 
 
-@pytest.fixture
-def small_llama() -> nn.Module:
-    return dense_model(tiny(task="shakespeare"))
-
-
-def token_steps() -> Iterator[list[Part]]:
+def test_recomputed_activations_give_the_same_step():
     ids = torch.randint(3, 60, (4, 33), generator=torch.Generator().manual_seed(0))
-    yield [{"inputs": ids[:, :-1], "labels": ids[:, 1:]}]
-
-
-def test_recomputed_activations_give_the_same_step(small_llama):
+    steps_on = [[{"inputs": ids[:, :-1], "labels": ids[:, 1:]}]]
     keys = {"task": "shakespeare", "optimizer": "sgd", "clip": 0.0}
+    small_llama = dense_model(tiny(task="shakespeare"))
     layer = next(m for m in small_llama.modules() if type(m).__name__ == "LlamaMLP")
     calls: list[int] = []
     layer.register_forward_pre_hook(lambda *_: calls.append(1))
@@ -390,13 +311,12 @@ def test_recomputed_activations_give_the_same_step(small_llama):
         calls.clear()
         called = prepared(model, config)
         assert called is model
-        tune(model, {}, token_steps(), TASKS["shakespeare"], 0.1, config, called=called)
+        tune(model, {}, iter(steps_on), TASKS["shakespeare"], 0.1, config, called=called)
         assert len(calls) == (2 if checkpointing else 1), "forward, and again while going back"
         steps[checkpointing] = copied(state_of(model))
-    start = state_of(small_llama)
     for name, w in steps[False].items():
         assert torch.allclose(w, steps[True][name], atol=1e-6), name
-    assert any(not torch.equal(w, start[n]) for n, w in steps[True].items())
+    assert not same(steps[True], state_of(small_llama))
 
 
 def test_a_model_that_keeps_its_activations_is_refused():

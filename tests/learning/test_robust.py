@@ -23,22 +23,19 @@ from fedprune.protocol.port import Port
 from fedprune.protocol.replies import folded_of, sum_packet
 from fedprune.structure.layout import Layout, layout_of
 from fedprune.tensors.models import state_of
-from fedprune.tensors.named import Tensors, digest, gathered
+from fedprune.tensors.named import Tensors, copied, digest, gathered
 from tests.runs import house_of, tiny
 
 RULES = [name for name in ROBUST if name != "none"]
 F = {name: 2 for name in RULES if ROBUST[name].needs}
 
 
-def flat_layout(size: int) -> Layout:
-    return Layout({"w": torch.Size([size])}, ("w",), (), {})
-
-
 def one_of(rule: str, changes: Tensor, byzantine: int | None = None) -> np.ndarray:
     size = changes.shape[1]
     sent, masks = {"w": torch.zeros(size)}, {"w": torch.ones(size, dtype=torch.bool)}
     f = F.get(rule, 0) if byzantine is None else byzantine
-    return robust_change(rule, changes, f, sent, masks, flat_layout(size)).numpy()
+    layout = Layout({"w": torch.Size([size])}, ("w",), (), {})
+    return robust_change(rule, changes, f, sent, masks, layout).numpy()
 
 
 def drawn(clients: int, size: int = 5, seed: int = 0) -> Tensor:
@@ -56,12 +53,8 @@ def by_scipy(rows: np.ndarray) -> np.ndarray:
 
 def krum_by_hand(rows: np.ndarray, f: int) -> np.ndarray:
     n = len(rows)
-    near = [
-        sorted(float(((rows[i] - rows[j]) ** 2).sum()) for j in range(n) if j != i)
-        for i in range(n)
-    ]
-    scores = [sum(d[: n - f - 2]) for d in near]
-    best = sorted(range(n), key=lambda i: scores[i])[: n - f]
+    near = [sorted(((row - rows) ** 2).sum(1))[1:] for row in rows]
+    best = np.argsort([sum(d[: n - f - 2]) for d in near], kind="stable")[: n - f]
     return np.asarray(rows[best].mean(axis=0))
 
 
@@ -118,28 +111,6 @@ def test_a_minority_of_any_size_stays_bounded(rule, size):
             assert (found - honest.double().mean(0)).norm() < reach
 
 
-LIES: dict[str, Callable[[Tensor], Tensor]] = {
-    "turned round": lambda own: -own,
-    "ten times": lambda own: -10.0 * own,
-    "a million times": lambda own: 1e6 * own,
-    "all the same": lambda own: -3.0 * own[:1].repeat(len(own), 1),
-}
-
-
-@pytest.mark.parametrize("lie", LIES)
-@pytest.mark.parametrize("rule", RULES)
-def test_six_liars_of_twenty_stay_among_the_honest(rule, lie):
-    """Of clients that agree: the mean of the honest, or between the least and the most of them."""
-    own = drawn(20, size=40) * 0.3 + 1.0
-    honest, changes = own[6:].double(), torch.cat([LIES[lie](own[:6]), own[6:]])
-    found = one_of(rule, changes, 6)
-    if rule in {"multi-krum", "nearest-trimmed-mean", "nearest-geometric-median"}:
-        np.testing.assert_allclose(found, honest.mean(0), rtol=1e-6)
-    elif rule != "clipped-mean":  # held in norm alone
-        assert (found >= honest.min(0).values.numpy()).all()
-        assert (found <= honest.max(0).values.numpy()).all()
-
-
 @pytest.mark.parametrize("rule", RULES)
 def test_the_order_of_values_and_long_changes_do_not_matter(rule):
     """The values are gone through in pieces; permuted, the same comes out permuted."""
@@ -149,49 +120,42 @@ def test_the_order_of_values_and_long_changes_do_not_matter(rule):
     np.testing.assert_allclose(one_of(rule, changes[:, order]), there[order.numpy()], atol=1e-9)
 
 
-def normed() -> tuple[nn.Module, Layout, Tensors]:
-    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-    return model, layout_of(model), state_of(model)
+MODEL = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+
+
+def after(rule: str, singles: list[dict[str, float]]) -> tuple[Tensors, Tensors]:
+    """A model with a norm before and after changes that are 0 but for some constants."""
+    layout, sent = layout_of(MODEL), copied(state_of(MODEL))
+    each = [{n: torch.full_like(t, one.get(n, 0.0)) for n, t in sent.items()} for one in singles]
+    changes = torch.stack([gathered(one, {}) for one in each])
+    total = robust_change(rule, changes, F.get(rule, 0), sent, {}, layout)
+    return sent, averaged(sent, total, 1.0, {}, layout, 1.0)
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_variances_stay_variances(rule):
     """Means that are far apart: the middle of moments beside the middle of means is below 0."""
-    _, layout, sent = normed()
-    sent = {n: t.clone() for n, t in sent.items()}
-    changes = []
-    shifts, spreads = [-9.0, -8.0, 0.1, 8.0, 9.0, 0.0, 1.0], [0.5, 0.6, 0.4, 0.5, 0.7, 0.3, 1.0]
-    for shift, spread in zip(shifts, spreads, strict=True):
-        one = {n: torch.zeros_like(t) for n, t in sent.items()}
-        one["1.running_mean"] = torch.full((4,), shift)
-        one["1.running_var"] = torch.full((4,), spread + shift**2 - 1.0)  # a second moment's change
-        changes.append(gathered(one, {}))
-    singles = torch.stack(changes)
-    total = robust_change(rule, singles, F.get(rule, 0), sent, {}, layout)
-    after = averaged(sent, total, 1.0, {}, layout, 1.0)
+    shifts = np.array([-9.0, -8.0, 0.1, 8.0, 9.0, 0.0, 1.0])
+    spreads = np.array([0.5, 0.6, 0.4, 0.5, 0.7, 0.3, 1.0])
+    moments = np.stack([shifts, spreads + shifts**2], axis=1)
+    sent, found = after(
+        rule, [{"1.running_mean": m, "1.running_var": v - 1.0} for m, v in moments.tolist()]
+    )
     if ROBUST[rule].middle is not None:
-        moments = np.stack([shifts, np.array(spreads) + np.array(shifts) ** 2], axis=1)
         moments = nearest_by_hand(moments, 2) if ROBUST[rule].mixes else moments
         own = moments[:, 1] - moments[:, 0] ** 2  # a mixture's too
         middle = BY_HAND[rule.removeprefix("nearest-")](own[:, None])
-        np.testing.assert_allclose(after["1.running_var"], middle.repeat(4), rtol=1e-4)
-    assert (after["1.running_var"] >= 0.3).all()
-    assert torch.equal(after["0.weight"], sent["0.weight"])
+        np.testing.assert_allclose(found["1.running_var"], middle.repeat(4), rtol=1e-4)
+    assert (found["1.running_var"] >= 0.3).all()
+    assert torch.equal(found["0.weight"], sent["0.weight"])
 
 
 def test_statistics_do_not_hide_weights():
     """A client whose weights are far off goes, however far apart honest statistics are."""
-    _, layout, sent = normed()
-    sent = {n: t.clone() for n, t in sent.items()}
-    changes = []
-    for client in range(7):
-        one = {n: torch.zeros_like(t) for n, t in sent.items()}
-        one["1.running_var"] = torch.full((4,), 1000.0 * client)
-        one["0.weight"] = torch.full((4, 3), 50.0 if client == 3 else 0.01)
-        changes.append(gathered(one, {}))
-    total = robust_change("multi-krum", torch.stack(changes), 2, sent, {}, layout)
-    after = averaged(sent, total, 1.0, {}, layout, 1.0)
-    torch.testing.assert_close(after["0.weight"], sent["0.weight"] + 0.01)
+    weights = [50.0 if client == 3 else 0.01 for client in range(7)]
+    singles = [{"1.running_var": 1e3 * i, "0.weight": w} for i, w in enumerate(weights)]
+    sent, found = after("multi-krum", singles)
+    torch.testing.assert_close(found["0.weight"], sent["0.weight"] + 0.01)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
-"""FedPruner against its loop in plain torch: three blocks on a residual stream, one head."""
+"""DepthFL and FedPruner against their loops in torch: blocks on a residual stream, one head."""
 
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from fedprune.methods.fedpruner import linked_groups
 from fedprune.options.refusal import ConfigError
 from fedprune.scores.block_similarity import ASK_BLOCK_SIMILARITY, PROJECTED, similarities
 from fedprune.scores.score import Probe
+from fedprune.server.state import State
 from fedprune.structure.groups import Block, Structure
 from fedprune.structure.layout import Layout, layout_of
-from fedprune.tasks.task import batches
+from fedprune.tasks.task import Part, batches
+from fedprune.tensors.named import Tensors
 from tests.methods.test_regimes import KEYS
 from tests.remembering import Stack, apart, round_of_blocks
 from tests.runs import house_of, overheard, tiny
@@ -51,26 +54,43 @@ def stays_of(alike: np.ndarray, influence: list[float], many: int) -> set[int]:
     return {third, one if influence[one] >= influence[other] else other}
 
 
-def test_a_client_trains_one_of_each_group_of_blocks_and_means_are_over_holders():
-    keys = {**KEYS, "task": "stack", "lr": 0.01, "sparsity": 0.0, "rounds": 2}
-    config = tiny(**keys, method="fedpruner", method_options={"depths": DEPTHS})
+def run(method: str, first: str) -> tuple[Any, Tensors, list[State], list[Part]]:
+    """A run of stacks; the weights in its first question of a kind; states; what clients have."""
+    keys = {**KEYS, "task": "stack", "lr": 0.01, "sparsity": 0.0}
+    config = tiny(**keys, method=method, method_options={"depths": DEPTHS})
     result, asked, states = overheard(config)
-    first = next(q for q, _, _ in asked if q.kind == "score")
-    assert [who for q, who, _ in asked if q.kind == "score"] == [[0, 1, 2]] * 2, "once"
+    scored = [who for q, who, _ in asked if q.kind == "score"]
+    assert scored == [[0, 1, 2]] * 2 * (method == "fedpruner"), "once"
+    weights = next(q for q, _, _ in asked if q.kind == first).weights
     data = [s.train for s in apart(config)]
     assert len({len(part["x"]) for part in data}) == 3, "of unequal size"
-    whole = {n: w.double() for n, w in first.weights.items()}
+    return result, {n: w.double() for n, w in weights.items()}, states, data
+
+
+def follow(states: list[State], whole: Tensors, data: list[Part], kept: list[Any]) -> None:
+    """Round by round the clients train these blocks, and weights are means over who does."""
+    for state in states:
+        whole = round_of_blocks(whole, data, kept)
+        for n, w in whole.items():
+            np.testing.assert_allclose(state.weights[n].numpy(), w.numpy(), atol=1e-6)
+
+
+def test_a_client_trains_its_first_blocks_and_weights_are_means_over_their_holders():
+    result, first, states, data = run("depthfl", "tune")
+    follow(states, first, data, [range(many) for many in BLOCKS])
+    assert result.summary["own_sparsity"] == (0 + 64 + 128) / 3 / 216
+    assert result.summary["clients_have"] == "parts"
+
+
+def test_a_client_trains_one_of_each_group_of_blocks_and_means_are_over_holders():
+    result, first, states, data = run("fedpruner", "score")
     model = Stack().double()
-    model.load_state_dict(whole)
+    model.load_state_dict(first)
     with torch.no_grad():
         pairs = flows(model, torch.cat([part["x"] for part in data]).double())
     alike = np.array([[cka(a, b) for _, b in pairs] for _, a in pairs])
     turned = [float((1 - torch.cosine_similarity(x, y, -1)).mean()) for x, y in pairs]
-    stays = [stays_of(alike, turned, many) for many in BLOCKS]
-    for state in states:
-        whole = round_of_blocks(whole, data, stays)
-        for n, w in whole.items():
-            np.testing.assert_allclose(state.weights[n].numpy(), w.numpy(), atol=1e-6)
+    follow(states, first, data, [stays_of(alike, turned, many) for many in BLOCKS])
     assert result.summary["own_sparsity"] == (0 + 64 + 128) / 3 / 216
 
 

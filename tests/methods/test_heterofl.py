@@ -7,6 +7,7 @@ import torch
 
 from fedprune.engines.inline import inline_port
 from fedprune.tensors.named import count_kept, scattered
+from tests.perceptron import mean_of_holders
 from tests.runs import house_of, overheard, tiny
 
 TIERS = (1.0, 0.5, 0.25)
@@ -24,23 +25,20 @@ def test_each_weight_is_the_mean_over_the_clients_whose_part_has_it():
     for round_ in (1, 2, 3):
         tuned = [(q, ps) for q, ps, _ in asked if q.kind == "tune" and q.round == round_]
         assert sorted(p for _, ps in tuned for p in ps) == list(result.rows[round_ - 1]["cohort"])
-        sums: dict[str, torch.Tensor] = {}
-        held: dict[str, torch.Tensor] = {}
+        parts = []
         for question, partitions in tuned:
             assert len({p % len(TIERS) for p in partitions}) == 1, "a tier is asked together"
             for p in partitions:
                 alone = port.ask(replace(question, known=frozenset()), [p])
-                assert alone.total is not None
                 moved = scattered(alone.total / alone.weight, host.layout.shapes, question.masks)
-                for n, w in question.weights.items():
-                    m = question.masks.get(n, torch.ones_like(w)).double()
-                    sums[n] = sums.get(n, 0.0) + alone.weight * m * (w.double() + moved[n])
-                    held[n] = held.get(n, 0.0) + alone.weight * m
-        for n, m in states[round_ - 1].masks.items():
-            some = (held[n] > 0) & m
-            expected = (sums[n] / held[n].clamp_min(1e-300))[some]
-            assert torch.allclose(states[round_ - 1].weights[n].double()[some], expected, atol=1e-7)
-            assert bool(some.all()) or round_ > 1, "at first everybody trains everything"
+                own = {n: w.double() + moved[n] for n, w in question.weights.items()}
+                parts.append((alone.weight, own, question.masks))
+        after = states[round_ - 1]
+        means = mean_of_holders(parts, after.weights)
+        for n, m in after.masks.items():
+            assert torch.allclose(after.weights[n].double(), means[n] * m, atol=1e-7)
+        whole = all(m.all() for q, _ in tuned for m in q.masks.values())
+        assert whole == (round_ == 1), "at first everybody trains everything"
     masks = states[-1].memories["heterofl"].tiers
     for question, (p, *_) in tuned:
         assert all(torch.equal(question.masks[n], m) for n, m in masks[p % len(TIERS)].items())

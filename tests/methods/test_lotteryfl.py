@@ -7,11 +7,11 @@ from fedprune import federate
 from fedprune.client.host import Host
 from fedprune.config.rates import learning_rate
 from fedprune.engines.inline import inline_port
-from fedprune.methods.lotteryfl import Memory
 from fedprune.protocol.messages import Question
 from fedprune.tensors.models import load_into, state_of
-from fedprune.tensors.named import Masks, Tensors, copied, masked, scattered
-from tests.runs import house_of, tiny
+from fedprune.tensors.named import Masks, Tensors, copied, count_kept, masked, scattered
+from tests.perceptron import mean_of_holders
+from tests.runs import house_of, same, tiny
 
 THRESHOLD, RATE, TARGET = 0.12, 0.3, 0.6
 
@@ -25,8 +25,7 @@ def accuracy(host: Host, weights: Tensors, partition: int) -> float:
 
 
 def without_smallest(weights: Tensors, masks: Masks) -> Masks | None:
-    total = sum(m.numel() for m in masks.values())
-    kept = sum(int(m.sum()) for m in masks.values())
+    total, kept = sum(m.numel() for m in masks.values()), count_kept(masks)
     if total - kept >= TARGET * total:
         return None
     share = min(TARGET, 1 - kept / total + RATE * kept / total)
@@ -55,8 +54,7 @@ def test_a_run_is_the_loop_of_the_paper():
     }
     pruned_ever = set()
     for round_ in range(1, 6):
-        sums = {n: torch.zeros_like(w, dtype=torch.float64) for n, w in start.items()}
-        held = {n: torch.zeros_like(w, dtype=torch.float64) for n, w in start.items()}
+        parts = []
         for p in range(3):
             sent = masked(weights, masks[p])
             if 2 <= round_ <= 4 and accuracy(host, sent, p) >= THRESHOLD:
@@ -66,29 +64,18 @@ def test_a_run_is_the_loop_of_the_paper():
                     pruned_ever.add(p)
             lr = learning_rate(config, round_)
             answer = port.ask(Question("tune", round_, sent, masks[p], lr=lr), [p])
-            assert answer.total is not None
-            moved = scattered(answer.total, host.layout.shapes, masks[p])
-            for n, w in sent.items():
-                m = masks[p][n].double() if n in masks[p] else torch.ones_like(w).double()
-                sums[n] += answer.weight * m * w.double() + moved[n]
-                held[n] += answer.weight * m
-        weights = {
-            n: torch.where(held[n] > 0, s / held[n].clamp_min(1e-300), weights[n].double()).float()
-            for n, s in sums.items()
-        }
+            moved = scattered(answer.total / answer.weight, host.layout.shapes, masks[p])
+            own = {n: w.double() + moved[n] for n, w in sent.items()}
+            parts.append((answer.weight, own, masks[p]))
+        weights = {n: w.float() for n, w in mean_of_holders(parts, weights).items()}
     assert pruned_ever, "some client's model was good enough"
     memory = result.state.memories["lotteryfl"]
-    assert isinstance(memory, Memory)
     assert memory.masks.keys() == pruned_ever
-    for p in pruned_ever:
-        assert all(torch.equal(memory.masks[p][n], m) for n, m in masks[p].items())
+    assert all(same(memory.masks[p], masks[p]) for p in pruned_ever)
     for n, w in weights.items():
         assert torch.allclose(result.state.weights[n], w, atol=1e-6), n
-    mean = (
-        sum(1 - sum(int(m.sum()) for m in masks[p].values()) / host.layout.whole for p in range(3))
-        / 3
-    )
-    assert abs(result.summary["own_sparsity"] - mean) < 1e-9
+    kept = sum(count_kept(masks[p]) for p in range(3)) / 3
+    assert abs(result.summary["own_sparsity"] - (1 - kept / host.layout.whole)) < 1e-9
     assert result.summary["clients_have"] == "masks"
 
 

@@ -6,23 +6,21 @@ import math
 import numpy as np
 import pytest
 
-from fedprune import Result, RunConfig, federate
+from fedprune import Result, RunConfig
 from fedprune.config.planned import planned
-from fedprune.engines.inline import inline_port
 from fedprune.tasks.measures import error_of_mean, spread_sums
-from tests.runs import Spy, house_of, played, same, tiny
+from tests.runs import overheard, played, same, tiny
 
 
-def watched(config: RunConfig) -> tuple[Result, list[tuple[int, str, list[int]]]]:
+def measured(config: RunConfig) -> tuple[Result, list[tuple[int, str, list[int]]]]:
     """A run, and who measured after which round on what."""
-    eye = Spy(inline_port(house_of(config)))
-    result = federate(config, eye.port)
-    return result, [(q.round, q.part, who) for q, who, _ in eye.asked if q.kind == "evaluate"]
+    result, asked, _ = overheard(config)
+    return result, [(q.round, q.part, who) for q, who, _ in asked if q.kind == "evaluate"]
 
 
 @pytest.mark.parametrize(("every", "rounds"), [(2, [2, 4, 5]), (5, [5])])
 def test_the_model_is_measured_after_every_so_many_rounds_and_the_last(every, rounds):
-    result, asked = watched(tiny(measure_every=every))
+    result, asked = measured(tiny(measure_every=every))
     assert [r for r, part, _ in asked if part == "validation"] == rounds
     assert [row["round"] for row in result.rows if row["loss"] is not None] == rounds
     whole = played(tiny())
@@ -34,12 +32,12 @@ def test_the_model_is_measured_after_every_so_many_rounds_and_the_last(every, ro
 @pytest.mark.slow
 def test_some_who_are_drawn_stand_for_all_and_tests_ask_everyone():
     keys, there = {"clients": 8, "cohort": 2}, set(range(8))
-    result, asked = watched(tiny(**keys, measure_cohort=3))
+    result, asked = measured(tiny(**keys, measure_cohort=3))
     drawn = [who for _, part, who in asked if part == "validation"]
     assert all(len(who) == 3 and set(who) <= there for who in drawn)
     assert len({tuple(who) for who in drawn}) > 1
     assert all(set(who) == there for _, part, who in asked if part == "test")
-    assert watched(tiny(**keys, measure_cohort=3))[1] == asked, "by the seed"
+    assert measured(tiny(**keys, measure_cohort=3))[1] == asked, "by the seed"
     assert same(result.state.weights, played(tiny(**keys)).state.weights)
     assert all(row["measured_by"] == 3 and row["loss_error"] > 0 for row in result.rows)
 
@@ -59,16 +57,13 @@ def test_the_standard_error_is_what_means_over_samples_spread_by():
         e = loss[some] - count[some] * totals["loss"] / totals["count"]
         by_hand = math.sqrt(0.5 * (e @ e) / 5 / 6) / count[some].mean()
         assert told[-1] == pytest.approx(by_hand)
-    assert np.sqrt(np.mean(np.square(told))) == pytest.approx(
-        np.sqrt(np.mean(np.square(off))), 0.05
-    )
+    rms = [np.sqrt(np.mean(np.square(x))) for x in (told, off)]
+    assert rms[0] == pytest.approx(rms[1], 0.05)
     assert error_of_mean({"loss": 1.0, "count": 1.0, **spread_sums(1.0, 1.0)}, 9) is None
 
 
 def test_noise_is_planned_for_the_rounds_that_measure():
     keys = {"model": "mlp", "dp": "client", "dp_noise": 2.0, "metrics": "noised"}
-    counts = [
-        sum(occasion.kind == "evaluate" for occasion, _ in planned(tiny(**keys, measure_every=n)))
-        for n in (1, 5)
-    ]
-    assert counts[0] - counts[1] == 4
+    plans = [planned(tiny(**keys, measure_every=n)) for n in (1, 5)]
+    often, once = (sum(occasion.kind == "evaluate" for occasion, _ in plan) for plan in plans)
+    assert often - once == 4

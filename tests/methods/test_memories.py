@@ -53,17 +53,22 @@ def cut() -> Cut:
     return replace(state, model=model), plan, smaller, its
 
 
+def in_factors(plan: Plan) -> Plan:
+    path = plan.layout.prunable[0].removesuffix(".weight")
+    return fitted(plan, (Edit("rank", path, (2,)),))
+
+
 def weights_in(memory: object) -> bool:
     """Whether a memory holds tensors under the names of a model."""
     return not alike(memory, filled(type(memory), {}))
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_a_memory_is_cut_as_the_model_is(name, cut):
+def test_every_memory_is_cut_as_the_model_is(cut):
     state, plan, small, smaller = cut
-    before, after = (filled(KINDS[name], m.weights) for m in (state.model, small))
-    assert alike(carried(before, plan, smaller), after)
-    assert carried(before, plan, plan) is before
+    for name, kind in KINDS.items():
+        before, after = (filled(kind, m.weights) for m in (state.model, small))
+        assert alike(carried(before, plan, smaller), after), name
+        assert carried(before, plan, plan) is before, name
 
 
 def test_what_is_not_of_the_model_stays(cut):
@@ -74,18 +79,14 @@ def test_what_is_not_of_the_model_stays(cut):
     assert alike(after, Deep({3: dict(small.weights)}, (), other, 2.5))
 
 
-@pytest.mark.sampled(10)
-@pytest.mark.parametrize("name", KINDS)
-def test_a_memory_of_matrices_that_factors_replaced_is_refused(name, cut):
+def test_every_memory_of_matrices_that_factors_replaced_is_refused(cut):
     state, plan, _, _ = cut
-    path = plan.layout.prunable[0].removesuffix(".weight")
-    factored = fitted(plan, (Edit("rank", path, (2,)),))
-    memory = filled(KINDS[name], state.weights)
-    if weights_in(memory):
-        with pytest.raises(Reshaped):
-            carried(memory, plan, factored)
-    else:
-        assert alike(carried(memory, plan, factored), memory)
+    for memory in (filled(kind, state.weights) for kind in KINDS.values()):
+        if weights_in(memory):
+            with pytest.raises(Reshaped):
+                carried(memory, plan, in_factors(plan))
+        else:
+            assert alike(carried(memory, plan, in_factors(plan)), memory)
 
 
 def test_a_memory_of_what_is_no_more_begins_anew(cut):
@@ -93,8 +94,7 @@ def test_a_memory_of_what_is_no_more_begins_anew(cut):
     r = Round(3, plan)
     state = begun(state, r)
     held = {n: filled(KINDS[n], state.weights) for n in state.memories}
-    path = plan.layout.prunable[0].removesuffix(".weight")
-    factored = fitted(plan, (Edit("rank", path, (2,)),))
+    factored = in_factors(plan)
     weights = {n: torch.zeros(s) for n, s in factored.layout.shapes.items()}
     model = Model(weights, {}, factored.edits)
     done = filled(KINDS["reduce"])

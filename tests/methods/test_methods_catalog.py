@@ -31,16 +31,12 @@ def test_nothing_but_the_table_of_methods_knows_a_published_method():
     assert known == []
 
 
-def test_names_of_methods_and_riders_are_apart():
-    """Their memories lie beside each other."""
-    assert not METHODS.keys() & RIDERS.keys()
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_says_what_it_is_and_where_it_is_from(name):
-    assert METHODS[name].summary
-    assert METHODS[name].source
-    assert all(field.description for field in METHODS[name].options.model_fields.values())
+def test_every_method_says_what_it_is_and_where_it_is_from():
+    assert not METHODS.keys() & RIDERS.keys(), "their memories lie beside each other"
+    for name, method in METHODS.items():
+        assert method.summary, name
+        assert method.source, name
+        assert all(field.description for field in method.options.model_fields.values()), name
 
 
 @pytest.mark.parametrize(

@@ -67,32 +67,34 @@ def test_tables_of_one_s_own_change_what_they_say(keys, written):
         assert {tuple(row["cohort"]) for row in found.rows} == {(0, 1, 2)}
 
 
-@pytest.mark.parametrize("table", ["COMBINES", "SCHEDULES", "AVERAGES", "SELECTORS", "METHODS"])
-def test_a_table_of_something_else_is_refused(table, tmp_path):
-    path = tmp_path / f"bad_{table.lower()}.py"
-    path.write_text(f"{table} = {{'x': 3}}")
-    with pytest.raises((ConfigError, ImportError), match=f"{table} is something else; allowed: a"):
-        check_method(tiny(plugin=str(path)))
+IMPORTS = """
+from fedprune.config.selectors import Selector
+from fedprune.selection.schedules import Schedule
+"""
+WRONG = [
+    *(
+        (f"{table} = {{'x': 3}}", {}, f"{table} is something else; allowed: a")
+        for table in ("COMBINES", "SCHEDULES", "AVERAGES", "SELECTORS", "METHODS")
+    ),
+    (
+        "SELECTORS = {'x': Selector('', '', lambda there, n, r, gen: [99])}",
+        {"selector": "x"},
+        r"selector='x': chose \[99\] in round 1; allowed: at most 3",
+    ),
+    *(
+        (
+            f"SCHEDULES = {{'mine': Schedule(lambda i, n, final: 1.0, '', {flag}=True)}}",
+            {"schedule": "mine"},
+            r"schedule 'mine' exchanges .*; allowed: fractions",
+        )
+        for flag in ("exchanges", "chosen")
+    ),
+]
 
 
-def test_a_selector_that_chooses_strangers_is_refused(tmp_path):
-    path = tmp_path / "strangers.py"
-    path.write_text(
-        "from fedprune.config.selectors import Selector\n"
-        "SELECTORS = {'x': Selector('', '', lambda there, n, r, gen: [99])}"
-    )
-    with pytest.raises(
-        ConfigError, match=r"selector='x': chose \[99\] in round 1; allowed: at most 3"
-    ):
-        federate(tiny(plugin=str(path), selector="x", model="mlp"))
-
-
-@pytest.mark.parametrize("flag", ["exchanges", "chosen"])
-def test_a_schedule_that_would_be_a_method_is_refused(flag, tmp_path):
-    path = tmp_path / f"{flag}.py"
-    path.write_text(
-        "from fedprune.selection.schedules import Schedule\n"
-        f"SCHEDULES = {{'mine': Schedule(lambda i, n, final: 1.0, '', {flag}=True)}}"
-    )
-    with pytest.raises(ConfigError, match=r"schedule 'mine' exchanges .*; allowed: fractions"):
-        tiny(plugin=str(path), schedule="mine", model="mlp")
+@pytest.mark.parametrize(("code", "keys", "says"), WRONG)
+def test_what_a_table_may_not_hold_is_refused(code, keys, says, tmp_path):
+    path = tmp_path / "wrong.py"
+    path.write_text(IMPORTS + code)
+    with pytest.raises((ConfigError, ImportError), match=says):
+        federate(tiny(plugin=str(path), model="mlp", **keys))

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedprune import RunConfig
 from fedprune.config import configure
 from fedprune.methods import prunefl
 from fedprune.methods.fedspallm import blocks_given
@@ -18,17 +17,21 @@ from fedprune.protocol.messages import Question
 from fedprune.randomness import generator
 from fedprune.scores.gradients import watched_mean_square
 from fedprune.structure.layout import layout_of
-from tests.perceptron import LAYERS, SMALL, count, flat, gradients, kept_by, outputs
+from tests.perceptron import (
+    LAYERS,
+    SMALL,
+    count,
+    data,
+    flat,
+    gradients,
+    kept_by,
+    mean_of_holders,
+    outputs,
+    summed_gradients,
+)
 from tests.runs import house_of, overheard, same, tiny
 
-
-def data(config: RunConfig, client: int) -> tuple[Tensor, Tensor]:
-    part = house_of(config).shards[client].train
-    return part["images"].flatten(1).double(), part["labels"]
-
-
-def whole(masks: dict[str, Tensor]) -> Tensor:
-    return torch.cat([m.flatten() for m in masks.values()])
+Named = dict[str, Tensor]
 
 
 def greedy(earned, costs, kept, constant, most):
@@ -51,18 +54,14 @@ def test_what_pays_for_its_time_is_kept():
     assert kept.sum() < worth(earned, costs, kept, 5.0, 400).sum() < 400
 
 
-def two_steps(
-    question: Question, x: Tensor, y: Tensor
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def two_steps(question: Question, x: Tensor, y: Tensor) -> tuple[Named, Named]:
     """Mean g, squared, times the labels of two steps of descent under a mask; weights then."""
     weights, sums = {n: w.double() for n, w in question.weights.items()}, dict.fromkeys(LAYERS, 0.0)
     for _ in range(2):
         slopes = gradients(weights, x, y)
         sums = {n: sums[n] + slopes[n] for n in LAYERS}
-        weights = {
-            n: (w - question.lr * slopes[n]).detach() * question.masks.get(n, 1)
-            for n, w in weights.items()
-        }
+        moved = {n: w - question.lr * slopes[n] for n, w in weights.items()}
+        weights = {n: w * question.masks.get(n, 1) for n, w in moved.items()}
     return {n: 2 * len(y) * (s / 2).square() for n, s in sums.items()}, weights
 
 
@@ -116,10 +115,9 @@ def test_the_first_client_of_prunefl_goes_on_until_five_in_a_row_change_a_tenth_
 ):
     parts = iter([0.95, 0.95, 0.85, *[0.95] * 7])
 
-    def thinned(model, _r, _found):
+    def thinned(model, _r, _found, rows=lambda m: m.sum(1, keepdim=True)):
         part = next(parts)
-        return {n: m & (m.cumsum(1) <= part * m.sum(1, keepdim=True)) for n, m in
-                model.masks.items()}  # fmt: skip
+        return {n: m & (m.cumsum(1) <= part * rows(m)) for n, m in model.masks.items()}
 
     monkeypatch.setattr(prunefl, "reconfigured", thinned)
     config = configure({**SMALL, "method": "prunefl", "end": 2, "sparsity": 0.6})
@@ -168,11 +166,7 @@ def test_fedtiny_takes_the_candidate_of_the_lowest_loss_and_moves_block_by_block
         assert parts[0] / parts[1] == pytest.approx(float(by[0] / by[1]), rel=2e-3)
     moved = []
     for before, after, step in zip(states, states[1:], (1, 2, 3), strict=False):
-        slopes = dict.fromkeys(LAYERS, 0.0)
-        for client in range(3):
-            x, y = data(config, client)
-            found = gradients(before.weights, x, y)
-            slopes = {n: slopes[n] + len(y) * found[n] for n in LAYERS}
+        slopes = summed_gradients(config, before.weights)
         name = LAYERS[-1 - (step - 1) % 2]
         (sent,) = [q for q, _, _ in asked if q.kind == "score" and q.round == step + 1]
         assert (sent.names, sent.dense) == ((name,), True), "all gradients of the block, no others"
@@ -194,27 +188,21 @@ def test_fedtiny_selects_by_statistics_of_the_clients():
     measured = [q for q, _, _ in asked if q.kind == "evaluate" and len(q.masks) and q.round == 1]
     layout = house_of(config).layout
     for question, _ in fresh:
-        seen = next(q for q in measured if torch.equal(whole(q.masks), whole(question.masks)))
+        seen = next(q for q in measured if same(q.masks, question.masks))
         for n, w in question.weights.items():
-            same = torch.equal(seen.weights[n], w)
-            assert same == (n not in layout.statistics), n
+            assert torch.equal(seen.weights[n], w) == (n not in layout.statistics), n
 
 
-def by_largest_inputs(weights: dict[str, Tensor], x: Tensor, y: Tensor, part: float) -> dict:
+def by_largest_inputs(weights: Named, x: Tensor, y: Tensor, part: float) -> Named:
     """Gradients, those of the two matrices by the largest inputs of the batch alone."""
     slopes = gradients(weights, x, y)
-    for i, n in enumerate(LAYERS):
-        held = outputs(weights, x, i)
-        behind = outputs(weights, x, i + 1)  # a weight's slope is its outputs' slopes by inputs
-        logits = torch.zeros(0)
-        rest = {k: w.double() for k, w in weights.items()}
+    for i, n in enumerate(LAYERS):  # a weight's slope is its outputs' slopes by inputs
+        held, rest = outputs(weights, x, i), {k: w.double() for k, w in weights.items()}
         before = held @ rest[n].T + rest[n.replace("weight", "bias")]
-        before.requires_grad_()
-        out = before.relu()
+        logits = before.requires_grad_()
         for later in ("features.3", "head")[i:]:
-            logits = out @ rest[f"{later}.weight"].T + rest[f"{later}.bias"]
-            out = logits.relu()
-        assert torch.allclose(before.relu(), behind)
+            logits = logits.relu() @ rest[f"{later}.weight"].T + rest[f"{later}.bias"]
+        assert torch.allclose(logits, outputs(weights, x))
         (delta,) = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, y), before)
         many = max(1, round((1 - part) * held.numel()))
         least = held.abs().flatten().topk(many).values[-1]
@@ -236,16 +224,15 @@ def test_fedmef_presses_what_is_about_to_go_and_prunes_inputs():
         few = math.floor(part * int(mask.sum()) + 0.5)
         low = torch.where(mask, w.abs(), math.inf).flatten().argsort()[:few]
         press[n] = torch.zeros(w.numel()).double().index_fill(0, low, 1).reshape(w.shape) * w
-    total, labels = {}, 0
-    for client in range(3):
-        slopes = by_largest_inputs(first.weights, *data(config, client), 0.4)
-        y = data(config, client)[1]
-        for n, w in first.weights.items():
-            g = (slopes[n] + 2 * 0.3 * press.get(n, 0)) * first.masks.get(n, 1)
-            total[n] = total.get(n, 0) + len(y) * (w.double() - 0.1 * g).detach()
-        labels += len(y)
-    for n, t in total.items():
-        assert torch.allclose(states[0].weights[n].double(), t / labels, atol=1e-6), n
+    parts = []
+    for x, y in (data(config, client) for client in range(3)):
+        slopes = by_largest_inputs(first.weights, x, y, 0.4)
+        pressed = {n: slopes[n] + 2 * 0.3 * press.get(n, 0) for n in slopes}
+        parts.append(
+            (len(y), {n: w - 0.1 * pressed[n] for n, w in first.weights.items()}, first.masks)
+        )
+    for n, mean in mean_of_holders(parts, first.weights).items():
+        assert torch.allclose(states[0].weights[n].double(), mean, atol=1e-6), n
     last = [q for q, _, _ in asked if q.kind == "tune"][-1]
     assert (first.extrude, last.extrude) == (0.3, 0.0), "nothing goes after the last round"
 
@@ -260,10 +247,7 @@ def test_fedspallm_is_its_three_equations():
     assert all(len(q.names) == 1 for q, _, _ in own) or len({q.names for q, _, _ in own}) > 1
     start, masks = own[0][0].weights, {}
     for question, client, answer in own:
-        x, _ = data(config, client)
-        inputs = {LAYERS[0]: x}
-        w, b = start["features.1.weight"].double(), start["features.1.bias"].double()
-        inputs[LAYERS[1]] = (x @ w.T + b).relu()
+        inputs = {n: outputs(start, data(config, client)[0], i) for i, n in enumerate(LAYERS)}
         masks[client] = {}
         sizes = [start[n].numel() for n in sorted(question.names)]
         parts = dict(zip(sorted(question.names), answer.votes.split(sizes), strict=True))
@@ -271,28 +255,22 @@ def test_fedspallm_is_its_three_equations():
             score = start[n].double().abs() * inputs[n].square().sum(0).sqrt()
             masks[client][n] = parts[n].reshape(score.shape) > 0
             kept_by(masks[client][n], score, count(score, 0.47))
-    sums, held = {}, {}
+    parts = []
     for client in range(3):
-        x, y = data(config, client)
         begun = {n: w.double() * masks[client].get(n, 1) for n, w in start.items()}
-        slopes = gradients(begun, x, y)
-        for n, w in begun.items():
-            m = masks[client].get(n, torch.ones(w.shape)).double()
-            sums[n] = sums.get(n, 0) + (m * (w - 0.1 * slopes[n])).detach()
-            held[n] = held.get(n, 0) + m
-    after = states[0]
-    for n, total in sums.items():
-        sums[n] = mean = torch.where(held[n] > 0, total / held[n].clamp(min=1), start[n].double())
-        mean = mean * after.masks.get(n, 1)
-        assert torch.allclose(after.weights[n].double(), mean, atol=1e-5), n
+        slopes = gradients(begun, *data(config, client))
+        parts.append((1, {n: w - 0.1 * slopes[n] for n, w in begun.items()}, masks[client]))
+    means, after = mean_of_holders(parts, start), states[0]
+    for n, mean in means.items():
+        wanted = mean * after.masks.get(n, 1)
+        assert torch.allclose(after.weights[n].double(), wanted, atol=1e-5), n
     ties = []
     for n in LAYERS:
-        those = [m[n].double() for m in masks.values() if n in m]
-        kept_by(after.masks[n], sum(those), count(after.masks[n], 0.47))
-        votes, left = sum(those), after.masks[n]
+        votes, left = sum(m[n].double() for m in masks.values() if n in m), after.masks[n]
+        kept_by(left, votes, count(left, 0.47))
         tied = votes == votes[left].min()
         ties.append(bool((tied & ~left).any()))
-        kept_by(left[tied], sums[n].abs()[tied], int((tied & left).sum()))
+        kept_by(left[tied], means[n].abs()[tied], int((tied & left).sum()))
     assert any(ties), "they go by magnitude"
     later = [q.masks for q, _, _ in asked if q.kind == "tune" and q.round == 2]
     assert all(same(masks, after.masks) for masks in later), "then one mask for all"

@@ -1,7 +1,9 @@
 """Slicing: a rotation changes nothing, and what goes is what numpy's principal directions say."""
 
 import copy
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,28 +12,23 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaForSequenceClassification
 
-from fedprune import Shard, federate, load
-from fedprune.client.host import build_host
+from fedprune import Result, RunConfig, federate, load
 from fedprune.commands.main import main
 from fedprune.engines.inline import inline_port
-from fedprune.methods.acting import begun
-from fedprune.methods.thinning import thinned
 from fedprune.opening import opening_of
 from fedprune.options.refusal import ConfigError
 from fedprune.protocol.models import shaped
 from fedprune.redundancy.principal import in_basis, principal
-from fedprune.server.round import Round
 from fedprune.server.state import State
 from fedprune.structure.edits import Edit
 from fedprune.structure.families.catalog import FAMILIES, SMALL_MODELS
 from fedprune.structure.families.family import Need
 from fedprune.structure.slicing import residual_path, width_left
 from fedprune.structure.surgery import reshaped
-from fedprune.tasks.language import windows
-from fedprune.tasks.token_rows import encode
+from fedprune.tasks.task import Part
 from fedprune.tensors.models import load_into, state_of
-from tests.methods.test_reduce import federate_until
-from tests.runs import same, tiny
+from tests.methods.test_reduce import PARTS, host_with, reduce
+from tests.runs import cut_short, same, tiny
 
 ABLE = [name for family in FAMILIES.values() if family.norms for name in family.small]
 IDS = torch.arange(40).reshape(2, 20)
@@ -50,8 +47,6 @@ CUT = (
 @pytest.fixture(autouse=True)
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Norms in float64, which transformers computes in float32 whatever the model's type is."""
-    import sys
-
     for name in ABLE:
         norm = FAMILIES[config_of(name).model_type].norms
         module = sys.modules[type(model_of(name)).__module__]
@@ -59,9 +54,8 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _normed(norm: Any, x: Tensor) -> Tensor:
-    out: Tensor = (
-        norm.weight * x * (x.square().mean(-1, keepdim=True) + norm.variance_epsilon) ** -0.5
-    )
+    size = (x.square().mean(-1, keepdim=True) + norm.variance_epsilon) ** 0.5
+    out: Tensor = norm.weight * x / size
     return out
 
 
@@ -116,6 +110,12 @@ def test_a_classifier_s_head_reads_rotated_states_too():
     assert float((said(sliced_by(rotation(), model, model)) - said(model)).abs().max()) < 1e-9
 
 
+def model_in(config: RunConfig, state: State) -> nn.Module:
+    model, _ = shaped(config, state.edits)
+    load_into(model, state.weights)
+    return model.eval()
+
+
 def projected(model: Any, keep: np.ndarray) -> Tensor:
     """What the model says if all that is added to its residual states is projected: y P.
 
@@ -166,7 +166,6 @@ def test_what_is_left_is_the_model_projected_on_numpy_s_directions(name):
     assert model.config.hidden_size == WIDTH
 
 
-TEXTS = ["To be, or not to be: that is the question.\n" * 20, "O Romeo! O, O, exit.\n" * 9]
 SLICED = {
     "task": "shakespeare", "model": "llama-tied", "length": 16, "clients": 2, "cohort": 2,
     "hosts": 1, "rounds": 1, "warmup": 0, "end": None, "local_steps": 1, "sparsity": 0.0,
@@ -174,31 +173,21 @@ SLICED = {
 }  # fmt: skip
 
 
-def run(parts: list[list[Any]], **keys: Any) -> tuple[State, Any, Any]:
+def run(parts: list[Part], **keys: Any) -> tuple[State, Any, Any]:
     """The first round's reduction with clients that have these windows."""
     config = tiny(**{**SLICED, "clients": len(parts), "cohort": len(parts), **keys})
-    shards = {}
-    for i, texts in enumerate(parts):
-        found = [windows(encode(text), length=16) for text in texts]
-        part = {n: torch.cat([f[n] for f in found]) for n in found[0]}
-        shards[i] = Shard(part, part, part)
     state, plan = opening_of(config, None, None)
-    port = inline_port(build_host(config, shards))
-    state = begun(replace(state, round=1), Round(1, plan))
-    after, r, notes = thinned(state, Round(1, plan, list(shards)), port)
-    return after, r.plan, notes.reduced
+    port = inline_port(host_with(config, parts))
+    return reduce(replace(state, round=1), plan, port, range(len(parts)))
 
 
 def test_federated_equals_pooled():
-    (apart, _, told), (pooled, plan, _) = run([[t] for t in TEXTS]), run([TEXTS])
+    everything = {n: torch.cat([part[n] for part in PARTS]) for n in PARTS[0]}
+    (apart, _, told), (pooled, plan, _) = run(PARTS), run([everything])
     assert told["channels"] == [64, 52]
     assert 0.8 < told["channels_hold"] < 1.0
     dense, _ = opening_of(tiny(**SLICED), None, None)
-    said_by = []
-    for state in (apart, pooled, dense):
-        model, _ = shaped(plan.config, state.edits)
-        load_into(model, state.weights)
-        said_by.append(said(model.eval()))
+    said_by = [said(model_in(plan.config, state)) for state in (apart, pooled, dense)]
     far = float((said_by[0] - said_by[1]).abs().max())
     assert far < 1e-4 * float((said_by[0] - said_by[2]).abs().max())
     # One matrix of channels goes up from each client, whatever the depth.
@@ -206,12 +195,11 @@ def test_federated_equals_pooled():
 
 
 def test_clients_directions_are_numpy_s():
-    after, _, _ = run([[t] for t in TEXTS], slice_part=0.0)
+    after, _, _ = run(PARTS, slice_part=0.0)
     config = tiny(**SLICED)
     state, _ = opening_of(config, None, None)
-    model, _ = shaped(config, ())
-    load_into(model, state.weights)
-    sums = sum(signals(model, windows(encode(t), length=16)["inputs"]) for t in TEXTS)
+    model = model_in(config, state)
+    sums = sum(signals(model, part["inputs"]) for part in PARTS)
     _, vectors = np.linalg.eigh(sums)
     table = state.weights["model.embed_tokens.weight"].double().numpy() @ vectors[:, ::-1]
     found = after.weights["model.embed_tokens.weight"].double().numpy()
@@ -219,24 +207,26 @@ def test_clients_directions_are_numpy_s():
     assert np.allclose(np.abs(found[:, :20]), np.abs(table[:, :20]), atol=1e-4)
 
 
+def played_in(folder: Path, config: RunConfig, **more: Any) -> Result:
+    return federate(config, inline_port(host_with(config, PARTS)), folder=folder, **more)
+
+
 @pytest.mark.slow
 def test_a_narrower_model_is_tuned_cut_kept_and_exported(tmp_path, capsys):
     keys = {**SLICED, "rounds": 3, "slice_part": 0.25}
-    more = {
-        **{"warmup": 1, "end": 2, "sparsity": 0.3, "unit": "head-neuron", "shrink": "end"},
-        **{"reduce": ("slice", "low-rank"), "rank_budget": 0.9, "reduce_round": 2},
-    }
+    more = {"warmup": 1, "end": 2, "sparsity": 0.3, "unit": "head-neuron", "shrink": "end"}
+    more |= {"reduce": ("slice", "low-rank"), "rank_budget": 0.9, "reduce_round": 2}
     config = tiny(**{**keys, **more, "baselines": ("dense",)})
-    whole = federate(config, folder=tmp_path / "whole")
+    whole = played_in(tmp_path / "whole", config)
     rows = [row for row in whole.rows if row["arm"] == "pruned"]
     assert [bool(row["failures"]) for row in rows] == [False] * 3
     assert rows[1]["reduced"]["channels"] == [64, 48]
     assert same(state_of(load(tmp_path / "whole")), whole.state.weights)
     stopped = config.model_copy(update={"baselines": ()})
-    assert federate_until(stopped, tmp_path / "again", 2)
-    again = federate(stopped, folder=tmp_path / "again", resume=True)
+    cut_short(stopped, tmp_path / "again", 2, host_with(stopped, PARTS))
+    again = played_in(tmp_path / "again", stopped, resume=True)
     assert [r["weights_digest"] for r in again.rows] == [r["weights_digest"] for r in rows]
-    plain = federate(tiny(**keys), folder=tmp_path / "plain")
+    plain = played_in(tmp_path / "plain", tiny(**keys))
     assert plain.summary["parameters"] == 106_944
     for to in ("hf", "gguf", "safetensors"):
         given = ["export", str(tmp_path / "plain"), "--to", to, "--out", str(tmp_path / to)]

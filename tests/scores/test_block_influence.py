@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 from fedprune.scores.block_influence import INFLUENCE, block_influence
 from fedprune.scores.catalog import SCORES
-from fedprune.scores.score import Probe
 from fedprune.structure.groups import Block, Structure
 from fedprune.structure.layout import Layout, layout_of
 from fedprune.tasks.task import Loss, Part, batches
+from fedprune.tensors.models import state_of
+from fedprune.tensors.named import full_masks
 
 ASK = SCORES["block_influence"].asks[0]
 
@@ -50,27 +51,22 @@ def test_a_block_scores_the_angle_it_turns_by():
     blocks = tuple(Block(p, (f"{p}.layer.weight",)) for p in ("first", "second"))
     layout = Layout(plain.shapes, plain.prunable, (), {}, plain.kinds, Structure((), blocks))
     part = {"x": torch.randn(5, 3, 2, generator=torch.Generator().manual_seed(0)).double()}
-    masks = {n: torch.ones(plain.shapes[n], dtype=torch.bool) for n in plain.prunable}
-    probe = Probe(model, layout, plain.prunable, list(batches(part, 2)), summed, masks)
-    sums = ASK.collect(probe)
-    assert sums[INFLUENCE][:, 1].tolist() == [15, 15]
+    masks = full_masks(state_of(model), plain.prunable)
     s = Specimen(model, layout, summed, (part,), masks, 1)
+    sums = ASK.collect(probe_of(s, list(batches(part, 2))))
+    assert sums[INFLUENCE][:, 1].tolist() == [15, 15]
     scores = block_influence(evidence_of(s, sums, 5.0))
-    assert scores["first.layer.weight"].flatten().tolist() == pytest.approx([0.5] * 4)
-    assert scores["second.layer.weight"].flatten().tolist() == pytest.approx([1.0] * 4)
-    assert scores["head.weight"].flatten().tolist() == [0.0] * 4
+    for name, angle in (("first.layer", 0.5), ("second.layer", 1.0), ("head", 0.0)):
+        assert scores[f"{name}.weight"].flatten().tolist() == pytest.approx([angle] * 4)
 
 
-@pytest.mark.parametrize("family", BLOCKS)
-def test_every_family_has_blocks_that_turn_what_flows_through(family):
-    s = built(family)
-    sums = ASK.collect(probe_of(s, [s.shards[0]]))[INFLUENCE]
-    assert len(sums) == {"t5": 4}.get(family, 2)
-    assert sums[:, 1].tolist() == [4 * 6] * len(sums), "tokens"
-    assert bool(((sums[:, 0] > 0) & (sums[:, 0] < 2 * sums[:, 1])).all())
-
-
-def test_a_model_without_blocks_is_refused():
+def test_every_family_has_blocks_that_turn_what_flows_through_and_others_are_refused():
+    for family in BLOCKS:
+        s = built(family)
+        sums = ASK.collect(probe_of(s, [s.shards[0]]))[INFLUENCE]
+        assert len(sums) == {"t5": 4}.get(family, 2)
+        assert sums[:, 1].tolist() == [4 * 6] * len(sums), "tokens"
+        assert bool(((sums[:, 0] > 0) & (sums[:, 0] < 2 * sums[:, 1])).all())
     s = built("cnn")
     with pytest.raises(ValueError, match=r"^score='block_influence': no blocks .*; allowed: .*$"):
         ASK.shapes(s.layout, s.layout.prunable, "layer", 0)

@@ -2,41 +2,36 @@ from typing import Any
 
 import pytest
 import torch
-from specimens import BLOCKS, built, probe_of, taken
+from specimens import BLOCKS, Specimen, built, probe_of, taken
 from torch import Tensor, nn
 
 from fedprune.scores.catalog import SCORES
 from fedprune.selection.units import unit_labels
 from fedprune.structure.low_rank_layers import reads
+from fedprune.tasks.task import Part
 from tests.runs import played, tiny
 
 CONTRIBUTION = SCORES["contribution"]
 
 
-def gate_gradients(s: Any, part: Any, kind: str) -> list[Tensor]:
+def gate_gradients(s: Specimen, part: Part, kind: str) -> list[Tensor]:
     """∂L/∂g of gates put before the reading layers, by group: the oracle."""
     gates, hooks = [], []
-    for group in s.layout.structure.groups:
-        if group.kind != kind:
-            continue
+    for group in (g for g in s.layout.structure.groups if g.kind == kind):
         reader = next(p for p in group.parts if p.axis == "column")
         gate = torch.ones(len(reader.index), dtype=torch.float64, requires_grad=True)
         layer = s.model.get_submodule(reader.tensor.removesuffix(".weight"))
 
-        def gated(
-            _: nn.Module, args: Any, gate: Tensor = gate, index: Tensor = reader.index
-        ) -> Any:
-            wide = torch.ones(index.numel(), dtype=args[0].dtype)
-            wide = wide.index_put((index.reshape(-1),), gate.repeat_interleave(index.shape[1]))
+        def gated(_: nn.Module, args: Any, gate: Tensor = gate, at: Tensor = reader.index) -> Any:
+            wide = torch.ones(at.numel(), dtype=args[0].dtype)
+            wide = wide.index_put((at.reshape(-1),), gate.repeat_interleave(at.shape[1]))
             return (args[0] * wide, *args[1:])
 
         hooks.append(reads(layer).register_forward_pre_hook(gated))
         gates.append(gate)
-    try:
-        found = torch.autograd.grad(s.loss(s.model, part).total, gates)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    found = torch.autograd.grad(s.loss(s.model, part).total, gates)
+    for hook in hooks:
+        hook.remove()
     return list(found)
 
 

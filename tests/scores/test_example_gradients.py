@@ -1,5 +1,7 @@
 """Gradients of single examples are those of autograd, and so are statistics of them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from specimens import FAMILIES, Specimen, built, furthest, probe_of, settled
@@ -27,34 +29,34 @@ def trainable(model: nn.Module) -> tuple[str, ...]:
 
 def worst(taken: ExampleGradients, part: Part) -> float:
     """The largest error of any tensor's gradient of any example, relative to its largest."""
-    rows = list(batches(part, 1))
-    errors, seen, loss, labels = [0.0], 0, 0.0, 0
-    for some in taken.of(part):
-        many = next(iter(some.gradients.values())).shape[0]
-        for i, row in enumerate(rows[seen : seen + many]):
-            model = dict(taken.model.named_parameters())
-            total = taken.loss(taken.model, row).total
-            found = torch.autograd.grad(total, [model[n] for n in taken.names], allow_unused=True)
-            for name, right in zip(taken.names, found, strict=True):
-                g = some.gradients[name][i]
-                if right is None:
-                    assert not g.any()
-                elif right.any():
-                    errors.append(float((g - right).abs().max() / right.abs().max()))
-        seen, loss, labels = seen + many, loss + some.loss, labels + some.labels
-    whole = taken.loss(taken.model, part)
-    assert seen == len(rows)
-    assert loss == pytest.approx(whole.total.item(), rel=1e-5)
-    assert labels == whole.count
+    errors, parameters = [0.0], [taken.model.get_parameter(n) for n in taken.names]
+    pieces, whole = list(taken.of(part)), taken.loss(taken.model, part)
+    assert sum(some.loss for some in pieces) == pytest.approx(whole.total.item(), rel=1e-5)
+    assert sum(some.labels for some in pieces) == whole.count
+    each = {n: torch.cat([some.gradients[n] for some in pieces]) for n in taken.names}
+    for i, row in enumerate(batches(part, 1)):
+        total = taken.loss(taken.model, row).total
+        found = torch.autograd.grad(total, parameters, allow_unused=True)
+        for name, right in zip(taken.names, found, strict=True):
+            g = each[name][i]
+            if right is None:
+                assert not g.any()
+            elif right.any():
+                errors.append(float((g - right).abs().max() / right.abs().max()))
+    assert {len(g) for g in each.values()} == {i + 1}
     return max(errors)
 
 
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
-def test_images_are_taken_at_once(model):
+def test_images_are_taken_at_once_and_the_model_stays_as_it_is(model):
     net = dense_model(tiny(model=model)).eval()
+    before = {n: t.clone() for n, t in net.state_dict().items()}
     taken = ExampleGradients(net, classification_loss, trainable(net))
     assert worst(taken, images(9)) < 1e-5
     assert taken.at_once == {9: True}
+    assert same(dict(net.state_dict()), before)
+    assert all(p.grad is None for p in net.parameters())
+    assert not net._forward_hooks
 
 
 @pytest.mark.parametrize(
@@ -68,11 +70,9 @@ def test_images_are_taken_at_once(model):
     ],
 )
 def test_text_is_taken_at_once_or_one_by_one(task, model, at_once):
-    config = tiny(task=task, model=model, length=8, width=16)
+    config, gen = tiny(task=task, model=model, length=8, width=16), torch.Generator()
     net = dense_model(config).eval()
-    dummy = TASKS[task].dummy
-    one, gen = dummy(config), torch.Generator().manual_seed(1)
-    ids = {n: t.repeat(3, 1) for n, t in one.items()}
+    ids = {n: t.repeat(3, 1) for n, t in TASKS[task].dummy(config).items()}
     for name in ("inputs", "labels"):
         ids[name] = torch.randint(2, 40, ids[name].shape, generator=gen)
     taken = ExampleGradients(net, TASKS[task].loss, trainable(net))
@@ -80,42 +80,30 @@ def test_text_is_taken_at_once_or_one_by_one(task, model, at_once):
     assert taken.at_once == {3: at_once}
 
 
-def test_the_model_stays_as_it_is(cnn):
-    model = cnn[0].model.eval()
-    before = {n: t.clone() for n, t in model.state_dict().items()}
-    for _ in ExampleGradients(model, classification_loss, trainable(model)).of(images(4)):
-        pass
-    assert same(dict(model.state_dict()), before)
-    assert all(p.grad is None for p in model.parameters())
-    assert not model._forward_hooks
+class Mixing(nn.Module):
+    """What it says of a row depends on the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        out: Tensor = self.layer(x - x.mean(0))
+        return out
 
 
-def test_a_model_whose_rows_depend_on_each_other_goes_one_by_one():
-    class Mixing(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(64, 10)
+def twice(model: nn.Module, batch: Part) -> Loss:
+    """A loss that calls its model twice."""
+    first = classification_loss(model, batch)
+    second = classification_loss(model, {**batch, "images": batch["images"].flip(-1)})
+    return Loss(first.total + second.total, first.count, first.correct)
 
-        def forward(self, x: Tensor) -> Tensor:
-            x = x.flatten(1)
-            out: Tensor = self.layer(x - x.mean(0))
-            return out
 
-    torch.manual_seed(0)
-    net = Mixing()
-    taken = ExampleGradients(net, classification_loss, trainable(net))
-    found = list(taken.of(images(5)))
+def test_rows_that_depend_on_each_other_and_models_called_twice_go_one_by_one():
+    taken = ExampleGradients(Mixing(), classification_loss, ("layer.weight", "layer.bias"))
+    assert len(list(taken.of(images(5)))) == 5
     assert taken.at_once == {5: False}
-    assert len(found) == 5
-
-
-def test_a_loss_that_calls_its_model_twice_goes_one_by_one():
-    def twice(model: nn.Module, batch: Part) -> Loss:
-        first = classification_loss(model, batch)
-        flipped = {**batch, "images": batch["images"].flip(-1)}
-        second = classification_loss(model, flipped)
-        return Loss(first.total + second.total, first.count, first.correct)
-
     net = dense_model(tiny(model="mlp")).eval()
     taken = ExampleGradients(net, twice, trainable(net))
     assert worst(taken, images(3)) < 1e-5
@@ -195,8 +183,7 @@ def test_layers_used_in_odd_ways_count_every_use(rows):
         calls.append(len(batch["x"]))
         return crossed(model, batch)
 
-    probe = probe_of(s, list(batches(part, rows)))
-    sums = by_example(square)(type(probe)(**{**vars(probe), "loss": counted}))
+    sums = by_example(square)(replace(probe_of(s, list(batches(part, rows))), loss=counted))
     expected = one_by_one(s, part)
     assert set(expected) > {"twice.weight", "tied.weight", "by_hand.weight", "both.weight"}
     assert furthest(sums, expected) < 1e-9

@@ -23,7 +23,7 @@ from fedprune.server.state import State
 from fedprune.structure.edits import Edit
 from fedprune.structure.layout import as_rows
 from fedprune.structure.surgery import reshaped
-from fedprune.tasks.task import Part, batches
+from fedprune.tasks.task import batches
 from fedprune.tensors.models import load_into
 from tests.runs import house_of, tiny
 
@@ -69,13 +69,12 @@ def a_run(**keys: Any) -> tuple[Host, State]:
     """A run on the first few windows of three clients."""
     config = tiny(**{**KEYS, "score": "flap", "shrink": "end", **keys})
     host = house_of(config)
-    few = {p: Shard(*(first(part) for part in vars(s).values())) for p, s in host.shards.items()}
-    host = replace(host, shards=few)
+    shards = {
+        p: Shard(*({n: t[:20] for n, t in part.items()} for part in vars(shard).values()))
+        for p, shard in host.shards.items()
+    }
+    host = replace(host, shards=shards)
     return host, federate(config, inline_port(host)).state
-
-
-def first(part: Part) -> Part:
-    return {name: t[:20] for name, t in part.items()}
 
 
 @pytest.mark.slow
@@ -87,7 +86,9 @@ def test_what_went_is_as_if_it_always_did_what_it_does_on_average(model):
     kept = layout_at(host.config, state.edits).in_origin(state.masks)
     for name, mean in means_of(host, whole).items():
         there = as_rows(layout, name, kept[name]).any(0)
-        standing_in(whole.get_submodule(name.rpartition(".")[0]), there, mean)
+        whole.get_submodule(name.rpartition(".")[0]).register_forward_pre_hook(
+            lambda _m, args, there=there, mean=mean: (torch.where(there, args[0], mean),)
+        )
     with torch.no_grad():
         expected, found = whole(input_ids=TOKENS).logits, cut(input_ids=TOKENS).logits
     assert not all(mask.all() for mask in kept.values())
@@ -106,25 +107,12 @@ def cut_model(host: Host, state: State) -> nn.Module:
 def means_of(host: Host, model: nn.Module) -> dict[str, Tensor]:
     """The mean of all clients' inputs of what reads units, noted down call by call."""
     parts = [p for g in host.layout.structure.groups for p in g.parts if p.axis == "column"]
-    rows: dict[str, list[Tensor]] = {p.tensor: [] for p in parts}
-    hooks = [
-        model.get_submodule(n.rpartition(".")[0]).register_forward_pre_hook(
-            lambda _m, args, n=n: rows[n].append(args[0].flatten(0, -2).double())
-        )
-        for n in rows
-    ]
+    train = [shard.train for shard in host.shards.values()]
+    everything = {n: torch.cat([part[n] for part in train]) for n in train[0]}
+    s = Specimen(model, host.layout, host.task.loss, (everything,), {}, 1)
     with torch.no_grad():
-        for shard in host.shards.values():
-            host.task.loss(model, shard.train)
-    for hook in hooks:
-        hook.remove()
-    return {n: torch.cat(found).mean(0) for n, found in rows.items()}
-
-
-def standing_in(layer: nn.Module, there: torch.Tensor, mean: torch.Tensor) -> None:
-    layer.register_forward_pre_hook(
-        lambda _m, args: (torch.where(there, args[0], mean.to(args[0].dtype)),)
-    )
+        given = given_to(s, everything)
+    return {p.tensor: given[p.tensor].double().mean(0).float() for p in parts}
 
 
 @pytest.mark.slow

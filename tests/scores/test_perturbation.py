@@ -12,7 +12,9 @@ from fedprune.scores.catalog import SCORES
 from fedprune.scores.perturbation import CHANGES, REMOVED, effects, pattern, standard_error
 from fedprune.structure.layout import Layout
 from fedprune.tasks.task import Loss, Part
-from fedprune.tensors.named import copied, masked
+from fedprune.tensors.named import copied
+
+WEIGHTS = [1.0, -2.0, 0.5]
 
 
 class Pair(nn.Module):
@@ -21,8 +23,6 @@ class Pair(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(3, 1, bias=False)
-        with torch.no_grad():
-            self.layer.weight.copy_(torch.tensor([[1.0, -2.0, 0.5]]))
 
 
 def curved(model: nn.Module, batch: Part) -> Loss:
@@ -34,13 +34,13 @@ def pair() -> Specimen:
     part = {"x": torch.zeros(2, 3), "labels": torch.zeros(2)}
     s = settled(Pair(), curved, (part,), 1)
     with torch.no_grad():
-        s.model.layer.weight.copy_(torch.tensor([[1.0, -2.0, 0.5]]))
+        s.model.layer.weight.copy_(torch.tensor([WEIGHTS]))
     return replace(s, masks={"layer.weight": torch.ones(1, 3, dtype=torch.bool)})
 
 
 def change(gone: tuple[int, ...]) -> float:
     """Of the mean loss, when some of the three weights go."""
-    w = [0.0 if g else v for g, v in zip(gone, [1.0, -2.0, 0.5], strict=True)]
+    w = [0.0 if g else v for g, v in zip(gone, WEIGHTS, strict=True)]
     return (w[0] * w[1] + w[2] ** 2 + 3 * w[0]) - (1.0 * -2.0 + 0.25 + 3.0)
 
 
@@ -121,6 +121,5 @@ def test_the_weights_are_those_that_were_sent_even_when_a_loss_is_not_finite():
         return Loss(model.layer.weight.sum() / 0.0, len(batch["x"]), 0)
 
     probe = probe_of(s, [s.shards[0]], probes=3)
-    SCORES["perturbation"].asks[0].collect(type(probe)(**{**vars(probe), "loss": burst}))
+    SCORES["perturbation"].asks[0].collect(replace(probe, loss=burst))
     assert torch.equal(before["layer.weight"], s.model.state_dict()["layer.weight"])
-    assert masked(before, {}).keys() == before.keys()

@@ -1,10 +1,8 @@
 """The laws of scores, for every line of the table; a new score is tested by adding its line."""
 
-import copy
 import math
-from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -22,22 +20,19 @@ from specimens import (
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from fedprune.client.host import Host
 from fedprune.config import with_values
 from fedprune.engines.inline import inline_port
 from fedprune.protocol.forms import form_of
-from fedprune.protocol.messages import Question
 from fedprune.randomness import derive, generator
 from fedprune.scores.catalog import SCORES
 from fedprune.scores.score import Evidence, Probe
 from fedprune.selection.select import select
 from fedprune.selection.units import UNITS
 from fedprune.structure.layout import Layout, layout_of
-from fedprune.tasks.losses import classification_loss
 from fedprune.tasks.networks import ConvNet
 from fedprune.tasks.task import Loss, Part, batches
 from fedprune.tensors.models import load_into
-from fedprune.tensors.named import Masks, Tensors, digest, masked
+from fedprune.tensors.named import Tensors, digest, full_masks
 
 ASKING = [name for name, score in SCORES.items() if score.asks]
 ADDITIVE = [name for name in ASKING if SCORES[name].additive]
@@ -99,86 +94,39 @@ def test_what_is_no_sum_over_examples_differs_from_pooled_and_says_so_in_its_nam
     assert name.endswith(("_per_batch", "_per_client"))
 
 
-Served = tuple[Host, Question]
-
-
-def over_the_wire(name: str, served: Served, partitions: Sequence[int], **changes: Any) -> Tensors:
-    """The score as a run takes it: asked, encoded, decoded, folded by host, finalised."""
-    host, question = served
-    host = replace(host, config=with_values(host.config, changes))
-    evidence = evidence_for(host, question)
-    for i, ask in enumerate(SCORES[name].asks):
-        given = {} if ask.given is None else ask.given(evidence)
-        asked = replace(question, score=name, ask=i, given={n: g.float() for n, g in given.items()})
-        aggregate = inline_port(host).ask(asked, partitions)
-        assert (aggregate.failures, aggregate.answered) == ((), tuple(sorted(partitions)))
-        sums = form_of(asked, host.config, host.layout).named(aggregate.total)
-        evidence = replace(evidence, sums=sums, count=aggregate.totals["count"], given=asked.given)
-    return SCORES[name].finalise(evidence)
-
-
-def evidence_for(host: Host, question: Question) -> Evidence:
-    """What the server has before it asks, seeded as the clients are."""
-    c = host.config
-    return Evidence(
-        sums={},
-        count=1.0,
-        weights={n: question.weights[n] for n in question.masks},
-        masks=question.masks,
-        layout=host.layout,
-        generator=generator(c.seed, "score", question.round),
-        seed=derive(c.seed, "score", question.round),
-        probes=c.probes or 0,
-        unit=c.unit,
-    )
-
-
-def in_one_place(name: str, served: Served, partitions: Sequence[int], **changes: Any) -> Tensors:
-    """The score of one big client that has everything in one batch."""
-    host, question = served
-    host = replace(host, config=with_values(host.config, changes))
-    load_into(host.model, question.weights)
-    host.model.eval()
-    parts = [host.shards[p].train for p in partitions]
-    everything = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-    evidence = evidence_for(host, question)
-    for ask in SCORES[name].asks:
-        given = {} if ask.given is None else masked(ask.given(evidence), question.masks)
-        probe = Probe(
-            host.model,
-            host.layout,
-            host.layout.prunable,
-            [everything],
-            host.task.loss,
-            question.masks,
-            given,
-            evidence.unit,
-            evidence.probes,
-            evidence.seed,
-        )
-        sums = {n: t.double() for n, t in ask.collect(probe).items()}
-        sums = masked(sums, {n: m for n, m in question.masks.items() if n in sums})
-        evidence = replace(evidence, sums=sums, count=host.task.labels(everything), given=given)
-    return SCORES[name].finalise(evidence)
-
-
 @pytest.mark.sampled(6)
 @pytest.mark.parametrize("family", LAWFUL)
 @pytest.mark.parametrize("name", ADDITIVE)
 def test_over_the_wire_federated_equals_pooled(name, family, request):
-    """In float32, on trained weights and texts, with all that a run puts in between.
+    """In float32, on trained weights and texts: asked, encoded, decoded, folded by host, finalised.
 
     One client is away; where all are there, the gallery's digests tell a wrong sum.
     """
     on(name, family)  # skips what cannot be
-    served: Served = request.getfixturevalue(family)
-    there = [p for p in served[0].shards if p != 1]
+    host, question = request.getfixturevalue(family)
+    there = [p for p in host.shards if p != 1]
     there = there[:2] if name == "ablation" else there  # many passes
     unit = "row" if (name, family) == ("ablation", "cnn") else unit_of(name, family)
-    changes = {"unit": unit, "probes": 4}
-    apart = over_the_wire(name, served, there, **changes)
-    together = in_one_place(name, served, there, **changes)
-    assert furthest(apart, together) < WIRE.get(name, 1e-5)
+    host = replace(host, config=with_values(host.config, {"unit": unit, "probes": 4}))
+    load_into(host.model, question.weights)
+    parts = [host.shards[p].train for p in there]
+    pooled = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+    labels = host.task.labels(pooled) / len(pooled["labels"])
+    where = (host.model.eval(), host.layout, host.task.loss, (pooled,), question.masks, labels)
+    seed = derive(host.config.seed, "score", question.round)
+    s, how = Specimen(*where), {"unit": unit, "probes": 4, "seed": seed}
+    together, apart = taken(SCORES[name], s, [pooled], **how), evidence_of(s, {}, 1.0, **how)
+    for i, ask in enumerate(SCORES[name].asks):
+        given = {} if ask.given is None else ask.given(apart)
+        asked = replace(question, score=name, ask=i, given={n: g.float() for n, g in given.items()})
+        aggregate = inline_port(host).ask(asked, there)
+        assert (aggregate.failures, aggregate.answered) == ((), tuple(there))
+        sums, count = form_of(asked, host.config, host.layout), aggregate.totals["count"]
+        named = sums.named(aggregate.total)
+        apart = replace(apart, sums=named, count=count, given=asked.given)
+    scores = [SCORES[name].finalise(evidence) for evidence in (apart, together)]
+    assert apart.count == pytest.approx(together.count)
+    assert furthest(*scores) < WIRE.get(name, 1e-5)
 
 
 def hooks_of(model: nn.Module) -> list[int]:
@@ -194,27 +142,21 @@ def hooks_of(model: nn.Module) -> list[int]:
 def test_a_score_leaves_the_model_bit_identical(name, family, breaks):
     s, unit = on(name, family)
     before, hooks = digest(s.model.state_dict()), hooks_of(s.model)
-    left = [3 if breaks else 10**9]
+    calls: list[Part] = []
 
     def loss(model: nn.Module, batch: Part) -> Loss:
-        left[0] -= 1
+        calls.append(batch)
         result = s.loss(model, batch)
-        if not left[0]:
+        if breaks and len(calls) == 2:
             raise ArithmeticError
         return result
 
-    cut = list(batches(s.shards[0], 2))
     given = {n: torch.ones_like(w) for n, w in s.weights.items()}
-    probe = Probe(
-        s.model, s.layout, s.layout.prunable, cut, loss, s.masks, given, unit, probes=4, seed=1
-    )
+    probe = probe_of(s, list(batches(s.shards[0], 2)), given=given, unit=unit, probes=4)
     for ask in SCORES[name].asks:
-        left[0] = 2 if breaks else 10**9
-        if breaks:
-            with pytest.raises(ArithmeticError):
-                ask.collect(probe)
-        else:
-            ask.collect(probe)
+        calls.clear()
+        with pytest.raises(ArithmeticError) if breaks else nullcontext():
+            ask.collect(replace(probe, loss=loss))
     assert digest(s.model.state_dict()) == before, "parameters and buffers, integers too"
     assert all(p.grad is None and p.requires_grad for p in s.model.parameters())
     assert hooks_of(s.model) == hooks
@@ -257,7 +199,7 @@ def test_a_score_of_some_tensors_is_that_of_all(name, family):
     s, unit = on(name, family)
     some = s.layout.prunable[:2]
     probe = probe_of(s, [s.shards[0]], given=s.weights, unit=unit)
-    fewer = Probe(**{**vars(probe), "prunable": some, "given": {n: s.weights[n] for n in some}})
+    fewer = replace(probe, prunable=some, given={n: s.weights[n] for n in some})
     ask = SCORES[name].asks[0]
     every, few = ask.collect(probe), ask.collect(fewer)
     assert few.keys() <= every.keys()
@@ -272,7 +214,6 @@ def test_a_score_of_some_tensors_is_that_of_all(name, family):
 def test_watched_at_weights_that_stay_a_statistic_is_that_of_a_pass(name, family):
     s, unit = on(name, family)
     ask, cut = SCORES[name].asks[0], list(batches(s.shards[1], 3))
-    assert ask.watch is not None
     hooks = hooks_of(s.model)
     try:
         with ask.watch(s.model, s.layout, s.layout.prunable) as watcher:
@@ -290,15 +231,14 @@ def test_watched_at_weights_that_stay_a_statistic_is_that_of_a_pass(name, family
     assert furthest(watcher.sums, ask.collect(probe_of(s, cut, unit=unit))) < 1e-5
 
 
-@pytest.mark.parametrize("name", SCORES)
-def test_every_score_is_told_of(name):
-    score = SCORES[name]
-    assert len(score.summary) > 5
-    assert "\n" not in score.summary + score.source
-    assert score.source
-    assert set(score.units) <= set(UNITS)
-    assert all(ask.passes for ask in score.asks)
-    assert not score.tuning or score.asks[0].watch
+def test_every_score_is_told_of():
+    for name, score in SCORES.items():
+        assert len(score.summary) > 5, name
+        assert score.source, name
+        assert "\n" not in score.summary + score.source, name
+        assert set(score.units) <= set(UNITS), name
+        assert all(ask.passes for ask in score.asks), name
+        assert not score.tuning or score.asks[0].watch, name
 
 
 class Weight(nn.Module):
@@ -337,15 +277,13 @@ def by_hand(name: str, model: nn.Module, names: tuple[str, ...], clients: list[P
     """The score of a model that is no network, without a layout of its own."""
     shapes = {n: model.get_parameter(n).shape for n in names}
     layout = Layout(shapes, names, (), {}, dict.fromkeys(names, "other"))
-    masks = {n: torch.ones(shape, dtype=torch.bool) for n, shape in shapes.items()}
-    sums: Tensors = {}
+    weights = {n: model.get_parameter(n).detach() for n in names}
+    masks, sums = full_masks(weights, names), dict[str, Tensor]()
     for ask in SCORES[name].asks:
         each = [ask.collect(Probe(model, layout, names, [c], dot, masks)) for c in clients]
         sums = {n: sum(e[n].double() for e in each) for n in each[0]}
-    weights = {n: model.get_parameter(n).detach() for n in names}
-    return SCORES[name].finalise(
-        Evidence(sums, 4.0, weights, masks, layout, generator(0, "score", 1))
-    )
+    gen = generator(0, "score", 1)
+    return SCORES[name].finalise(Evidence(sums, 4.0, weights, masks, layout, gen))
 
 
 @pytest.mark.parametrize(("name", "expected"), LITERAL.items())
@@ -365,8 +303,7 @@ def test_a_layer_that_the_loss_does_not_reach_has_gradient_zero(name):
 def drawn(seed: int, round_: int) -> Tensors:
     weights = {"a": torch.ones(50), "b": torch.zeros(3, 4)}
     layout = Layout({n: w.shape for n, w in weights.items()}, ("a", "b"), (), {})
-    masks: Masks = {n: torch.ones(w.shape, dtype=torch.bool) for n, w in weights.items()}
-    gen = generator(seed, "score", round_)
+    gen, masks = generator(seed, "score", round_), full_masks(weights, weights)
     return SCORES["random"].finalise(Evidence({}, 1.0, weights, masks, layout, gen))
 
 
@@ -380,60 +317,20 @@ def test_random_is_seeded_and_new_each_round():
     assert bool(((values >= 0) & (values < 1)).all())
 
 
-@pytest.fixture(scope="module")
-def net() -> Iterator[nn.Module]:
+@pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.77, 0.98])
+def test_magnitude_is_global_unstructured(sparsity):
     with torch.random.fork_rng():
         torch.manual_seed(4)
-        yield ConvNet(side=8, channels=(3, 4), hidden=6, classes=5).double()
-
-
-@pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.77, 0.98])
-def test_magnitude_is_global_unstructured(sparsity, net):
-    model = copy.deepcopy(net)
+        model = ConvNet(side=8, channels=(3, 4), hidden=6, classes=5).double()
     layout = layout_of(model, output=("head",))
-    names = layout.prunable
-    weights = {n: model.get_parameter(n).detach().clone() for n in names}
+    weights = {n: model.get_parameter(n).detach().clone() for n in layout.prunable}
     n = sum(w.numel() for w in weights.values())
     assert torch.cat([w.flatten().abs() for w in weights.values()]).unique().numel() == n, "no ties"
-    masks = {n: torch.ones(w.shape, dtype=torch.bool) for n, w in weights.items()}
-    evidence = Evidence({}, 1.0, weights, masks, layout, generator(0, "score", 1))
+    masks, gen = full_masks(weights, weights), generator(0, "score", 1)
+    evidence = Evidence({}, 1.0, weights, masks, layout, gen)
     kept = select(SCORES["magnitude"].finalise(evidence), sparsity, floor=0)
-    owners = [(model.get_submodule(name.rpartition(".")[0]), "weight") for name in names]
+    owners = [(model.get_submodule(name.rpartition(".")[0]), "weight") for name in weights]
     gone = math.floor(sparsity * n + 0.5)
     prune.global_unstructured(owners, prune.L1Unstructured, amount=gone)
-    for name, (owner, _) in zip(names, owners, strict=True):
+    for name, (owner, _) in zip(weights, owners, strict=True):
         assert torch.equal(kept[name], owner.weight_mask.bool())
-
-
-def slope(model: nn.Module, part: Part, w: Tensor, step: float) -> float:
-    """dL/dw of the loss summed over a part, by central differences on one scalar of a weight."""
-    losses = []
-    with torch.no_grad():
-        held = w.item()
-        for side in (step, -step):
-            w.fill_(held + side)
-            losses.append(classification_loss(model, part).total.item())
-        w.fill_(held)
-    return (losses[0] - losses[1]) / (2 * step)
-
-
-@pytest.mark.parametrize("name", ["taylor", "taylor_signed", "gradient", "fisher"])
-def test_gradients_and_taylor_against_finite_differences(name):
-    s = built("cnn")
-    model, part = copy.deepcopy(s.model), s.shards[0]
-    scores, rows = scored(name, s, [part], "weight"), list(batches(part, 1))
-    for n in s.layout.prunable:
-        flat = model.get_parameter(n).detach().view(-1)
-        for place in torch.randperm(len(flat), generator=torch.Generator().manual_seed(0))[:12]:
-            w, count = flat[place].item(), len(rows)
-            each = [slope(model, row, flat[place], 1e-6) for row in rows]
-            expected = {
-                "taylor": abs(w * sum(each)) / count,
-                "taylor_signed": -w * sum(each) / count,
-                "gradient": abs(sum(each)) / count,
-                "fisher": w**2 * sum(g * g for g in each) / (2 * count),
-            }[name]
-            near = 1e-5 * scores[n].abs().max().item()
-            # Only the alive coordinates are sent.
-            alive = s.masks[n].view(-1)[place].item()
-            assert scores[n].view(-1)[place].item() == pytest.approx(expected * alive, abs=near)

@@ -7,9 +7,11 @@ from torch import Tensor
 
 from fedprune.scores import sparsegpt
 from fedprune.scores.catalog import SCORES
+from fedprune.scores.inputs import inputs_of, rows_of
+from fedprune.scores.score import Evidence
 from fedprune.scores.sparsegpt import obs, prune_rows, step
 from fedprune.selection.select import select
-from fedprune.structure.layout import as_rows
+from fedprune.structure.layout import Layout, as_rows
 
 
 def correlated(rows: int, columns: int, seed: int = 0) -> Tensor:
@@ -28,12 +30,23 @@ def error(x: Tensor, w: Tensor, new: Tensor) -> float:
     return float((x @ (w - new).t()).square().sum())
 
 
+def damped(hessian: Tensor) -> Tensor:
+    return hessian + 0.01 * hessian.diagonal().mean() * torch.eye(len(hessian)).double()
+
+
 def best(x: Tensor, w: Tensor, mask: Tensor) -> Tensor:
     """The least squares optimum of every row's remaining weights."""
     found = torch.zeros_like(w)
     for i, kept in enumerate(mask):
         found[i, kept] = torch.linalg.lstsq(x[:, kept], x @ w[i]).solution
     return found
+
+
+def _evidence(w: Tensor, x: Tensor, alive: Tensor | None = None, kind: str = "linear") -> Evidence:
+    layout = Layout({"w": w.shape}, ("w",), (), {}, {"w": kind})
+    masks = {"w": torch.ones_like(w, dtype=torch.bool) if alive is None else alive}
+    sums = {inputs_of("w"): x.t() @ x, rows_of("w"): torch.tensor([float(len(x))])}
+    return Evidence(sums, 1.0, {"w": w}, masks, layout, torch.Generator())
 
 
 @pytest.mark.parametrize("sparsity", [0.25, 0.5, 0.8])
@@ -57,21 +70,18 @@ def test_independent_inputs_need_no_update_and_rank_by_size_times_norm():
     w = matrix(6, 16)
     scale = torch.linspace(0.5, 4.0, 16).double()
     mask, new = prune_rows(w, torch.ones_like(w, dtype=torch.bool), torch.diag(scale**2), 48)
-    damped = (scale**2 + 0.01 * (scale**2).mean()).sqrt()
-    assert torch.equal(mask, select({"": w.abs() * damped}, 0.5, floor=0)[""])
+    norms = damped(torch.diag(scale**2)).diagonal().sqrt()
+    assert torch.equal(mask, select({"": w.abs() * norms}, 0.5, floor=0)[""])
     assert torch.allclose(new, w * mask, atol=1e-12)
 
 
 def test_one_weight_goes_and_the_later_ones_make_up_for_it_as_in_optimal_brain_surgeon():
     """With only the first column removed, the update is OBS's, -w_0/[H⁻¹]_00 · H⁻¹_0."""
     x, w = correlated(200, 6), matrix(1, 6)
-    hessian = x.t() @ x
-    alive = torch.ones_like(w, dtype=torch.bool)
     w[0, 0] = 1e-9 * w[0, 0]  # nothing is cheaper
-    mask, new = prune_rows(w, alive, hessian, 1)
+    mask, new = prune_rows(w, torch.ones_like(w, dtype=torch.bool), x.t() @ x, 1)
     assert mask.tolist() == [[False] + [True] * 5]
-    damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(6).double()
-    inverse = damped.inverse()
+    inverse = damped(x.t() @ x).inverse()
     expected = w - w[:, :1] / inverse[0, 0] * inverse[0]
     assert torch.allclose(new[0, 1:], expected[0, 1:], rtol=1e-6)
     assert new[0, 0] == 0.0
@@ -116,17 +126,6 @@ def test_n_of_m_of_a_convolution_is_that_of_its_columns_turned(inputs, block, mo
         assert torch.allclose(got, as_linear[1]["w"], atol=1e-9)
 
 
-def _evidence(w: Tensor, x: Tensor, alive: Tensor | None = None, kind: str = "linear"):
-    from fedprune.scores.inputs import inputs_of, rows_of
-    from fedprune.scores.score import Evidence
-    from fedprune.structure.layout import Layout
-
-    layout = Layout({"w": w.shape}, ("w",), (), {}, {"w": kind})
-    masks = {"w": torch.ones_like(w, dtype=torch.bool) if alive is None else alive}
-    sums = {inputs_of("w"): x.t() @ x, rows_of("w"): torch.tensor([float(len(x))])}
-    return Evidence(sums, 1.0, {"w": w}, masks, layout, torch.Generator())
-
-
 def test_masks_only_shrink_and_counts_are_exact():
     x, w = correlated(200, 30), matrix(11, 30)
     alive, weights = torch.ones_like(w, dtype=torch.bool), w
@@ -154,12 +153,12 @@ def test_inputs_that_are_always_zero_lose_their_weights_first_and_break_nothing(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_layers_of_every_family(family):
     """In the shapes, the type and the orientation of the model, from federated statistics."""
-    s = built(family)
-    score = SCORES["sparsegpt"]
-    assert score.step is not None
-    evidence = taken(score, s, list(s.shards))
-    masks, weights = score.step(evidence, dict.fromkeys(s.weights, 0.7), None)
-    pooled = score.step(taken(score, s, [s.pooled([0, 1, 2])]), dict.fromkeys(s.weights, 0.7), None)
+    s, score = built(family), SCORES["sparsegpt"]
+    (masks, weights), pooled = (
+        step(taken(score, s, parts), dict.fromkeys(s.weights, 0.7), None)
+        for parts in (list(s.shards), [s.pooled([0, 1, 2])])
+    )
+    assert score.step is step
     for name, w in s.weights.items():
         assert masks[name].shape == weights[name].shape == w.shape
         assert weights[name].dtype == w.dtype
@@ -173,7 +172,6 @@ def test_the_layers_of_every_family(family):
 def test_the_saliency_is_that_of_optimal_brain_surgeon():
     x, w = correlated(100, 8), matrix(3, 8)
     saliency = obs(_evidence(w, x))["w"]
-    hessian = x.t() @ x / len(x)
-    hessian += 0.01 * hessian.diagonal().mean() * torch.eye(8).double()
-    assert torch.allclose(saliency, w.square() / hessian.inverse().diagonal(), rtol=1e-6)
+    inverse = damped(x.t() @ x / len(x)).inverse()
+    assert torch.allclose(saliency, w.square() / inverse.diagonal(), rtol=1e-6)
     assert as_rows(_evidence(w, x).layout, "w", saliency).shape == (3, 8)

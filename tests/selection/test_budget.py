@@ -1,8 +1,9 @@
-import re
 from collections.abc import Callable
+from unittest.mock import Mock
 
 import pytest
 import torch
+from by_hand import kept
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,10 +13,6 @@ from fedprune.tensors.named import Masks
 
 SCORES = {"w": torch.arange(97.0), "v": torch.arange(40.0)}
 N = 137
-
-
-def kept(masks: Masks) -> float:
-    return float(sum(int(m.sum()) for m in masks.values()))
 
 
 def at(sparsity: float) -> Masks:
@@ -31,29 +28,20 @@ def test_it_is_the_smallest_in_whole_weights(target, before):
 
 
 def test_it_asks_about_as_often_as_halving_needs():
-    asked = []
-
-    def cost(masks: Masks) -> float:
-        asked.append(masks)
-        return kept(masks)
-
+    cost = Mock(side_effect=kept)
     sparsity_for(cost, at, 50, 0.0, N)
-    assert len(asked) <= 10
+    assert cost.call_count <= 10
 
 
 def test_what_wiggles_still_fits():
     def cost(masks: Masks) -> float:
-        left = kept(masks)
-        return left + 4 * (left % 3)
+        return kept(masks) + 4 * (kept(masks) % 3)
 
     assert all(cost(at(sparsity_for(cost, at, t, 0.0, N))) <= t for t in range(11, 140))
 
 
 def test_too_little_is_refused_with_what_can_be_had():
-    message = (
-        "target-bytes=1: not even the sparsest masks allowed cost that little; allowed: 2 or more"
-    )
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(ValueError, match=r"^target-bytes=1: .*; allowed: 2 or more$"):
         sparsity_for(kept, at, 1, 0.0, N, key="target-bytes")
     with pytest.raises(ValueError, match=r"^cannot remove"):  # an error that is not about sparsity
         sparsity_for(kept, at, 1, 1.0, N)

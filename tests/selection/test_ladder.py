@@ -1,5 +1,4 @@
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
@@ -61,12 +60,8 @@ def test_a_limit_lies_above_a_loss_of_any_sign():
 
 def test_the_width_halves_doubles_or_stays_and_ends():
     pace = AdaptiveState(0.4)
-    assert [paced(pace, s, 4).step for s in ("step back", "widen", "prune", "wait")] == [
-        0.2,
-        0.8,
-        0.4,
-        0.4,
-    ]
+    for said, step in (("step back", 0.2), ("widen", 0.8), ("prune", 0.4), ("wait", 0.4)):
+        assert paced(pace, said, 4).step == step
     steps = 0
     while not pace.done:
         pace, steps = paced(pace, "step back", 4), steps + 1
@@ -74,18 +69,16 @@ def test_the_width_halves_doubles_or_stays_and_ends():
     assert steps < 10
 
 
-def of_size(n: int, seed: int = 0) -> tuple[Masks, Any]:
-    gen = torch.Generator().manual_seed(seed)
-    scores = {"a": torch.randn(n, 3, generator=gen), "b": torch.randn(n, generator=gen)}
+GEN = torch.Generator().manual_seed(0)
+TWO = {"a": torch.randn(10, 3, generator=GEN), "b": torch.randn(10, generator=GEN)}
 
-    def choose(sparsity: float, alive: Masks) -> Masks:
-        return select(scores, sparsity, alive=alive, floor=2)
 
-    return full_masks(scores, scores), choose
+def choose(sparsity: float, alive: Masks) -> Masks:
+    return select(TWO, sparsity, alive=alive, floor=2)
 
 
 def test_a_ladder_is_nested_and_ends_where_floors_end_it():
-    alive, choose = of_size(10)
+    alive = full_masks(TWO, TWO)
     masks = ladder(choose, alive, [0.1, 0.1, 0.5, 0.9, 0.95, 0.99])
     assert [count_kept(m) for m in masks] == [36, 20, 4]
     rungs = as_rungs(alive, masks)
@@ -95,8 +88,7 @@ def test_a_ladder_is_nested_and_ends_where_floors_end_it():
 
 
 def test_what_was_gone_before_is_on_no_rung():
-    alive, choose = of_size(10)
-    begun = choose(0.3, alive)
+    begun = choose(0.3, full_masks(TWO, TWO))
     rungs = as_rungs(begun, ladder(choose, begun, [0.4, 0.6]))
     assert all(not rungs[n][~begun[n]].any() for n in begun)
     assert sum(int((r > 0).sum()) for r in rungs.values()) == 28 - 16
@@ -131,10 +123,7 @@ def test_every_part_has_tensors_of_its_own_and_whole_units(name, unit):
     assert len(names) == len(set(names)) <= len(layout.prunable)
     labels = unit_labels(layout, unit)
     inside = {n: part for part, group in parts.items() for n in group}
-    owners: dict[int, set[str]] = {}
-    for tensor, label in labels.items():
-        for number in label.unique().tolist():
-            if number >= 0:
-                owners.setdefault(number, set()).add(inside[tensor])
-    assert all(len(found) == 1 for found in owners.values())
+    there = [(number, n) for n, x in labels.items() for number in x.unique().tolist()]
+    owned = {(number, inside[n]) for number, n in there if number >= 0}
+    assert len(owned) == len({number for number, _ in owned}), "of one part each"
     assert len(parts) == (len(layout.prunable) if unit in {"weight", "row"} else 2)

@@ -21,8 +21,7 @@ def cases(draw: st.DrawFn) -> tuple[Named, Named, Named, Named]:
         return {str(i): torch.tensor(row, dtype=dtype) for i, row in enumerate(drawn)}
 
     masks = tensors(st.booleans(), torch.bool)
-    floats = [tensors(VALUES, torch.float32) for _ in range(3)]
-    return masks, floats[0], floats[1], floats[2]
+    return masks, *(tensors(VALUES, torch.float32) for _ in range(3))
 
 
 def slow(case: tuple[Named, ...], names: list[str], fraction: float, floor: int) -> set[tuple]:
@@ -59,10 +58,7 @@ def test_equals_plain_sorting(scope, case, fraction, floor):
     ("options", "message"),
     [
         ({"fraction": 1.5}, r"^fraction must be in \[0, 1\], got 1.5$"),
-        (
-            {"scope": "row"},
-            "^scope='row': regrowth needs .*; allowed: global, layer, er, erk$",
-        ),
+        ({"scope": "row"}, "^scope='row': regrowth needs .*; allowed: global, layer, er, erk$"),
         ({"drop_scores": {"w": torch.tensor([math.nan])}}, "^scores of 'w': NaN in 1 places$"),
     ],
 )

@@ -45,11 +45,10 @@ def test_rows_lose_what_sorting_by_score_magnitude_and_position_says(seed):
     for m, a in ((magnitude, alive), (None, alive), (magnitude, None), (None, None)):
         kept = left_of(RowRankings(scores, m, a), counts)
         for i in range(rows):
-            key = [
-                (a is None or a[i, j], scores[i, j], 0 if m is None else abs(m[i, j]), j)
-                for j in range(columns)
-            ]
-            lost = sorted(range(columns), key=key.__getitem__)[: counts[i]]
+            lives = [True] * columns if a is None else a[i]
+            sizes = [0] * columns if m is None else abs(m[i])
+            keys = zip(lives, scores[i], sizes, range(columns), strict=True)
+            lost = [j for *_, j in sorted(keys)][: counts[i]]
             assert kept[i].tolist() == [j not in lost for j in range(columns)]
 
 
@@ -77,10 +76,8 @@ def test_n_m_holds_in_every_group_and_keeps_the_best(shape, kind, size):
     mask = select(scores, pattern_sparsity(n, m), **options)["w"]
     assert gone(mask) == removed_count(layout, pattern_sparsity(n, m), unit="n:m", unit_shape=shape)
     along = 0 if kind == "conv1d" else 1
-    rows, values = (
-        torch.from_numpy(np.moveaxis(t.numpy(), along, -1).reshape(-1, size[along]))
-        for t in (mask, scores["w"])
-    )
+    turned = (t.movedim(along, -1).reshape(-1, size[along]) for t in (mask, scores["w"]))
+    rows, values = turned
     labels = unit_labels(layout, "n:m", shape)["w"]
     assert labels.unique().numel() == len(rows) * -(-size[along] // m)
     for row, score in zip(rows, values, strict=True):
@@ -95,9 +92,8 @@ def test_n_m_comes_in_steps_that_only_shrink():
     for step in range(1, 6):
         sparsity = step / 5 * 0.5
         before, scores = masks, random_scores({"w": (4, 10)}, step)
-        masks = select(
-            scores, sparsity, unit="n:m", unit_shape=(2, 4), alive=before, magnitude=scores
-        )
+        how = {"unit": "n:m", "unit_shape": (2, 4), "magnitude": scores}
+        masks = select(scores, sparsity, alive=before, **how)
         assert not (masks["w"] & ~before["w"]).any()
         assert gone(masks["w"]) == 4 * int(pattern_counts(10, 2, 4, sparsity).sum())
     with pytest.raises(ValueError, match="a group has lost more than its pattern removes"):

@@ -7,19 +7,17 @@ import pytest
 import torch
 from by_hand import bits, gone, kept, random_scores, removed_count
 from families import family
-from torch import Tensor
 
 from fedprune.selection.pools import POOLS
 from fedprune.selection.scopes import scopes_of
 from fedprune.selection.select import plain_layout, select
 from fedprune.selection.units import UNITS, unit_labels
+from fedprune.tensors.named import Masks, Tensors, full_masks
 
 INF = math.inf
 
 
-def slow_units(
-    scores: dict[str, Tensor], labels: dict[str, Tensor], total: int, pool: str, floor: int
-) -> dict[str, Tensor]:
+def slow_units(scores: Tensors, labels: Tensors, total: int, pool: str, floor: int) -> Masks:
     """Whole units one after the other, the lowest first, until the next one does not fit."""
     by_unit: dict[int, list[float]] = {}
     for name, label in labels.items():
@@ -33,7 +31,7 @@ def slow_units(
         "max": max,
         "abs-sum": lambda v: abs(sum(v)),
     }
-    masks = {n: torch.ones(s.shape, dtype=torch.bool) for n, s in scores.items()}
+    masks = full_masks(scores, scores)
     spent, closed = 0, set()
     for unit in sorted(by_unit, key=lambda u: (pools[pool](by_unit[u]), u)):
         there = {n: int((x == unit).sum()) for n, x in labels.items() if (x == unit).any()}
@@ -56,12 +54,11 @@ def slow_units(
 def test_units_of_one_tensor_against_a_plain_loop(pool, unit, shape):
     shapes = {"a": (6, 8), "b": (5, 7), "kernel": (4, 3, 2, 2)}
     for seed, sparsity in itertools.product(range(2), (0.0, 0.35, 0.7)):
-        scores = random_scores(shapes, seed)
+        scores, of = random_scores(shapes, seed), {"unit": unit, "unit_shape": shape}
         layout = plain_layout(scores)
-        options = {"unit": unit, "unit_shape": shape, "pool": pool, "floor": 3}
-        masks = select(scores, sparsity, **options)
+        masks = select(scores, sparsity, pool=pool, floor=3, **of)
         labels = unit_labels(layout, unit, shape)
-        total = removed_count(layout, sparsity, unit=unit, unit_shape=shape)
+        total = removed_count(layout, sparsity, **of)
         assert bits(masks) == bits(slow_units(scores, labels, total, pool, 3))
 
 
@@ -86,26 +83,19 @@ def test_units_of_several_tensors_against_a_plain_loop(name, unit):
 def test_units_go_whole_and_never_come_back(unit):
     layout = family("mixtral" if unit == "expert" else "llama-gqa").layout
     shapes = {n: tuple(layout.shapes[n]) for n in layout.prunable}
-    labels = unit_labels(layout, unit, (2, 3) if unit == "block" else None)
+    shape = (2, 3) if unit == "block" else None
+    labels = unit_labels(layout, unit, shape)
     n = sum(x.numel() for x in labels.values())
     inside = sum(int((x >= 0).sum()) for x in labels.values()) / n
     inside /= 3 * 0.72 if unit == "expert" else 1  # of three experts two have to stay
     for scope in scopes_of(unit):
-        alive = {n: torch.ones(s, dtype=torch.bool) for n, s in shapes.items()}
+        how = {"scope": scope, "unit": unit, "unit_shape": shape, "layout": layout}
+        how |= {"densities": {"*self_attn*": 0.7}} if scope == "patterns" else {}
+        how |= {"magnitude": random_scores(shapes, 9)}
+        alive = full_masks(labels, labels)
         for step in range(1, 5):
-            before = alive
-            alive = select(
-                random_scores(shapes, step),
-                0.18 * step * inside,
-                scope=scope,
-                alive=before,
-                magnitude=random_scores(shapes, 9),
-                unit=unit,
-                unit_shape=(2, 3) if unit == "block" else None,
-                layout=layout,
-                densities={"*self_attn*": 0.7} if scope == "patterns" else None,
-                progress=step / 4,
-            )
+            before, scores = alive, random_scores(shapes, step)
+            alive = select(scores, 0.18 * step * inside, alive=before, progress=step / 4, **how)
             assert not any((alive[n] & ~before[n]).any() for n in alive)
             went = torch.cat([labels[n][~m] for n, m in alive.items()]).unique()
             stayed = torch.cat([labels[n][m] for n, m in alive.items()]).unique()
@@ -140,18 +130,9 @@ def test_ties_of_units_go_by_magnitude_then_position():
     [
         ({"unit": "rows"}, "unit='rows': no such unit; allowed: weight, n:m, "),
         ({"unit": "row", "pool": "median"}, "pool='median': no such pool; allowed: mean, "),
-        (
-            {"unit": "head"},
-            "unit='head': no head was recognised in this model, which takes an attention",
-        ),
-        (
-            {"unit": "row", "sparsity": 1.0},
-            "cannot remove 12 of 12 weights: units and floors allow 9",
-        ),
-        (
-            {"unit": "row", "alive": {"w": torch.zeros(4, 3) > 0}},
-            "cannot remove 6 of 12 weights: 12",
-        ),
+        ({"unit": "head"}, "unit='head': no head was recognised in this model, which takes an"),
+        ({"unit": "row", "sparsity": 1.0}, "cannot remove 12 of 12 weights: units and floors all"),
+        ({"unit": "row", "alive": {"w": torch.zeros(4, 3) > 0}}, "cannot remove 6 of 12 weights: "),
     ],
 )
 def test_errors_of_units(options, message):

@@ -3,18 +3,13 @@ import re
 
 import pytest
 import torch
-from families import EXPERTS, FACTS, Family, family
+from families import EXPERTS, FACTS, family
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from fedprune.selection.patterns import pattern_counts, pattern_sparsity
-from fedprune.selection.units import (
-    UNITS,
-    removable,
-    shape_misfit,
-    unit_labels,
-)
+from fedprune.selection.units import UNITS, removable, shape_misfit, unit_labels
 from fedprune.structure.layout import Layout, as_rows, layout_of
 
 NAMES = list(FACTS)
@@ -39,9 +34,8 @@ def plain(**shapes: tuple[int, ...]) -> Layout:
 def test_numbers_run_from_zero_without_gaps_in_model_order(unit, name):
     layout = family(name).layout
     labels = unit_labels(layout, unit, SHAPES.get(unit))
-    assert {n: (x.shape, x.dtype) for n, x in labels.items()} == {
-        n: (layout.shapes[n], torch.int32) for n in layout.prunable
-    }
+    assert list(labels) == list(layout.prunable)
+    assert all((x.shape, x.dtype) == (layout.shapes[n], torch.int32) for n, x in labels.items())
     found = torch.cat([x.reshape(-1) for x in labels.values()]).unique()
     top = int(found.max())
     assert set(range(top + 1)) <= set(found.tolist()) <= set(range(-1, top + 1))
@@ -79,29 +73,21 @@ def test_a_convolution_s_row_is_its_output_channel():
     assert all((label[i] == i).all() for i in range(4))
 
 
-def one_unit(f: Family, unit: str, number: int) -> dict[str, torch.Tensor]:
-    labels = unit_labels(f.layout, unit)
-    return {name: label != number for name, label in labels.items()}
-
-
 @pytest.mark.sampled(18)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("unit", ["head", "neuron", "head-neuron"])
 def test_a_masked_unit_is_silent_as_if_only_nobody_read_it(name, unit):
     """Its producer's rows may go or stay: what decides is that the reader's columns are 0."""
     f = family(name)
-    whole = f.logits({})
+    whole, labels = f.logits({}), unit_labels(f.layout, unit)
     for group in [g for g in f.layout.structure.groups if g.kind == unit]:
         reader = group.parts[-1]
+        own = as_rows(f.layout, reader.tensor, labels[reader.tensor])
         for i in (0, len(reader.index) - 1):
             deaf = torch.ones(f.layout.shapes[reader.tensor], dtype=torch.bool)
             as_rows(f.layout, reader.tensor, deaf)[:, reader.index[i]] = False
-            number = int(
-                as_rows(f.layout, reader.tensor, unit_labels(f.layout, unit)[reader.tensor])[
-                    0, reader.index[i][0]
-                ]
-            )
-            masked = f.logits(one_unit(f, unit, number))
+            number = int(own[0, reader.index[i][0]])
+            masked = f.logits({n: label != number for n, label in labels.items()})
             assert torch.allclose(masked, f.logits({reader.tensor: deaf}), rtol=0, atol=1e-11)
             assert (masked - whole).abs().max() > 1e-6
 
@@ -127,34 +113,29 @@ def test_units_hold_what_can_be_removed():
     assert removable(layout, "layer") == removable(layout, "weight") == n
 
 
-@pytest.mark.parametrize("unit", STRUCTURED)
-def test_models_without_such_units_are_refused(unit):
-    start = f"unit={unit!r}: no {unit} was recognised in this model, which takes "
-    with pytest.raises(ValueError, match=f"^{start}.*; allowed: weight, n:m, block, row, column"):
-        unit_labels(plain(w=(2, 3)), unit)
-
-
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("unit", "shape", "message"),
     [
-        (lambda: unit_labels(plain(w=(2, 3)), "heads"), "unit='heads': no such unit; "),
-        (lambda: unit_labels(plain(w=(2, 3)), "block"), "unit-shape=None: unit block needs one"),
-        (lambda: unit_labels(plain(w=(2, 3)), "row", (1, 2)), "unit-shape=[1, 2]: unit row has"),
-        (lambda: unit_labels(plain(w=(2, 3)), "n:m", (4, 4)), "unit-shape=[4, 4]: cannot be"),
-        (lambda: unit_labels(plain(w=(2, 3)), "n:m", (0, 4)), "unit-shape=[0, 4]: cannot be"),
-        (lambda: unit_labels(plain(w=(2, 3)), "block", (0, 4)), "unit-shape=[0, 4]: cannot be"),
-        (lambda: pattern_counts(8, 2, 4, 0.6), "sparsity=0.6: 2:4 keeps 2 of 4"),
+        *((unit, None, f"unit={unit!r}: no {unit} was recognised in this") for unit in STRUCTURED),
+        ("heads", None, "unit='heads': no such unit"),
+        ("block", None, "unit-shape=None: unit block needs one"),
+        ("row", (1, 2), "unit-shape=[1, 2]: unit row has"),
+        ("n:m", (4, 4), "unit-shape=[4, 4]: cannot be"),
+        ("n:m", (0, 4), "unit-shape=[0, 4]: cannot be"),
+        ("block", (0, 4), "unit-shape=[0, 4]: cannot be"),
     ],
 )
-def test_errors_say_what_is_allowed(call, message):
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}.*allowed: "):
-        call()
+def test_errors_say_what_is_allowed(unit, shape, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}.*; allowed: "):
+        unit_labels(plain(w=(2, 3)), unit, shape)
+    with pytest.raises(ValueError, match=r"^sparsity=0\.6: 2:4 keeps 2 of 4.*allowed: "):
+        pattern_counts(8, 2, 4, 0.6)
 
 
-@pytest.mark.parametrize("unit", UNITS)
-def test_shapes_fit_where_they_mean_something(unit):
-    assert shape_misfit(unit, SHAPES.get(unit)) == ""
-    assert UNITS[unit].summary
+def test_shapes_fit_where_they_mean_something():
+    for unit, its in UNITS.items():
+        assert shape_misfit(unit, SHAPES.get(unit)) == ""
+        assert its.summary
 
 
 @given(
