@@ -11,7 +11,7 @@ from fedprune.attacks.one_run import cap, epsilon_bound
 from fedprune.config import configure
 from fedprune.secagg.shared_noise import fewest_left
 
-CLIENTS, PANEL = 204, 4
+CLIENTS, PANEL = 104, 4
 
 
 def configured(seed: int, **changes: object) -> RunConfig:
