@@ -6,34 +6,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedprune.attacks.exposed import Exposed, MessageProtection, exposed, noise_like
+from fedprune.attacks.digits import SHAPE, skewed
+from fedprune.attacks.exposed import Exposed, noise_like
 from fedprune.attacks.labels import correlation, histogram, templates_of
 from fedprune.attacks.scene import Scene, message, scene
-from fedprune.tasks.task import Part
+from tests.attacks.scenes import digits, seen_of
 
-SHAPE, PLAIN = torch.Size([1, 8, 8]), MessageProtection("")
 HEAD = {"include": ("head.weight",)}
 
 
-def shard(seed: int, size: int = 32) -> Part:
-    """Digits with skewed labels: half of them of one class."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    images, labels = torch.from_numpy(data.images).float() / 16, torch.from_numpy(data.target)
-    gen = torch.Generator().manual_seed(seed)
-    weights = torch.rand(10, generator=gen).pow(4)
-    weights[seed % 10] = 3.0
-    rows = torch.multinomial(weights[labels.long()], size, generator=gen)
-    return {"images": images[rows].unsqueeze(1), "labels": labels[rows].long()}
+def made(name: str, **more: Any) -> Scene:
+    keys = {"task": "digits", "model": "mlp"}
+    masks = more.pop("masks", None)
+    return scene(name, skewed(digits(), 6, 32, 2), {**keys, **more}, masks=masks)
 
 
-def truth(part: Part) -> Tensor:
-    return torch.bincount(part["labels"], minlength=10).double()
-
-
-def made(name: str, model: str = "mlp", **more: Any) -> Scene:
-    return scene(name, [shard(s) for s in range(6)], {"task": "digits", "model": model, **more})
+def truth(s: Scene, p: int) -> Tensor:
+    return torch.bincount(s.host.shards[p].train["labels"], minlength=10).double()
 
 
 def found(s: Scene, seen: Exposed) -> Tensor:
@@ -41,6 +30,10 @@ def found(s: Scene, seen: Exposed) -> Tensor:
     assert float(shares.sum()) == pytest.approx(1.0)
     assert bool((shares >= 0).all())
     return shares
+
+
+def agreement(s: Scene) -> float:
+    return sum(correlation(found(s, seen_of(s, p)), truth(s, p)) for p in range(6)) / 6
 
 
 @pytest.mark.sampled(2)
@@ -57,19 +50,12 @@ def found(s: Scene, seen: Exposed) -> Tensor:
     ],
 )
 def test_shares_are_found(name, more, least):
-    s = made(name, **more)
-    each = [
-        correlation(found(s, exposed(s, [message(s, p)], PLAIN)), truth(shard(p))) for p in range(6)
-    ]
-    assert sum(each) / 6 >= least
+    assert agreement(made(name, **more)) >= least
 
 
 def test_a_mask_alone_tells_the_dominant_class():
     s = made("votes", **HEAD)
-    right = [
-        found(s, exposed(s, [message(s, p)], PLAIN)).argmax() == truth(shard(p)).argmax()
-        for p in range(6)
-    ]
+    right = [found(s, seen_of(s, p)).argmax() == truth(s, p).argmax() for p in range(6)]
     assert sum(map(int, right)) >= 4
 
 
@@ -78,21 +64,17 @@ def test_a_mask_alone_tells_the_dominant_class():
 def test_a_random_message_tells_nothing(name):
     s = made(name, **HEAD)
     like = message(s, 0)
-    each = [correlation(found(s, noise_like(s, like, p)), truth(shard(p))) for p in range(6)]
+    each = [correlation(found(s, noise_like(s, like, p)), truth(s, p)) for p in range(6)]
     assert abs(sum(each) / 6) < 0.4  # six times 10 classes: a deviation of 0.14
 
 
 def test_inputs_of_layers_tell_no_labels():
     s = made("Σx²")
-    shares = found(s, exposed(s, [message(s, 0)], PLAIN))
-    assert correlation(shares, truth(shard(0))) == 0.0
+    assert correlation(found(s, seen_of(s)), truth(s, 0)) == 0.0
 
 
 def test_what_a_mask_removed_is_not_looked_at():
-    """The same shares, whatever stands where nothing is released."""
-    s = made("g")
-    masks = {n: torch.ones_like(m) for n, m in s.question.masks.items()}
+    masks = {n: torch.ones_like(m) for n, m in made("g").question.masks.items()}
     masks["features.3.weight"][::3] = False
-    pruned = scene("g", [shard(0)], {"task": "digits", "model": "mlp"}, masks=masks)
-    seen = exposed(pruned, [message(pruned, 0)], PLAIN)
-    assert correlation(found(pruned, seen), truth(shard(0))) > 0.7
+    pruned = made("g", masks=masks)
+    assert correlation(found(pruned, seen_of(pruned)), truth(pruned, 0)) > 0.7

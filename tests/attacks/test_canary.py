@@ -5,6 +5,7 @@ import pytest
 from dp_accounting.pld import PLDAccountant
 
 from fedprune.attacks.canary import Audited, Draw, Noised, audit
+from fedprune.attacks.canary_report import canary_findings
 from fedprune.attacks.one_run import cap
 from fedprune.privacy.noise import seeded_source
 
@@ -37,12 +38,14 @@ def claim(mechanism: Audited) -> float:
 def test_a_right_mechanism_passes_and_a_broken_one_does_not(name):
     mechanism = MECHANISMS[name]
     claimed = claim(mechanism)
+    many = 400 if name == "sampled" else 200
+    sizes = {"canaries": many, "size": 4 * many}
     assert 1.5 < claimed < 2.0
 
     def caught(**broken: object) -> int:
         changed = replace(mechanism, **broken)
         bounds = [
-            audit(changed, DELTA, seeded_source(s, "noise"), canaries=400, size=1600, seed=s).bound
+            audit(changed, DELTA, seeded_source(s, "noise"), **sizes, seed=s).bound
             for s in range(20)
         ]
         return sum(bound > claimed for bound in bounds)
@@ -62,7 +65,7 @@ def test_a_cohort_of_fixed_size_is_audited_as_one():
     assert found[0].cap == found[1].cap == cap(200, 100, DELTA)
 
 
-def test_the_same_seed_gives_the_same_audit():
+def test_the_same_seed_gives_the_same_audit_and_too_few_coordinates_are_refused():
     mechanism = Audited((Draw((Noised(1.0, 1.0),)),))
     first, second = (
         audit(mechanism, DELTA, seeded_source(1, "noise"), canaries=50, size=200, seed=1)
@@ -70,15 +73,20 @@ def test_the_same_seed_gives_the_same_audit():
     )
     assert first == second
     assert first.guesses == 25
-
-
-def test_too_few_coordinates_are_refused():
     with pytest.raises(ValueError, match="50 canaries in 99 coordinates"):
-        audit(
-            Audited((Draw((Noised(1.0, 1.0),)),)),
-            DELTA,
-            seeded_source(0, "x"),
-            canaries=50,
-            size=99,
-            seed=0,
-        )
+        audit(mechanism, DELTA, seeded_source(0, "x"), canaries=50, size=99, seed=0)
+
+
+def test_a_row_for_every_noise_and_every_mistake(monkeypatch):
+    monkeypatch.setattr("fedprune.attacks.canary_report.CANARIES", 200)
+    monkeypatch.setattr("fedprune.attacks.canary_report.NOISES", (2.2,))
+    told: list[int] = []
+    section, figures = canary_findings(range(5), 1e-5, lambda: told.append(1))
+    right, silent, loud = figures["rows"]
+    assert len(told) == len(section.table.rows) == 3
+    assert right["claim"] == pytest.approx(1.95, abs=0.05)  # 1.79 exactly, by Rényi a little more
+    assert (right["caught"], silent["caught"], loud["caught"]) == (0, 5, 5)
+    assert right["largest"] < right["claim"] < silent["mean"] <= silent["cap"] < 3.5
+    assert section.table.rows[1][1] == "without noise"
+    assert section.table.rows[1][-1] == "5 of 5"
+    assert all(len(row) == len(section.table.columns) for row in section.table.rows)

@@ -11,7 +11,7 @@ from fedprune.attacks.one_run import cap, epsilon_bound
 from fedprune.config import configure
 from fedprune.secagg.shared_noise import fewest_left
 
-CLIENTS, PANEL = 204, 4
+CLIENTS, PANEL = 104, 4
 
 
 def configured(seed: int, **changes: object) -> RunConfig:
@@ -56,12 +56,6 @@ def broken(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         )
     else:
         monkeypatch.setattr("fedprune.protocol.client_privacy.clipped", lambda values, _: values)
-
-
-@pytest.mark.slow
-def test_a_run_keeps_its_promise():
-    bound, claim = audited(configured(0))
-    assert bound < claim < 2.0
 
 
 @pytest.mark.usefixtures("broken")

@@ -1,95 +1,89 @@
 """Closed-form inversion: exact where nothing protects, chance where nothing is there."""
 
+from typing import Any
+
 import pytest
 import torch
 
-from fedprune.attacks.exposed import MessageProtection, exposed, noise_like
+from fedprune.attacks.digits import SHAPE
+from fedprune.attacks.exposed import Exposed, noise_like
 from fedprune.attacks.inversion import factors, inverted
-from fedprune.attacks.scene import message, scene
+from fedprune.attacks.scene import Scene, message, scene
 from fedprune.tasks.task import Part
+from fedprune.tensors.named import Masks
+from tests.attacks.scenes import FIRST, images, seen_of
 
-KEYS = {"task": "digits", "model": "mlp", "seed": 1}
-FIRST, SHAPE = "features.1.weight", torch.Size([1, 8, 8])
-PLAIN = MessageProtection("")
-
-
-def digits(n: int) -> list[Part]:
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    images = torch.from_numpy(data.images).float().unsqueeze(1) / 16
-    labels = torch.from_numpy(data.target).long()
-    return [{"images": images[i : i + 1], "labels": labels[i : i + 1]} for i in range(n)]
+PARTS = 12
 
 
-PARTS = digits(12)
+def made(name: str, clients: int = 1, masks: Masks | None = None, **more: Any) -> Scene:
+    keys = {"task": "digits", "model": "mlp", "seed": 1, **more}
+    return scene(name, images(PARTS)[:clients], keys, masks=masks)
 
 
-def worst(found: Part, part: Part) -> float:
-    return float((found["images"] - part["images"].double()).abs().max())
+def found(s: Scene, seen: Exposed) -> Part:
+    return inverted(s, seen, FIRST, SHAPE)
+
+
+def truth(s: Scene) -> torch.Tensor:
+    return torch.cat([shard.train["images"] for shard in s.host.shards.values()]).double()
+
+
+def worst(s: Scene, **protection: Any) -> float:
+    """How far any pixel of the first client's image is off."""
+    return float((found(s, seen_of(s, **protection))["images"] - truth(s)[:1]).abs().max())
 
 
 @pytest.mark.parametrize("name", ["g", "|g|", "g²", "|g·w|", "change"])
 def test_positive_control_an_image_comes_back_exactly_and_its_label(name):
-    made = scene(name, PARTS[:6], KEYS)
-    for p in range(6):
-        seen = exposed(made, [message(made, p)], PLAIN)
-        found = inverted(made, seen, FIRST, SHAPE)
+    s = made(name, 6)
+    for p, shard in s.host.shards.items():
+        back = found(s, seen_of(s, p))
         # A change is a difference of float32 weights that are larger than it.
-        assert worst(found, PARTS[p]) <= (1e-5 if name == "change" else 1e-6)
-        assert int(found["labels"]) == int(PARTS[p]["labels"])
+        far = (back["images"] - shard.train["images"].double()).abs().max()
+        assert far <= (1e-5 if name == "change" else 1e-6)
+        assert int(back["labels"]) == int(shard.train["labels"])
 
 
 def test_sums_of_squared_inputs_of_one_image_are_that_image():
-    made = scene("Σx²", PARTS[:1], KEYS)
-    found = inverted(made, exposed(made, [message(made, 0)], PLAIN), FIRST, SHAPE)
-    assert worst(found, PARTS[0]) <= 1e-6
+    assert worst(made("Σx²")) <= 1e-6
 
 
 def test_clipping_hides_nothing():
     """But the scale: how bright the image is then follows from the shape of its gradient."""
-    made = scene("|g|", PARTS[:1], KEYS)
-    seen = exposed(made, [message(made, 0)], MessageProtection("", clip=True))
-    assert worst(inverted(made, seen, FIRST, SHAPE), PARTS[0]) <= 1e-4
+    assert worst(made("|g|"), clip=True) <= 1e-4
 
 
 def test_a_pruned_model_hides_nothing_where_a_row_and_a_column_are_left():
-    made = scene("|g|", PARTS[:1], KEYS)
-    gen = torch.Generator().manual_seed(0)
-    masks = {n: torch.rand(m.shape, generator=gen) < 0.2 for n, m in made.question.masks.items()}
-    made = scene("|g|", PARTS[:1], KEYS, masks=masks)
-    seen = exposed(made, [message(made, 0)], PLAIN)
-    assert worst(inverted(made, seen, FIRST, SHAPE), PARTS[0]) <= 1e-4
+    gen, whole = torch.Generator().manual_seed(0), made("|g|").question.masks
+    masks = {n: torch.rand(m.shape, generator=gen) < 0.2 for n, m in whole.items()}
+    assert worst(made("|g|", masks=masks)) <= 1e-4
 
 
-def place(found: Part, p: int) -> float:
-    """0, if no other digit is closer to what was found than the one that is there; 1 at worst."""
-    truth = torch.cat([part["images"] for part in PARTS]).double()
-    far = (truth - found["images"]).square().flatten(1).sum(1)
-    return float((far < far[p]).sum()) / (len(PARTS) - 1)
+def test_what_a_client_keeps_back_is_filled_in():
+    s = made("change", defence=0.1)
+    assert (message(s, 0) == 0).sum() > (message(made("change"), 0) == 0).sum()
+    assert worst(s) < 1e-4
 
 
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", ["g", "|g|", "g²", "|g·w|", "Σx²", "votes"])
 def test_negative_control_a_random_message_gives_chance(name):
     """What is made of it is no closer to the client's image than to those of others."""
-    made = scene(name, PARTS, KEYS)
-    places = []
-    for p in range(len(PARTS)):
-        seen = noise_like(made, message(made, p), p)
-        places.append(place(inverted(made, seen, FIRST, SHAPE), p))
-    assert sum(places) / len(places) > 0.25  # 0.5 on average, 0.25 is three deviations below
+    s, places = made(name, PARTS), []
+    for p in range(PARTS):
+        back = found(s, noise_like(s, message(s, p), p))
+        far = (truth(s) - back["images"]).square().flatten(1).sum(1)
+        places.append(float((far < far[p]).sum()) / (PARTS - 1))
+    assert sum(places) / PARTS > 0.25  # 0.5 on average, 0.25 is three deviations below
 
 
 @pytest.mark.slow
 def test_labels_of_random_messages_are_right_by_luck_alone():
-    made = scene("|g|", PARTS[:1], KEYS)
-    right = int(PARTS[0]["labels"])
-    found = [
-        int(inverted(made, noise_like(made, message(made, 0), s), FIRST, SHAPE)["labels"])
-        for s in range(20)
-    ]
-    assert found.count(right) <= 8  # of 20 at 1 in 10: more has a probability below 1e-4
+    s = made("|g|")
+    right = s.host.shards[0].train["labels"]
+    told = [found(s, noise_like(s, message(s, 0), seed))["labels"] for seed in range(20)]
+    assert sum(map(right.equal, told)) <= 8  # of 20 at 1 in 10: more is less likely than 1e-4
 
 
 @pytest.mark.parametrize("signed", [False, True])
@@ -107,25 +101,11 @@ def test_factors_of_a_product_are_found_again(signed):
 
 def test_a_sum_of_absolute_gradients_gives_more_than_chance():
     """The best of ten images beside the best of ten made of a random message."""
-    made = scene("|g|", PARTS[:10], KEYS)
-    messages = [message(made, p) for p in range(10)]
-    truth = torch.cat([part["images"] for part in PARTS[:10]]).double().flatten(1)
+    s = made("|g|", 10)
 
-    def missed(found: Part) -> float:
-        images = found["images"].flatten(1)
-        return float(torch.cdist(truth, images).square().amin(1).mean() / 64)
+    def missed(seen: Exposed) -> float:
+        back = found(s, seen)["images"].flatten(1)
+        return float(torch.cdist(truth(s).flatten(1), back).square().amin(1).mean())
 
-    summed = inverted(
-        made, exposed(made, messages, MessageProtection("", clients=10)), FIRST, SHAPE
-    )
-    chance = inverted(made, noise_like(made, messages[0], 0, clients=10), FIRST, SHAPE)
-    assert missed(summed) < 0.6 * missed(chance)
-
-
-def test_what_a_client_keeps_back_is_filled_in():
-    made = scene("change", PARTS[:1], {**KEYS, "defence": 0.1})
-    sent = message(made, 0)
-    whole = message(scene("change", PARTS[:1], KEYS), 0)
-    assert (sent == 0).sum() > (whole == 0).sum()
-    found = inverted(made, exposed(made, [sent], PLAIN), FIRST, SHAPE)
-    assert (found["images"] - PARTS[0]["images"].double()).abs().max() < 1e-4
+    chance = noise_like(s, message(s, 0), 0, clients=10)
+    assert missed(seen_of(s, *range(10))) < 0.6 * missed(chance)

@@ -3,66 +3,57 @@
 import pytest
 import torch
 
-from fedprune.attacks.exposed import MessageProtection, exposed, noise_like
+from fedprune.attacks.exposed import noise_like
 from fedprune.attacks.matching import Search, matched
-from fedprune.attacks.scene import message, scene
-from fedprune.tasks.task import Part
+from fedprune.attacks.scene import Scene, message, scene
+from tests.attacks.scenes import seen_of
 
-KEYS = {"task": "digits", "model": "cnn", "seed": 0}
-QUICK = Search(steps=60, restarts=1)
-
-
-def square() -> Part:
-    """A bright square on a dark ground."""
-    image = torch.zeros(1, 1, 8, 8)
-    image[..., 2:6, 3:6] = 1.0
-    return {"images": image, "labels": torch.tensor([3])}
+SQUARE = {"images": torch.zeros(1, 1, 8, 8), "labels": torch.tensor([3])}
+SQUARE["images"][..., 2:6, 3:6] = 1.0
+FEW = Search(steps=3, restarts=1)
 
 
-def far(images: torch.Tensor) -> float:
-    return float((images - square()["images"]).square().mean())
+def made(name: str, clients: int = 1) -> Scene:
+    """Clients that all have a bright square on a dark ground."""
+    return scene(name, [SQUARE] * clients, {"task": "digits", "model": "cnn", "seed": 0})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["g", "|g|"])
 def test_an_image_is_found_through_convolutions_and_not_in_a_random_message(name):
-    made = scene(name, [square()], KEYS)
-    like = message(made, 0)
-    found = matched(made, exposed(made, [like], MessageProtection("")), square(), QUICK)
-    chance = matched(made, noise_like(made, like, 0), square(), QUICK)
+    s, quick = made(name), Search(steps=60, restarts=1)
+    found, chance = (
+        matched(s, seen, SQUARE, quick) for seen in (seen_of(s), noise_like(s, message(s, 0), 0))
+    )
     assert found.shape == (1, 1, 8, 8)
     assert bool(((found >= 0) & (found <= 1)).all())
-    assert far(found) < 0.5 * far(chance)
+    far, farther = ((x - SQUARE["images"]).square().mean() for x in (found, chance))
+    assert far < 0.5 * farther
 
 
 def test_the_image_itself_is_not_looked_at():
-    made = scene("g", [square()], KEYS)
-    seen = exposed(made, [message(made, 0)], MessageProtection(""))
-    blank = {**square(), "images": torch.zeros(1, 1, 8, 8)}
-    few = Search(steps=3, restarts=2)
-    assert torch.equal(matched(made, seen, square(), few), matched(made, seen, blank, few))
+    s, few = made("g"), Search(steps=3, restarts=2)
+    blank = {**SQUARE, "images": torch.zeros(1, 1, 8, 8)}
+    found, again = (matched(s, seen_of(s), part, few) for part in (SQUARE, blank))
+    assert torch.equal(found, again)
 
 
 def test_a_search_through_batchnorm_in_training_leaves_the_model_alone():
-    made = scene("change", [square()], KEYS)
-    seen = exposed(made, [message(made, 0)], MessageProtection(""))
-    before = {n: t.clone() for n, t in made.host.model.state_dict().items()}
-    matched(made, seen, square(), Search(steps=3, restarts=1))
-    after = made.host.model.state_dict()
+    s = made("change")
+    seen = seen_of(s)
+    before = {n: t.clone() for n, t in s.host.model.state_dict().items()}
+    matched(s, seen, SQUARE, FEW)
+    after = s.host.model.state_dict()
     assert all(torch.equal(t, after[n]) for n, t in before.items())
 
 
 def test_the_images_of_several_clients_are_searched_for_at_once():
-    parts = [square(), square()]
-    made = scene("g²", parts, KEYS)
-    messages = [message(made, p) for p in range(2)]
-    seen = exposed(made, messages, MessageProtection("", clients=2))
-    both = {name: torch.cat([p[name] for p in parts]) for name in square()}
-    assert matched(made, seen, both, Search(steps=3, restarts=1)).shape == (2, 1, 8, 8)
+    s = made("g²", 2)
+    both = {name: torch.cat([values] * 2) for name, values in SQUARE.items()}
+    assert matched(s, seen_of(s, 0, 1), both, FEW).shape == (2, 1, 8, 8)
 
 
 def test_what_is_not_of_gradients_is_refused():
-    made = scene("Σx²", [square()], KEYS)
-    seen = exposed(made, [message(made, 0)], MessageProtection(""))
+    s = made("Σx²")
     with pytest.raises(ValueError, match="quantity=Σx²: is not of gradients"):
-        matched(made, seen, square(), QUICK)
+        matched(s, seen_of(s), SQUARE, FEW)

@@ -75,9 +75,7 @@ def test_shadows_that_were_trained_on_an_example_are_not_looked_at():
     observed = np.zeros(30)
     spoilt = np.where(inside, 1e9, shadows)
     np.testing.assert_array_equal(lira(observed, shadows, inside), lira(observed, spoilt, inside))
-
-
-def test_an_example_without_two_shadows_outside_has_no_statistic():
+    # An example without two shadows outside has no statistic.
     inside = np.array([[True, False], [True, False], [False, False]])
     found = lira(np.zeros(2), np.arange(6.0).reshape(3, 2), inside)
     assert np.isnan(found).tolist() == [True, False]
@@ -85,6 +83,7 @@ def test_an_example_without_two_shadows_outside_has_no_statistic():
 
 def test_members_are_found_although_examples_differ_more_than_membership_does():
     confidence, inside, _ = drawn(12, 2000, 5)
+    assert auc(*each_in_turn(confidence, inside)) == pytest.approx(0.5, abs=0.01), "no difference"
     confidence = confidence + 1.5 * inside
     members, others = each_in_turn(confidence, inside)
     assert len(members) + len(others) == 12 * 2000
@@ -92,9 +91,3 @@ def test_members_are_found_although_examples_differ_more_than_membership_does():
     assert auc(members, others) == pytest.approx(wanted, abs=0.01)
     plain = auc(confidence[inside], confidence[~inside])
     assert plain < 0.62 < 0.8 < auc(members, others)
-
-
-def test_without_a_difference_there_is_nothing_to_find():
-    confidence, inside, _ = drawn(12, 2000, 6)
-    members, others = each_in_turn(confidence, inside)
-    assert auc(members, others) == pytest.approx(0.5, abs=0.01)

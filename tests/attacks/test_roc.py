@@ -44,9 +44,6 @@ def test_equal_statistics_are_accused_together():
     nobody = found_at(same, same, 0.5)
     assert (nobody.true, nobody.false, nobody.low) == (0, 0, 0.0)
     assert auc(same, same) == 0.5
-
-
-def test_a_part_that_is_a_whole_number_of_others_is_that_number():
     # 0.07 · 100 lies just above 7, 0.29 · 100 just below 29.
     others = np.arange(100.0)
     assert found_at(others, others, 0.29).false == 29
@@ -60,8 +57,5 @@ def test_a_part_that_is_a_whole_number_of_others_is_that_number():
 def test_what_cannot_be_compared_is_refused(members, others, words):
     with pytest.raises(ValueError, match=words):
         roc(np.array(members), np.array(others))
-
-
-def test_an_impossible_count_is_refused():
     with pytest.raises(ValueError, match="3 of 2"):
         interval(3, 2)

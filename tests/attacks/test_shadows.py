@@ -1,5 +1,3 @@
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
@@ -23,7 +21,7 @@ from fedprune.tensors.named import copied, masked
 from tests.runs import tiny
 
 
-def quick(tiny: Callable[..., RunConfig], **changes: object) -> RunConfig:
+def quick(**changes: object) -> RunConfig:
     keys = {"model": "mlp", "batch_size": 64, "local_steps": 20, "lr": 0.1, "alpha": 1.0}
     return tiny(**{**keys, **changes})
 
@@ -35,16 +33,13 @@ def test_every_example_is_in_half_of_the_models():
     assert len({tuple(row) for row in inside.tolist()}) == 10
     assert (halves(10, 57, 3) == inside).all()
     assert (halves(10, 57, 4) != inside).any()
-
-
-@pytest.mark.parametrize("models", [4, 9])
-def test_too_few_or_odd_models_are_refused(models):
-    with pytest.raises(ValueError, match=r"allowed: 6, 8, 10"):
-        halves(models, 10, 0)
+    for models in (4, 9):
+        with pytest.raises(ValueError, match=r"allowed: 6, 8, 10"):
+            halves(models, 10, 0)
 
 
 def test_all_examples_of_all_clients_are_there_once():
-    shards = tasks_of("")["digits"].shards(quick(tiny))
+    shards = tasks_of("")["digits"].shards(quick())
     pool = everything(shards)
     assert examples(pool) == 1797
     assert sum(int(s.train["labels"].sum()) for s in shards) <= int(pool["labels"].sum())
@@ -56,7 +51,7 @@ def test_rows_that_do_not_fit_together_are_refused():
 
 
 def test_a_removed_weight_stays_zero_while_it_is_trained():
-    config = quick(tiny)
+    config = quick()
     on = _setting(config, 0)
     before = copied(state_of(on.model))
     masks = select({n: before[n].abs() for n in on.layout.prunable}, 0.5, layout=on.layout)
@@ -70,23 +65,20 @@ def test_a_removed_weight_stays_zero_while_it_is_trained():
 
 
 def test_two_models_of_one_study_begin_differently():
-    first, second, again = (_setting(quick(tiny), which) for which in (0, 1, 0))
+    first, second, again = (_setting(quick(), which) for which in (0, 1, 0))
     name = first.layout.prunable[0]
     assert not torch.equal(state_of(first.model)[name], state_of(second.model)[name])
     assert torch.equal(state_of(first.model)[name], state_of(again.model)[name])
 
 
-@pytest.fixture(scope="module")
-def studied():
-    told: list[int] = []
-    config = quick(tiny, local_steps=150)
-    return dense_and_pruned(config, (0.0, 0.9), 6, lambda: told.append(1)), told
-
-
 @pytest.mark.slow
-def test_members_are_remembered(studied):
-    (dense, sparse), told = studied
+def test_members_are_remembered_and_pruning_by_nothing_is_the_dense_model():
+    told: list[int] = []
+    config = quick(local_steps=150)
+    dense, sparse = dense_and_pruned(config, (0.0, 0.9), 6, lambda: told.append(1))
     assert len(told) == 6
+    again = dense_and_pruned(config, (0.0,), 6)[0]
+    np.testing.assert_array_equal(again.confidence, dense.confidence)
     assert (dense.sparsity, sparse.sparsity) == (0.0, 0.9)
     assert dense.confidence.shape == dense.inside.shape == (6, 1797)
     for attacked in (dense, sparse):
@@ -97,9 +89,3 @@ def test_members_are_remembered(studied):
         wrong = np.random.default_rng(0).permuted(attacked.inside, axis=1)
         scores = attacked.confidence
         assert abs(auc(scores[wrong], scores[~wrong]) - 0.5) < 0.02
-
-
-@pytest.mark.slow
-def test_pruning_by_nothing_is_the_dense_model(studied):
-    again = dense_and_pruned(quick(tiny, local_steps=150), (0.0,), 6)[0]
-    np.testing.assert_array_equal(again.confidence, studied[0][0].confidence)

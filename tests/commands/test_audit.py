@@ -28,7 +28,7 @@ def told(folder: Path) -> dict:
     return json.loads((folder / "audit.json").read_text())
 
 
-def test_a_run_without_noise_claims_nothing(plain, capsys):
+def test_a_run_without_noise_claims_nothing_and_is_attacked_by_its_own_examples(plain, capsys):
     assert main(["audit", str(plain)]) == 0
     said = capsys.readouterr().out
     found = told(plain)
@@ -39,13 +39,9 @@ def test_a_run_without_noise_claims_nothing(plain, capsys):
     page = (plain / "audit.html").read_text()
     assert "Nothing of this run was noised" in page
     assert "LiRA&#39;s" not in page
-
-
-def test_the_figures_are_of_the_run_s_own_examples(plain):
-    assert main(["audit", str(plain)]) == 0
     looked = subject(str(plain))
     shards = looked.task.shards(looked.config)
-    threshold = told(plain)["membership"]["threshold"]
+    threshold = found["membership"]["threshold"]
     assert threshold["members"] == sum(len(s.train["labels"]) for s in shards)
     assert threshold["others"] == sum(len(s.test["labels"]) for s in shards)
     at = threshold["tpr_at_0.01"]

@@ -5,8 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from fedprune.commands.completion import names_taken
 from fedprune.config.sections import AllOptions
 from fedprune.options.option import declared
@@ -50,27 +48,16 @@ LINES = {
 }
 
 
-@pytest.fixture(scope="module")
-def answers() -> tuple[dict[str, list[str]], list[str]]:
-    """What is offered for each line, and the modules that were loaded for it."""
+def test_commands_options_and_names_are_offered_and_nothing_that_takes_long_is_loaded():
+    command, root = [sys.executable, "-c", CODE], Path(__file__).parents[2]
     asked = json.dumps([*LINES])
-    command = [sys.executable, "-c", CODE]
-    root = Path(__file__).parents[2]
     done = subprocess.run(command, input=asked, capture_output=True, text=True, cwd=root)
-    said, loaded = json.loads(done.stdout)
-    return said, loaded
-
-
-@pytest.mark.parametrize("line", LINES)
-def test_commands_options_and_names_are_offered(line, answers):
-    assert {*answers[0][line]} == LINES[line]
+    answers, loaded = json.loads(done.stdout)
+    assert {line: {*words} for line, words in answers.items()} == LINES
+    assert not {"torch", "numpy", "flwr", "ray"} & {*loaded}
 
 
 def test_every_table_of_names_is_what_is_offered():
     for field in AllOptions.model_fields.values():
         if (table := declared(field).names) is not None:
             assert names_taken(field) == tuple(table.keys())
-
-
-def test_nothing_that_takes_long_is_loaded_for_it(answers):
-    assert not {"torch", "numpy", "flwr", "ray"} & {*answers[1]}

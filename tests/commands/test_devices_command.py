@@ -1,7 +1,5 @@
 """``fedprune devices``: what it prints is what it runs, and what cannot be is one line."""
 
-from __future__ import annotations
-
 import configparser
 import json
 import os
@@ -10,7 +8,8 @@ import shutil
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from email.utils import formatdate
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,7 +38,7 @@ def openssl(*arguments: str) -> str:
     ).stdout
 
 
-def test_certificates_are_of_the_authority_and_the_names(made: Path):
+def test_certificates_are_of_the_authority_and_the_names_and_renewed_by_it(made):
     ca, server = str(made / "ca.crt"), str(made / "server.crt")
     for check in (["-verify_hostname", "server.example"], ["-verify_ip", "127.0.0.1"]):
         assert openssl("verify", "-x509_strict", "-CAfile", ca, *check, server).endswith("OK\n")
@@ -50,8 +49,6 @@ def test_certificates_are_of_the_authority_and_the_names(made: Path):
     assert (made / "3.pub").read_text().startswith("ecdsa-sha2-nistp384 ")
     assert (made / "3.pub").read_text().split()[-1] == "3"
 
-
-def test_a_certificate_is_renewed_by_the_same_authority(made: Path):
     before = [(made / name).read_text() for name in ("ca.crt", "server.crt")]
     assert main.main(["devices", "certificates", str(made), "--names", "localhost,127.0.0.1"]) == 0
     after = [(made / name).read_text() for name in ("ca.crt", "server.crt")]
@@ -62,14 +59,13 @@ class Replaced(Exception):
     """The process became another program."""
 
 
+def replaced(_: str, words: list[str], env: dict[str, str]) -> None:
+    raise Replaced(words, env)
+
+
 @pytest.mark.parametrize("insecure", [False, True])
 @pytest.mark.parametrize("program", ["superlink", "node"])
-def test_what_is_printed_is_what_is_run(
-    made: Path, monkeypatch: Any, capsys: Any, program: str, insecure: bool
-):
-    def replaced(_: str, words: list[str], env: dict[str, str]) -> None:
-        raise Replaced(words, env)
-
+def test_what_is_printed_is_what_is_run(made, monkeypatch, capsys, program, insecure):
     monkeypatch.setattr(programs.os, "execve", replaced)
     monkeypatch.setattr(programs, "with_path", list)
     rest = ["--superlink", "127.0.0.1:8000", "--config", NODE] if program == "node" else []
@@ -97,9 +93,7 @@ def test_what_is_printed_is_what_is_run(
         ([], 1, ["does not answer"]),
     ],
 )
-def test_a_run_is_waited_for_whatever_becomes_of_its_log(
-    monkeypatch: Any, capsys: Any, said: list[str], code: int, shown: list[str]
-):
+def test_a_run_is_waited_for_whatever_becomes_of_its_log(monkeypatch, capsys, said, code, shown):
     left, app = list(said), Path(__file__).parents[2]
 
     def looked(*_: Any, **__: Any) -> SimpleNamespace:
@@ -116,7 +110,7 @@ def test_a_run_is_waited_for_whatever_becomes_of_its_log(
     assert all(text in line for text, line in zip(shown, lines, strict=True))
 
 
-def test_the_systemd_unit_of_the_docs_starts_a_node(made: Path, tmp_path: Path, monkeypatch: Any):
+def test_the_systemd_unit_of_the_docs_starts_a_node(made, tmp_path, monkeypatch):
     def stopped(*words: str, more: dict[str, str]) -> None:
         raise Replaced(*words, more)
 
@@ -144,6 +138,21 @@ def test_the_systemd_unit_of_the_docs_starts_a_node(made: Path, tmp_path: Path, 
     assert said.stderr == ""
 
 
+CONFIGS = {
+    "partition-id=0": "no data",
+    f"{NODE} max-rounds=0": "max-rounds=0",
+    f"{NODE} noise=1": "noise=1",
+    f"{NODE} max-round=9": "max-round",
+    f"{NODE} x": "not understood",
+    'partition-id="a" data="/tmp"': "'a'",
+    'partition-id=0 data="/no"': "/no",
+    'partition-id=0 data=""': "data=''",
+    'partition-id="2,2" data="/tmp"': "partition-id='2,2'",
+    'partition-id=-1 data="/tmp"': "partition-id=-1: no partition",
+    'partition-id=7 data="/tmp"': "no 7",
+}
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -166,37 +175,12 @@ def test_the_systemd_unit_of_the_docs_starts_a_node(made: Path, tmp_path: Path, 
         (["superlink", "{made}", "--insecure", "--host", "0.0.0.0"], "host='0.0.0.0'"),
         (["node", "{made}", "--superlink", "here", "--config", NODE], "superlink='here'"),
         (["node", "{made}", "--superlink", "a:1", "--insecure", "--config", NODE], "superlink='a'"),
-        (["node", "{made}", "--superlink", "a:1", "--config", "partition-id=0"], "no data"),
-        (
-            ["node", "{made}", "--superlink", "a:1", "--config", f"{NODE} max-rounds=0"],
-            "max-rounds=0",
-        ),
-        (["node", "{made}", "--superlink", "a:1", "--config", f"{NODE} noise=1"], "noise=1"),
-        (["node", "{made}", "--superlink", "a:1", "--config", f"{NODE} max-round=9"], "max-round"),
-        (["node", "{made}", "--superlink", "a:1", "--config", f"{NODE} x"], "not understood"),
-        (
-            ["node", "{made}", "--superlink", "a:1", "--config", 'partition-id="a" data="/tmp"'],
-            "'a'",
-        ),
-        (["node", "{made}", "--superlink", "a:1", "--config", 'partition-id=0 data="/no"'], "/no"),
-        (["node", "{made}", "--superlink", "a:1", "--config", 'partition-id=0 data=""'], "data=''"),
-        (
-            ["node", "{made}", "--superlink", "a:1", "--config", 'partition-id="2,2" data="/tmp"'],
-            "partition-id='2,2'",
-        ),
-        (
-            ["node", "{made}", "--superlink", "a:1", "--config", 'partition-id=-1 data="/tmp"'],
-            "partition-id=-1: no partition",
-        ),
-        (
-            ["node", "{made}", "--superlink", "a:1", "--config", 'partition-id=7 data="/tmp"'],
-            "no 7",
-        ),
+        *((["node", "{made}", "--superlink", "a:1", "--config", x], y) for x, y in CONFIGS.items()),
         (["register", "{made}/0", "{made}", "--superlink", "a:1"], "no public key"),
         (["run", "{made}", "", "--superlink", "a:1", "--app", "{made}"], "no pyproject.toml"),
     ],
 )
-def test_what_cannot_be_is_one_line(made: Path, capsys: Any, words: list[str], said: str):
+def test_what_cannot_be_is_one_line(made, capsys, words, said):
     code = main.main(["devices", *(word.replace("{made}", str(made)) for word in words)])
     told = capsys.readouterr().err
     assert (code, told.count("\n")) == (2, 1)
@@ -214,7 +198,7 @@ def test_a_node_config_is_read_as_flower_reads_it():
         assert node_config_in(text) == parse_config_args([text])
 
 
-def test_flower_is_told_where_the_superlink_is_once(made: Path, tmp_path: Path, monkeypatch: Any):
+def test_flower_is_told_where_the_superlink_is_once(made, tmp_path, monkeypatch):
     monkeypatch.setenv("FLWR_HOME", str(tmp_path))
     given = devices.Namespace(superlink="127.0.0.1:8000", insecure=True, folder=str(made))
     devices.connect(given)
@@ -227,56 +211,51 @@ def test_flower_is_told_where_the_superlink_is_once(made: Path, tmp_path: Path, 
         devices.connect(given)
 
 
-def test_only_an_orphan_of_the_port_is_ended(tmp_path: Path):
-    program = tmp_path / "flower-superexec"
+@contextmanager
+def sleeping(program: Path, *each: list[str]) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Programs of this name that sleep, with their arguments."""
     program.write_text("import time\ntime.sleep(60)\n")
+    started = [subprocess.Popen([sys.executable, str(program), *words]) for words in each]
+    try:
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def within_seconds(look: Callable[[], Any]) -> Any:
+    """What is found at last."""
+    deadline = time.monotonic() + 10
+    while not (found := look()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
+
+
+def test_only_an_orphan_of_the_port_is_ended(tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-
-    def started(port: int, parent: int) -> subprocess.Popen[bytes]:
-        at = ["--runtime-api-address", f"127.0.0.1:{port}", "--parent-pid", str(parent)]
-        return subprocess.Popen([sys.executable, str(program), *at])
-
-    own, other, orphan = started(1, os.getpid()), started(2, gone.pid), started(1, gone.pid)
-    try:
-        deadline = time.monotonic() + 10
-        while not (ended := end_orphans(1)) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert ended == [orphan.pid]
+    each = [
+        ["--runtime-api-address", f"127.0.0.1:{port}", "--parent-pid", str(parent)]
+        for port, parent in ((1, os.getpid()), (2, gone.pid), (1, gone.pid))
+    ]
+    with sleeping(tmp_path / "flower-superexec", *each) as (own, other, orphan):
+        assert within_seconds(lambda: end_orphans(1)) == [orphan.pid]
         assert orphan.wait(10) != 0
         assert (own.poll(), other.poll()) == (None, None)
-    finally:
-        for process in (own, other, orphan):
-            process.kill()
-            process.wait()
 
 
-def test_a_node_that_has_the_same_data_is_found(tmp_path: Path):
-    program, own = tmp_path / "flower-supernode", tmp_path / "own"
-    program.write_text("import time\ntime.sleep(60)\n")
+def test_a_node_that_has_the_same_data_is_found(tmp_path):
+    own = tmp_path / "own"
     own.mkdir()
     (tmp_path / "link").symlink_to(own)
-
-    def started(data: Path) -> subprocess.Popen[bytes]:
-        config = f'partition-id=0 data="{data}"'
-        return subprocess.Popen([sys.executable, str(program), "--node-config", config])
-
-    same, other = started(tmp_path / "link"), started(tmp_path)
-    try:
-        deadline = time.monotonic() + 10
-        while not (found := device_node.nodes_with(str(own))) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert found == [same.pid]
-    finally:
-        for process in (same, other):
-            process.kill()
-            process.wait()
+    each = [["--node-config", f'partition-id=0 data="{tmp_path / at}"'] for at in ("link", "")]
+    with sleeping(tmp_path / "flower-supernode", *each) as (same, _):
+        assert within_seconds(lambda: device_node.nodes_with(str(own))) == [same.pid]
 
 
 @pytest.mark.parametrize("ahead", [600, -600, -60, 4])
-def test_a_node_waits_until_its_clock_is_one_that_is_taken(
-    made: Path, monkeypatch: Any, capsys: Any, ahead: int
-):
+def test_a_node_waits_until_its_clock_is_one_that_is_taken(made, monkeypatch, capsys, ahead):
     now, offs = 1_700_000_000, iter([ahead, ahead, None, 2, 2])
     refused = ahead not in (-60, 4)
 
@@ -286,9 +265,6 @@ def test_a_node_waits_until_its_clock_is_one_that_is_taken(
         clock.now = now + off
         answer = SimpleNamespace(headers={"Date": formatdate(now, usegmt=True)})
         return nullcontext(answer)
-
-    def replaced(_: str, words: list[str], env: dict[str, str]) -> None:
-        raise Replaced(words, env)
 
     waited = list[float]()
     clock = SimpleNamespace(now=now, time=lambda: clock.now, sleep=waited.append)
@@ -308,12 +284,12 @@ def test_a_node_waits_until_its_clock_is_one_that_is_taken(
         assert "clock" not in shown
 
 
-def test_of_a_superlink_that_does_not_answer_no_clock_is_known(tmp_path: Path):
+def test_of_a_superlink_that_does_not_answer_no_clock_is_known(tmp_path):
     assert device_node.clock_ahead("127.0.0.1:1", str(tmp_path / "none.crt")) is None
 
 
 @pytest.mark.parametrize("name", ["flower", "with space", "100%", "what?"])
-def test_the_superlink_waits_for_a_database_that_others_write_to(name: str, tmp_path: Path):
+def test_the_superlink_waits_for_a_database_that_others_write_to(name, tmp_path):
     """Flower gives a file's name, or an address as it is, to SQLAlchemy."""
     sqlalchemy = pytest.importorskip("sqlalchemy")
     (tmp_path / name).mkdir()

@@ -45,25 +45,16 @@ def test_the_table_says_the_same(run_folder, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     assert main(["measure", str(run_folder), *QUICK]) == 0
     said = capsys.readouterr().out
-    for words in (
-        "done",
-        "dense (baseline)",
-        "parameters",
-        "sparse file",
-        "FLOPs",
-        "test accuracy",
-    ):
+    for words in ("done", "dense (baseline)", "parameters", "sparse file", "FLOPs"):
         assert words in said
+    assert "test accuracy" in said
     assert "Nothing was cut out" in said
 
 
 def test_an_example_can_be_longer(capsys):
-    (short, _), _ = measured(
-        capsys, "llama", "--task", "shakespeare", "--no-quality", "--tokens", "16"
-    )
-    (long, _), _ = measured(
-        capsys, "llama", "--task", "shakespeare", "--no-quality", "--tokens", "32"
-    )
+    given = ["llama", "--task", "shakespeare", "--no-quality", "--tokens"]
+    (short, _), _ = measured(capsys, *given, "16")
+    (long, _), _ = measured(capsys, *given, "32")
     assert short["quality"] is None
     assert long["flops"] > 2 * short["flops"]
 
@@ -97,5 +88,4 @@ def test_a_graph_is_refused_without_options_of_another_command(tmp_path, capsys)
     write_manifest(tmp_path, {"task": "digits", "plugin": "", "to": "onnx"})
     assert main(["measure", str(tmp_path)]) == 2
     said = capsys.readouterr().err
-    assert "an ONNX graph" in said
-    assert "--to" not in said
+    assert ("an ONNX graph" in said, "--to" in said) == (True, False)

@@ -13,7 +13,7 @@ from fedprune.tensors.models import state_of
 from tests.runs import same
 
 
-def test_a_run_folder_brings_its_configuration_masks_and_values(run_folder):
+def test_a_run_folder_brings_its_configuration_masks_and_values(run_folder, tmp_path):
     found = subject(str(run_folder))
     assert (found.run, found.config.task, found.config.seed) == (run_folder, "digits", 3)
     assert same(state_of(found.model), state_of(load(run_folder)))
@@ -21,6 +21,9 @@ def test_a_run_folder_brings_its_configuration_masks_and_values(run_folder):
     assert not found.model.training
     assert found.task.metric == "accuracy"
     names = list("0123456789")
+    shutil.copy(run_folder / "model.fedprune", tmp_path)
+    alone = subject(str(tmp_path))  # the coded file is enough
+    assert (same(alone.masks, found.masks), alone.config.task) == (True, "digits")
     assert found.origin == {"task": "digits", "plugin": "", "model": "cnn", "class_names": names}
 
 
@@ -30,15 +33,12 @@ def test_the_model_folder_of_a_run_brings_its_task(run_folder):
     assert same(state_of(found.model), state_of(load(run_folder)))
 
 
-def test_a_coded_file_in_a_folder_of_its_own_is_enough(run_folder, tmp_path):
-    shutil.copy(run_folder / "model.fedprune", tmp_path)
-    found = subject(str(tmp_path))
-    assert same(found.masks, subject(str(run_folder)).masks)
-    assert found.config.task == "digits"
-
-
 def test_a_family_of_a_task_is_built_as_a_run_would_begin():
-    found, again = (subject("llama", "shakespeare") for _ in range(2))
+    parser = ArgumentParser()
+    add_subject(parser)
+    found = chosen_subject(parser.parse_args(["llama", "--task", "shakespeare", "--length", "16"]))
+    assert (found.config.task, found.config.length) == ("shakespeare", 16)
+    again = subject("llama", "shakespeare")
     assert type(found.model).__name__ == "LlamaForCausalLM"
     assert same(state_of(found.model), state_of(again.model))
     assert (found.masks, found.run) == (None, None)
@@ -86,10 +86,3 @@ def test_folders_that_are_not_ours_are_refused_by_what_they_lack(run_folder, tmp
     (tmp_path / "fedprune.json").write_text("{")
     with pytest.raises(ValueError, match=r"fedprune\.json: damaged, it is not JSON"):
         subject(str(tmp_path))
-
-
-def test_the_command_line_names_a_subject():
-    parser = ArgumentParser()
-    add_subject(parser)
-    found = chosen_subject(parser.parse_args(["llama", "--task", "shakespeare", "--length", "16"]))
-    assert (found.config.task, found.config.length) == ("shakespeare", 16)

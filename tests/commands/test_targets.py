@@ -14,27 +14,23 @@ def test_what_can_be_written_passes_and_nothing_is_made(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
-    [("", "is a folder"), ("gone/x", "there is no folder"), ("file/x", "there is no folder")],
+    ("check", "name", "words"),
+    [
+        (check_file, "", "is a folder.*; allowed: a file in a folder"),
+        (check_file, "gone/x", "there is no folder.*; allowed: a file in a folder"),
+        (check_file, "file/x", "there is no folder.*; allowed: a file in a folder"),
+        (check_folder, "", "is there already; allowed: a new folder"),
+        (check_folder, "file/x/y", "file is no folder; allowed: a new folder"),
+    ],
 )
-def test_a_file_without_a_place_is_refused(tmp_path, name, words):
+def test_what_has_no_place_is_refused(check, tmp_path, name, words):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=f"^json='.*': {words}.*; allowed: a file in a folder"):
-        check_file("json", str(tmp_path / name))
-
-
-@pytest.mark.parametrize(
-    ("name", "words"), [("", "is there already"), ("file/x/y", "file is no folder")]
-)
-def test_a_folder_without_a_place_is_refused(tmp_path, name, words):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=f"^out='.*': .*{words}; allowed: a new folder"):
-        check_folder("out", str(tmp_path / name))
+    with pytest.raises(ValueError, match=f"^json='.*': .*{words}"):
+        check("json", str(tmp_path / name))
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="of Linux")
 def test_a_place_that_takes_no_files_is_refused_whoever_asks():
-    with pytest.raises(ValueError, match=r"^out='/proc/x': /proc cannot be written to"):
-        check_folder("out", "/proc/x")
-    with pytest.raises(ValueError, match=r"^json='/proc/x': /proc cannot be written to"):
-        check_file("json", "/proc/x")
+    for check in (check_folder, check_file):
+        with pytest.raises(ValueError, match=r"^json='/proc/x': /proc cannot be written to"):
+            check("json", "/proc/x")

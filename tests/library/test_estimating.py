@@ -49,7 +49,7 @@ def test_operations_are_those_of_every_step_and_example():
 @pytest.mark.slow
 def test_operations_where_chance_draws_the_examples_of_a_step():
     keys = {"dp": "example", "dp_noise": 1.0, "dp_rate": 0.02, "panel": 1}
-    config = tiny(model="mlp", rounds=2, warmup=0, end=2, local_steps=40, **keys)
+    config = tiny(model="mlp", rounds=1, warmup=0, end=1, local_steps=40, **keys)
     said = estimate(config).flops
     with FlopCounterMode(display=False) as counter:
         run_federated(config, inline_port(build_host(config)))

@@ -11,9 +11,9 @@ from fedprune import RunConfig
 from fedprune.config.cohort import drawn
 from fedprune.privacy.accounting import skellam_zcdp, smallest_epsilon
 from fedprune.privacy.accounting_terms import AccountingTerms
-from fedprune.privacy.release import Occasion, Release
 from fedprune.privacy.tally import Tally, with_releases
 from fedprune.privacy.totals import total_privacy
+from tests.privacy.booking import cost, noisy, question, tallied
 
 GOLDEN = [
     # unit, population, cohort, noise multiplier, rounds or steps, RDP, PLD (None: not supported)
@@ -26,29 +26,9 @@ GOLDEN = [
 ]
 
 
-def tallied(terms, questions):
-    tally = Tally()
-    for occasion, releases in questions:
-        tally = with_releases(tally, terms, occasion, releases)
-    return tally.accounts()
-
-
-def cost(terms, questions):
-    return smallest_epsilon(tallied(terms, questions), terms.relation, terms.delta)
-
-
 def told(terms, questions):
     rdp = cost(terms, questions)
     return rdp, total_privacy(tallied(terms, questions), terms, rdp)
-
-
-def noisy(z, quantity="changes", **more):
-    more = {"unit": "client", "mechanism": "gaussian"} | more
-    return Release(quantity, ("values",), z=z, covered=True, **more)
-
-
-def question(round_, partitions, population, arm="pruned", audience="cohort", order=0):
-    return Occasion(arm, round_, "tune", order, audience, tuple(partitions), population)
 
 
 def clients(rate, z, rounds):
@@ -75,15 +55,7 @@ def test_the_golden_table_of_the_research_notes(unit, rate, z, times, rdp, pld):
 
 
 def test_64_randomised_bits_are_composed_one_by_one():
-    votes = Release(
-        "votes",
-        ("votes",),
-        unit="client",
-        mechanism="randomised-response",
-        pure=0.1,
-        coordinates=64,
-        covered=True,
-    )
+    votes = noisy(None, "randomised-response", pure=0.1, coordinates=64)
     rdp, closing = told(AccountingTerms(), [(question(1, range(5), 5), [votes])])
     assert closing["pld"] == pytest.approx(3.314, abs=0.01)
     assert rdp == pytest.approx(3.537, abs=0.01)
@@ -95,7 +67,7 @@ def test_all_releases_of_a_cohort_in_a_round_are_one_event(sampling):
     terms = AccountingTerms(dp="client", sampling=sampling, cohort=5, population=50)
     asked = range(5)
     together = [
-        (question(1, asked, 50), [noisy(2.0), noisy(3.0, "scores")]),
+        (question(1, asked, 50), [noisy(2.0), noisy(3.0, quantity="scores")]),
         (question(1, asked, 50, arm="random", order=1), [noisy(6.0)]),
     ]
     z = (2.0**-2 + 3.0**-2 + 6.0**-2) ** -0.5
@@ -149,13 +121,12 @@ def test_what_each_client_took_part_in_is_composed_with_what_it_shares_with_nobo
     import dp_accounting as dp
 
     terms = AccountingTerms(dp="client", cohort=2, population=4, secure="secagg")
-    skellam = Release(
-        *("changes", ("values",), "up", "client", "skellam"), spread=(0.02, 0.001), covered=True
-    )
+    skellam = noisy(None, "skellam", spread=(0.02, 0.001))
     asked = [((0, 1), 2.0), ((1, 2), 3.0), ((0, 3), 1.5), ((2, 3), None), ((0, 2), None)]
-    questions, worst = [], 0.0
-    for r, (who, z) in enumerate(asked):
-        questions.append((question(r, who, 4), [noisy(z) if z else skellam]))
+    questions = [
+        (question(r, who, 4), [noisy(z) if z else skellam]) for r, (who, z) in enumerate(asked)
+    ]
+    worst = 0.0
     for client in range(4):
         one = dp.rdp.RdpAccountant(neighboring_relation=dp.NeighboringRelation.REPLACE_ONE)
         whole = [float(a) for a in one.orders if a == round(a)]
@@ -211,29 +182,25 @@ def test_what_hides_examples_does_not_hide_a_client():
 
 
 def test_who_answers_a_vote_cannot_be_hidden_by_the_vote():
-    votes = Release(
-        "votes", ("votes",), "up", "client", "randomised-response", pure=1.0, covered=True
-    )
+    votes = noisy(None, "randomised-response", pure=1.0)
     poisson = AccountingTerms(dp="client", sampling="poisson", cohort=2, population=9)
     assert math.isinf(cost(poisson, [(question(1, range(5), 9), [votes])]))
 
 
 def test_no_noise_is_no_privacy():
-    for z, unit in ((0.0, "client"), (0.0, "example")):
-        rdp, closing = told(
-            AccountingTerms(dp=unit), [(question(1, range(5), 9), [noisy(z, unit=unit)])]
-        )
+    for unit in ("client", "example"):
+        asked = [(question(1, range(5), 9), [noisy(0.0, unit=unit)])]
+        rdp, closing = told(AccountingTerms(dp=unit), asked)
         assert math.isinf(rdp)
         assert closing["curve"][0][1] == "infinity"
 
 
 def test_skellam_noise_of_much_variance_costs_what_gaussian_noise_does():
     """Agarwal, Kairouz, Liu 2021: what is above the Gaussian's falls with the variance."""
-    mechanism = {"unit": "client", "mechanism": "skellam", "covered": True}
 
     def epsilon(scale):
         spread = skellam_zcdp((4.0 * scale) ** 2, l1=100 * scale, l2=scale)
-        release = Release("changes", ("values",), spread=spread, **mechanism)
+        release = noisy(None, "skellam", spread=spread)
         terms = AccountingTerms(dp="client", cohort=9, population=9)
         return cost(terms, [(question(r, range(9), 9), [release]) for r in range(10)])
 
@@ -279,9 +246,7 @@ def test_epsilon_is_a_number_that_no_further_release_makes_smaller(what, samplin
 def test_steps_on_examples_and_a_randomised_vote_add_up():
     """A client's vote hides any examples of it: both cost the client's examples."""
     steps = noisy(1.0, unit="example", mechanism="sampled-gaussian", rate=0.1, steps=10)
-    vote = Release(
-        "votes", ("votes",), "up", "client", "randomised-response", pure=0.2, covered=True
-    )
+    vote = noisy(None, "randomised-response", pure=0.2)
     terms = AccountingTerms(dp="example")
     both, closing = told(terms, [(question(1, range(3), 3), [steps, vote])])
     alone, least = told(terms, [(question(1, range(3), 3), [steps])])

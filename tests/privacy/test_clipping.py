@@ -81,20 +81,17 @@ def test_what_hypothesis_finds_fits_or_is_refused(values, norm):
     assert norm_of(clipped(tensor, norm)) <= norm * (1 + 1e-6)
 
 
-def test_the_direction_stays_and_shapes_too():
+def test_the_direction_stays_and_shapes_too_in_a_copy_without_a_gradient():
+    kept = torch.ones(3, requires_grad=True)
+    out = clipped(kept, 10.0)
+    assert not out.requires_grad
+    out.zero_()
+    assert torch.equal(kept.detach(), torch.ones(3))
     values = torch.tensor([[3.0, -4.0], [0.0, 0.0]])
     assert torch.allclose(clipped(values, 1.0), values / 5, rtol=1e-7)
     assert torch.equal(clipped(values, 6.0), values)
     assert torch.allclose(scaled(values, 10.0), values * 2, rtol=1e-7)
     assert torch.equal(clipped(torch.tensor([True, True]), 1.0), torch.full((2,), 0.5**0.5))
-
-
-def test_what_is_clipped_is_a_copy_without_a_gradient():
-    values = torch.ones(3, requires_grad=True)
-    out = clipped(values, 10.0)
-    assert not out.requires_grad
-    out.zero_()
-    assert torch.equal(values.detach(), torch.ones(3))
 
 
 def test_complex_numbers_and_norms_out_of_range_are_refused():
@@ -125,6 +122,7 @@ def test_a_bounded_sum_is_the_sum_of_bounded_rows(exactly, dtype):
     gen = torch.Generator().manual_seed(2)
     rows = (torch.randn(50, 7, generator=gen) * torch.logspace(-3, 3, 50)[:, None]).to(dtype)
     rows[3] = 0.0
+    assert torch.equal(bounded_sum(rows[:0], 1.0, exactly=exactly), torch.zeros(7).double())
     bound = scaled if exactly else clipped
     right = sum(bound(row, 0.7).double() for row in rows)
     assert isinstance(right, Tensor)
@@ -147,7 +145,3 @@ def test_no_row_moves_a_bounded_sum_by_more_than_its_norm(exactly, dtype):
     for i in range(60):
         without = bounded_sum(torch.cat([rows[:i], rows[i + 1 :]]), 0.3, exactly=exactly)
         assert float((whole - without).norm()) <= 0.3 * (1 + 1e-6)
-
-
-def test_a_bounded_sum_of_nothing_is_zero():
-    assert torch.equal(bounded_sum(torch.empty(0, 4), 1.0), torch.zeros(4, dtype=torch.float64))

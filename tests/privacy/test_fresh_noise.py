@@ -1,13 +1,12 @@
 """Noise is nobody's to take away again, unless it is simulated, which is said beside epsilon."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 
-from fedprune import Shard, federate
+from fedprune import federate
 from fedprune.client.host import build_host
 from fedprune.commands.main import main
 from fedprune.config import RunConfig, configure
@@ -22,15 +21,12 @@ MLP |= {"engine": "inline", "hosts": 1, "local_steps": 1, "sparsity": 0.5, "seed
 PRIVATE = {**MLP, "dp": "client", "dp_noise": 4.0}
 
 
-def changed(shard: Shard) -> Shard:
-    """The same client with other labels."""
-    return replace(shard, train={**shard.train, "labels": 9 - shard.train["labels"]})
-
-
-def port_of(config: RunConfig, change: Callable[[Shard], Shard] = changed) -> Port:
-    """All of the task's clients, the first of them with other data."""
+def port_of(config: RunConfig) -> Port:
+    """All of the task's clients, the first of them with other labels."""
     host = build_host(config)
-    return inline_port(replace(host, shards={**host.shards, 0: change(host.shards[0])}))
+    train = host.shards[0].train
+    first = replace(host.shards[0], train={**train, "labels": 9 - train["labels"]})
+    return inline_port(replace(host, shards={**host.shards, 0: first}))
 
 
 def scored(config: RunConfig, port: Port | None = None) -> torch.Tensor:

@@ -7,13 +7,12 @@ counts the distinct values that came out with noise. Other numbers of runs:
     KILLED=300 python -m pytest tests/privacy/test_killed.py
 """
 
-import json
 import math
 import os
 import random
 import stat
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from fedprune.client import serving
 from fedprune.client.host import build_host
 from fedprune.config import configure
 from fedprune.engines.inline import inline_port
+from fedprune.privacy.ledger_file import LEDGER_NAME, read_ledger
 from fedprune.protocol import server_privacy
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.messages import Question
@@ -121,8 +121,7 @@ Booked = Counter[tuple[int, str]]
 
 
 def noised_lines(folder: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(x) for x in (folder / "privacy.jsonl").read_text().splitlines()]
-    return [x for x in lines if x["covered"] and x["z"] is not None]
+    return [x for x in read_ledger(folder / LEDGER_NAME) if x["covered"] and x["z"] is not None]
 
 
 def counted(lines: Sequence[dict[str, Any]]) -> Booked:
@@ -158,12 +157,6 @@ def exact_epsilon(spent: Sequence[float], delta: float) -> float:
     return high
 
 
-@pytest.fixture
-def patch() -> Iterator[pytest.MonkeyPatch]:
-    with pytest.MonkeyPatch.context() as context:
-        yield context
-
-
 @pytest.fixture(scope="module", params=KINDS)
 def whole(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
@@ -172,7 +165,6 @@ def whole(
     config = configure(KINDS[request.param])
     host, world = build_host(config), World(random.Random(0))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedprune.report.page.write_report", lambda _folder: None)
         listened(world, config, patch)
         folder = tmp_path_factory.mktemp("whole") / "run"
         epsilon = played(world, config, host, folder)
@@ -183,12 +175,11 @@ def whole(
 
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("seed", range(RUNS // 3))
-def test_epsilon_is_never_less_than_what_was_released(seed, whole, tmp_path, patch):
+def test_epsilon_is_never_less_than_what_was_released(seed, whole, tmp_path, monkeypatch):
     config, host, unbroken, once, moments = whole
     chance, folder, kills = random.Random(seed), tmp_path / "run", 0
     world = World(chance)
-    patch.setattr("fedprune.report.page.write_report", lambda _folder: None)
-    listened(world, config, patch)
+    listened(world, config, monkeypatch)
     for _ in range(chance.randint(1, 4)):
         world.left = chance.randrange(moments)
         with suppress(Killed):

@@ -2,12 +2,11 @@
 
 import pytest
 
-from fedprune.privacy.accounting import smallest_epsilon
 from fedprune.privacy.accounting_terms import AccountingTerms
 from fedprune.privacy.mechanisms import MECHANISMS, mechanism_of
-from fedprune.privacy.release import Occasion, Release
+from fedprune.privacy.release import Release
 from fedprune.privacy.statement import PROTECTIONS, protection
-from fedprune.privacy.tally import Tally, with_releases
+from tests.privacy.booking import cost, question
 
 SIZES = {"z": 1.0, "spread": (0.5, 0.01), "pure": 0.5}
 
@@ -19,12 +18,10 @@ def released(name: str, unit: str) -> Release:
 
 
 def epsilon(release: Release) -> float:
-    terms = AccountingTerms(
-        "example" if release.unit == "example" else "client", population=4, cohort=4
+    unit = "example" if release.unit == "example" else "client"
+    return cost(
+        AccountingTerms(unit, population=4, cohort=4), [(question(1, range(4), 4), [release])]
     )
-    occasion = Occasion("pruned", 1, "score", 0, "cohort", (0, 1, 2, 3), 4)
-    tally = with_releases(Tally(), terms, occasion, [release])
-    return smallest_epsilon(tally.accounts(), terms.relation, 1e-5)
 
 
 @pytest.mark.parametrize("name", MECHANISMS)

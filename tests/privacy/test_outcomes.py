@@ -1,29 +1,38 @@
 """Whether a client answers does not depend on what noise hides, and a bound holds at the client."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from fedprune import federate
+from fedprune import RunConfig, Shard, federate
 from fedprune.client.dp_sgd import whatever_fails
 from fedprune.client.host import Host, build_host
 from fedprune.client.partition_answers import answered
 from fedprune.config import configure
 from fedprune.engines.inline import inline_port
-from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.client_privacy import leaving
 from fedprune.protocol.messages import Answer, Question
 from fedprune.secagg.vectors import widened
 from fedprune.tasks.task import Loss, Part
+from tests.runs import Spy
 
 DIGITS = {"task": "digits", "model": "mlp", "clients": 4, "cohort": 4, "rounds": 2, "warmup": 0}
 DIGITS |= {"engine": "inline", "hosts": 1, "local_steps": 1, "sparsity": 0.5}
 
 
 PARTS = ("train", "validation", "test")
+
+
+def small_host(config: RunConfig, rows: int = 40) -> Host:
+    """With the first so many rows of each part of every client."""
+    host = build_host(config)
+    shards = {
+        p: Shard(*({n: t[:rows] for n, t in getattr(s, part).items()} for part in PARTS))
+        for p, s in host.shards.items()
+    }
+    return replace(host, shards=shards)
 
 
 @pytest.mark.sampled(1)
@@ -41,7 +50,7 @@ PARTS = ("train", "validation", "test")
 def test_an_example_that_is_not_finite_makes_no_failure(keys):
     """In whichever part: here in all of them."""
     config = configure({**DIGITS, **keys})
-    host = build_host(config)
+    host = small_host(config)
     own = {part: dict(getattr(host.shards[0], part)) for part in PARTS}
     for rows in own.values():
         rows["images"] = rows["images"].clone()
@@ -52,12 +61,10 @@ def test_an_example_that_is_not_finite_makes_no_failure(keys):
     assert all(torch.isfinite(w).all() for w in result.state.weights.values())
 
 
+CLIENT, EXAMPLE = ({"dp": unit, "dp_noise": 1.0} for unit in ("client", "example"))
 HIDING = [
-    {"dp": "client", "dp_noise": 1.0},
-    {"dp": "client", "dp_noise": 1.0, "combine": "votes", "score": "wanda"},
-    {"dp": "client", "dp_noise": 1.0, "score": "movement"},
-    {"dp": "example", "dp_noise": 1.0},
-    {"dp": "example", "dp_noise": 1.0, "secure": "secagg", "score": "wanda"},
+    *(CLIENT, {**CLIENT, "combine": "votes", "score": "wanda"}, {**CLIENT, "score": "movement"}),
+    *(EXAMPLE, {**EXAMPLE, "secure": "secagg", "score": "wanda"}),
 ]
 
 
@@ -101,7 +108,7 @@ def test_a_loss_that_raises_on_an_example_makes_no_failure(keys, trained, caplog
     """
     config = configure({**DIGITS, **keys})
     measured = SystemExit if trained is RuntimeError else RuntimeError
-    host = build_host(config)
+    host = small_host(config)
     for part in PARTS:
         error = trained if part == "train" else measured
         which = slice(None) if error is RuntimeError and config.dp == "client" else slice(1)
@@ -124,22 +131,13 @@ def test_an_example_whose_loss_raises_moves_no_other(keys, error):
     given = {**DIGITS, **keys, "dp": "example", "dp_noise": 1.0, "batch_size": 32, "rounds": 1}
     config = configure({**given, "noise_source": "seeded", "dp_rate": 1.0})
     quiet = {"dp_noise": 1e-9, "dp_score_noise": 1e-9 if config.dp_score_noise else None}
-    host = replace(build_host(config), config=config.model_copy(update=quiet))
-    few = {
-        p: replace(s, train={n: t[:40] for n, t in s.train.items()}) for p, s in host.shards.items()
-    }
-    host = replace(host, shards=few)
-    raises, asked = with_marked(host, error, "train"), list[Question]()
+    host = replace(small_host(config), config=config.model_copy(update=quiet))
+    raises = with_marked(host, error, "train")
     train = {name: rows[1:] for name, rows in raises.shards[0].train.items()}
     fewer = replace(host, shards={0: replace(host.shards[0], train=train)})
-    port = inline_port(host)
-
-    def ask(question: Question, partitions: Sequence[int]) -> Aggregate:
-        asked.append(question)
-        return port.ask(question, partitions)
-
-    federate(config, replace(port, ask=ask))
-    questions = [q for q in asked if q.kind in {"score", "tune"}]
+    spy = Spy(inline_port(host))
+    federate(config, spy.port)
+    questions = [q for q, _, _ in spy.asked if q.kind in {"score", "tune"}]
     assert questions
     for question in questions:
         one, other = (answered(h, question, 0).values for h in (raises, fewer))

@@ -1,6 +1,7 @@
 """Randomised response: bits flip at the rate that is said, and counts are right in the mean."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,9 +9,8 @@ import torch
 from torch import Tensor
 
 from fedprune import RunConfig
-from fedprune.client.answers import answer
-from fedprune.client.context import ClientContext
 from fedprune.client.host import Host
+from fedprune.client.partition_answers import answered
 from fedprune.methods.scored import scored
 from fedprune.privacy.noise import Source, seeded_source, uniforms
 from fedprune.privacy.randomised_response import (
@@ -90,16 +90,14 @@ def simulated(p: float, clients: int, units: int, kept_units: int) -> float:
     return sum(found) / len(found)
 
 
-@pytest.mark.parametrize(
-    ("p", "clients", "units", "kept_units"),
-    [(0.3, 10, 200, 100), (0.45, 10, 500, 100), (0.45, 200, 500, 100), (0.1, 1, 300, 30)],
-)
-def test_the_expected_overlap_is_that_of_a_simulation(p, clients, units, kept_units):
-    said = expected_overlap(p, clients, units, kept_units)
-    assert said == pytest.approx(simulated(p, clients, units, kept_units), abs=0.03)
-
-
-def test_the_expected_overlap_goes_from_chance_to_all():
+def test_the_expected_overlap_is_that_of_a_simulation_and_goes_from_chance_to_all():
+    for case in (
+        (0.3, 10, 200, 100),
+        (0.45, 10, 500, 100),
+        (0.45, 200, 500, 100),
+        (0.1, 1, 300, 30),
+    ):
+        assert expected_overlap(*case) == pytest.approx(simulated(*case), abs=0.03)
     assert expected_overlap(0.5, 10, 100, 20) == pytest.approx(0.2)
     assert expected_overlap(1e-16, 10, 100, 20) == pytest.approx(1.0)
     growing = [expected_overlap(0.45, n, 100, 20) for n in (1, 10, 100, 1000, 10_000)]
@@ -113,15 +111,10 @@ def asked(host: Host, sparsity: float = 0.5) -> Question:
     return Question("score", 3, weights, masks, "taylor", sparsity=sparsity)
 
 
-def votes_of(host: Host, config: RunConfig, question: Question, partition: int = 0) -> Tensor:
-    cpu = torch.device("cpu")
-    shard = host.shards[partition]
-    client = ClientContext(
-        partition, shard, host.model, host.task, config, host.layout, cpu, host.model
-    )
-    votes = answer(question, client).votes
-    assert votes is not None
-    return votes
+def votes_of(host: Host, config: RunConfig, question: Question) -> Tensor:
+    found = answered(replace(host, config=config), question, 0).votes
+    assert found is not None
+    return found
 
 
 def test_a_client_flips_whole_units_of_its_own_mask():
@@ -156,10 +149,14 @@ def test_a_weak_epsilon_gives_another_mask_of_the_same_size():
     assert all("agreement" not in r or r["agreement"] is None for r in weak.rows)
 
 
-def test_the_server_ranks_by_debiased_counts():
+def test_the_server_ranks_by_debiased_counts_of_votes_booked_by_their_budget():
     config = tiny(**VOTES, response=20.0)
     host = house_of(config)
     question = asked(host)
+    release = response_release(("votes",), question, config)
+    assert (release.mechanism, release.unit) == ("randomised-response", "client")
+    assert release.pure * release.coordinates == pytest.approx(20.0)
+    assert release.reason.startswith("each bit of a vote is flipped with probability ")
     model = first_state(host.model, host.layout).model
     plan = Plan(config, host.layout, (0, 0))
     form = form_of(question, config, host.layout)
@@ -170,17 +167,6 @@ def test_the_server_ranks_by_debiased_counts():
     units = vote_units_of(config, host.layout, model.masks).units
     right = debiased(aggregate.votes, 3, flip_probability(20.0, units))
     assert torch.allclose(gathered(scores, {}), right)
-
-
-def test_what_is_booked_is_the_budget_of_one_vote():
-    config = tiny(**VOTES, response=20.0)
-    host = house_of(config)
-    question = asked(host)
-    release = response_release(("votes",), question, config)
-    assert release.mechanism == "randomised-response"
-    assert release.unit == "client"
-    assert release.pure * release.coordinates == pytest.approx(20.0)
-    assert release.reason.startswith("each bit of a vote is flipped with probability ")
 
 
 def test_what_is_told_first_warns_of_coins():

@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from test_wiretap import BASE, EXAMPLES, MLP, NOISE
+from test_wiretap import BASE, EXAMPLES, NOISE
 
 from fedprune import Shard, federate
 from fedprune.client import partition_answers, serving
@@ -19,7 +19,7 @@ from fedprune.protocol.messages import Question
 from tests.played import watched
 
 HIDING = [e for e in EXAMPLES if "dp" in e]
-SECURE = {**MLP, "secure": "secagg"}
+SECURE = {"secure": "secagg"}
 SUMMED: list[dict[str, Any]] = [
     SECURE,
     {**SECURE, "secure_bits": 32},

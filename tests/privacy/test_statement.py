@@ -4,22 +4,16 @@ import pytest
 
 from fedprune.privacy.accounting_terms import AccountingTerms
 from fedprune.privacy.ledger import Ledger
-from fedprune.privacy.release import Occasion, Release
+from fedprune.privacy.release import Release
 from fedprune.privacy.statement import PROTECTIONS, protection
+from tests.privacy.booking import RAW, noisy, question
 
-RAW = Release("counts", ("weight",), reason="weights are sent as they are")
 MODEL = Release("model", ("weights",), "down", mechanism="post-processing", covered=True)
 
 
-def noisy(mechanism="gaussian", unit="client", **more):
-    more = {"z": 4.0} | more
-    return Release("changes", ("values",), "up", unit, mechanism, covered=True, **more)
-
-
-def booked(terms, *releases, asked=5):
+def booked(terms, *releases):
     ledger = Ledger(terms)
-    where = Occasion("pruned", 1, "tune", 0, "cohort", tuple(range(asked)), 20)
-    ledger.book(where, releases)
+    ledger.book(question(1, range(5), 20), releases)
     return ledger
 
 
@@ -49,35 +43,27 @@ def test_it_says_unit_relation_delta_sampling_and_what_nothing_covers():
     assert "the run's total is infinite" in text
     assert "Delta is large" not in text
     assert "total is infinite" not in said(terms, noisy(), MODEL)
-    assert "Delta is large" in said(
-        AccountingTerms(dp="client", population=20, delta=0.01), noisy()
-    )
+    large = AccountingTerms(dp="client", population=20, delta=0.01)
+    assert "Delta is large" in said(large, noisy())
 
 
 def test_epsilon_in_the_words_is_that_of_the_summary():
-    ledger = booked(
-        AccountingTerms(dp="client", sampling="poisson", cohort=5, population=20), noisy()
-    )
+    terms = AccountingTerms(dp="client", sampling="poisson", cohort=5, population=20)
+    ledger = booked(terms, noisy())
     closing = ledger.closing()
     assert closing["pld"] < closing["rdp"] == ledger.epsilon
     assert f"epsilon = {closing['pld']:.4g} at" in closing["statement"]
 
 
+EXAMPLES = noisy(4.0, "sampled-gaussian", unit="example", rate=0.1, steps=3)
+SKELLAM = noisy(None, "skellam", spread=(0.01, 0.0))
 KINDS = [
     ("no protection", {}, RAW),
     ("central noise", {"dp": "client"}, noisy()),
-    (
-        "noise on examples",
-        {"dp": "example"},
-        noisy("sampled-gaussian", "example", rate=0.1, steps=3),
-    ),
+    ("noise on examples", {"dp": "example"}, EXAMPLES),
     ("secure sums", {"secure": "secagg"}, RAW),
-    (
-        "secure sums with noise",
-        {"dp": "client", "secure": "secagg"},
-        noisy("skellam", spread=(0.01, 0.0)),
-    ),
-    ("randomised response", {}, noisy("randomised-response", pure=1.0, coordinates=8)),
+    ("secure sums with noise", {"dp": "client", "secure": "secagg"}, SKELLAM),
+    ("randomised response", {}, noisy(None, "randomised-response", pure=1.0, coordinates=8)),
 ]
 
 
@@ -100,7 +86,7 @@ def test_before_anything_protected_left_it_does_not_speak_of_infinity():
 
 
 def test_a_vote_by_randomised_response_is_not_protected_by_a_draw():
-    vote = noisy("randomised-response", z=None, pure=0.5)
+    vote = noisy(None, "randomised-response", pure=0.5)
     text = said(AccountingTerms(cohort=5, population=20), vote)
     assert "Cohorts: fixed 5 of 20. Epsilon is that of the client that was asked most often" in text
     assert "Epsilon counts on nobody knowing" not in text

@@ -12,6 +12,7 @@ from fedprune.codec.wire import Packet, head_of
 from fedprune.config import configure
 from fedprune.engines import inline as this_process
 from fedprune.engines import inline_sums as inline
+from fedprune.privacy.ledger_file import LEDGER_NAME, read_ledger
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.broadcast import Broadcast
 from fedprune.protocol.replies import sum_packet
@@ -19,16 +20,16 @@ from fedprune.secagg.messages import StageReply
 
 BASE = {"task": "digits", "clients": 6, "cohort": 4, "rounds": 3, "warmup": 1, "hosts": 2}
 BASE |= {"engine": "inline", "local_steps": 2, "batch_size": 8, "sparsity": 0.6}
-MLP = {"model": "mlp"}
-NOISE = {**MLP, "dp": "client", "dp_noise": 2.0}
+BASE |= {"model": "mlp"}
+NOISE = {"dp": "client", "dp_noise": 2.0}
 
 EXAMPLES: list[dict[str, Any]] = [
-    {},
+    {"model": "cnn"},
     {"score": "magnitude"},
     {"score": "wanda", "score_wire": "fp16"},
     {"combine": "votes"},
     {"combine": "median"},
-    {"score": "grasp", "model": "mlp", "warmup": 0},
+    {"score": "grasp", "warmup": 0},
     {"score_during": "tune"},
     {"masks": "union"},
     {"blend": "global"},
@@ -36,9 +37,9 @@ EXAMPLES: list[dict[str, Any]] = [
     {"distil": 0.5},
     {"uplink": "int8", "error_feedback": True},
     {"scaffold": True, "optimizer": "sgd"},
-    {**MLP, "reconstruct": "outputs", "reduce": ["dead"], "end": 2},
-    {**MLP, "defence": 0.2},
-    {**MLP, "score": "sparsegpt"},
+    {"reconstruct": "outputs", "reduce": ["dead"], "end": 2},
+    {"defence": 0.2},
+    {"score": "sparsegpt"},
     NOISE,
     {**NOISE, "sampling": "poisson"},
     {**NOISE, "panel": 2, "blend": "global"},
@@ -48,7 +49,7 @@ EXAMPLES: list[dict[str, Any]] = [
     {**NOISE, "score": "random"},
     {**NOISE, "dp": "example"},
     {**NOISE, "dp": "example", "score": "wanda", "dp_score_clip": 0.1, "panel": 2},
-    {**MLP, "combine": "votes", "unit": "row", "response": 20.0},
+    {"combine": "votes", "unit": "row", "response": 20.0},
     {**NOISE, "dp_score_noise": 0.0, "allow_uncovered": True},
 ]
 
@@ -70,41 +71,37 @@ def fields_in(packet: Packet) -> set[str]:
     return found
 
 
-class Tap:
-    """Everything that is encoded to leave a client or the server, in order."""
+Left = list[tuple[str, int, set[str]]]
+"""Of what left: the kind of question, the round, and the fields in it."""
 
-    def __init__(self) -> None:
-        self.up: list[tuple[str, int, set[str]]] = []
-        self.down: list[tuple[str, int, set[str]]] = []
-        self.sums: list[tuple[str, int, set[str]]] = []
 
-    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        answer, question, serve = (
-            partition_answers.encode_answer,
-            this_process.broadcast,
-            serving.serve,
-        )
+def tapped(monkeypatch: pytest.MonkeyPatch) -> tuple[Left, Left, Left]:
+    """What will be encoded to leave clients, hosts and the server, in order."""
+    up, sums, down = (list[tuple[str, int, set[str]]]() for _ in range(3))
+    answer, question = partition_answers.encode_answer, this_process.broadcast
+    serve = serving.serve
 
-        def heard(given: Any, asked: Any, *rest: Any, **more: Any) -> Packet:
-            packet = answer(given, asked, *rest, **more)
-            self.up.append((asked.kind, asked.round, fields_in(packet)))
-            return packet
+    def heard(given: Any, asked: Any, *rest: Any, **more: Any) -> Packet:
+        packet = answer(given, asked, *rest, **more)
+        up.append((asked.kind, asked.round, fields_in(packet)))
+        return packet
 
-        def said(asked: Any, wire: str, **how: Any) -> Broadcast:
-            sent = question(asked, wire, **how)
-            self.down.append((asked.kind, asked.round, {"head", *sent.common.buffers, *sent.own}))
-            return sent
+    def said(asked: Any, wire: str, **how: Any) -> Broadcast:
+        sent = question(asked, wire, **how)
+        down.append((asked.kind, asked.round, {"head", *sent.common.buffers, *sent.own}))
+        return sent
 
-        def served(host: Any, packet: Packet, *rest: Any) -> Aggregate:
-            aggregate = serve(host, packet, *rest)
-            head = head_of(packet)
-            self.sums.append((head["kind"], head["round"], summed_fields(aggregate)))
-            return aggregate
+    def served(host: Any, packet: Packet, *rest: Any) -> Aggregate:
+        aggregate = serve(host, packet, *rest)
+        head = head_of(packet)
+        sums.append((head["kind"], head["round"], summed_fields(aggregate)))
+        return aggregate
 
-        monkeypatch.setattr(partition_answers, "encode_answer", heard)
-        monkeypatch.setattr(this_process, "broadcast", said)
-        monkeypatch.setattr(serving, "serve", served)
-        monkeypatch.setattr(this_process, "serve", served)
+    monkeypatch.setattr(partition_answers, "encode_answer", heard)
+    monkeypatch.setattr(this_process, "broadcast", said)
+    for module in (serving, this_process):
+        monkeypatch.setattr(module, "serve", served)
+    return up, sums, down
 
 
 def summed_fields(aggregate: Aggregate) -> set[str]:
@@ -123,22 +120,20 @@ CASES = [e if e in QUICK else pytest.param(e, marks=pytest.mark.slow) for e in E
 @pytest.mark.slow
 @pytest.mark.parametrize("keys", CASES, ids=lambda keys: " ".join(map(str, keys.values())))
 def test_whatever_left_is_in_the_ledger(keys, monkeypatch, tmp_path):
-    tap = Tap()
-    tap.install(monkeypatch)
+    up, sums, down = tapped(monkeypatch)
     config = configure({**BASE, **keys})
     result = federate(config, folder=tmp_path / "run")
-    lines = [json.loads(x) for x in (tmp_path / "run" / "privacy.jsonl").read_text().splitlines()]
+    lines = read_ledger(tmp_path / "run" / LEDGER_NAME)
     booked: dict[tuple[str, str, int], set[str]] = {}
     for line in lines:
         booked.setdefault((line["way"], line["kind"], line["round"]), set()).update(line["fields"])
-    assert tap.up
-    for kind, round_, seen in [*tap.up, *tap.sums]:
-        assert seen <= booked["up", kind, round_], kind
-    for kind, round_, seen in tap.down:
-        assert seen <= booked["down", kind, round_], kind
+    assert up
+    for way, left in (("up", up), ("up", sums), ("down", down)):
+        for kind, round_, seen in left:
+            assert seen <= booked[way, kind, round_], kind
     # Nothing is booked as noised that did not leave.
     for (way, kind, round_), names in booked.items():
-        left = [s for k, r, s in [*tap.up, *tap.sums] if (k, r) == (kind, round_)]
+        left = [s for k, r, s in [*up, *sums] if (k, r) == (kind, round_)]
         if way == "up" and left:
             arrays = {"values", "votes", "statistics"} & names
             assert arrays <= set().union(*left), kind
@@ -150,8 +145,8 @@ def test_whatever_left_is_in_the_ledger(keys, monkeypatch, tmp_path):
 
 
 SEALED: list[dict[str, Any]] = [
-    {**MLP, "secure": "secagg"},
-    {**MLP, "secure": "secagg", "masks": "union"},
+    {"secure": "secagg"},
+    {"secure": "secagg", "masks": "union"},
     {**NOISE, "secure": "secagg"},
     {**NOISE, "secure": "secagg", "dp": "example"},
 ]
@@ -174,7 +169,7 @@ def test_of_a_secure_sum_nothing_else_leaves(keys, monkeypatch, tmp_path):
     monkeypatch.setattr(inline, "serve_call", served)
     config = configure({**BASE, **keys})
     federate(config, folder=tmp_path / "run")
-    lines = [json.loads(x) for x in (tmp_path / "run" / "privacy.jsonl").read_text().splitlines()]
+    lines = read_ledger(tmp_path / "run" / LEDGER_NAME)
     booked = {name for line in lines if line["way"] == "up" for name in line["fields"]}
     assert {"keys", "shares", "total", "summed", "bytes_up"} <= seen
     assert {NAMES.get(name, name) for name in seen} <= booked

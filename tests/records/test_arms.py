@@ -44,9 +44,13 @@ def test_clients_alone_are_runs_of_one_client_and_go_on_after_a_kill(tmp_path):
     """Each is the run of a federation without the others; its model is measured on everyone."""
     config = tiny(**ALONE, baselines=BOTH)
     port = inline_port(house_of(config))
-    stopped = Watch(phase=lambda arm, question, _: _stop_at(arm, question))
+
+    def stopped(arm, question, _):
+        if arm == "local-only" and question.round == 2 and 1 in question.known:
+            raise Killed
+
     with pytest.raises(Killed):
-        federate(config, folder=tmp_path / "run", watch=stopped)
+        federate(config, folder=tmp_path / "run", watch=Watch(phase=stopped))
     gone_on = federate(config, folder=tmp_path / "run", resume=True)
     gap = gone_on.summary["gap_closure"]
     alone = tiny(**ALONE, cohort=1)
@@ -56,21 +60,13 @@ def test_clients_alone_are_runs_of_one_client_and_go_on_after_a_kill(tmp_path):
         model = federate(alone, only_it).state.model
         found = port.ask(Question("evaluate", 3, model.weights, model.masks, part="test"), range(3))
         losses.append(found.totals["loss"] / found.totals["count"])
-    assert gap["losses"]["local"] == {
-        "mean": pytest.approx(np.mean(losses)),
-        "deviation": pytest.approx(np.std(losses, ddof=1)),
-        "count": 3,
-    }
+    spread = {"mean": np.mean(losses), "deviation": np.std(losses, ddof=1), "count": 3}
+    assert gap["losses"]["local"] == pytest.approx(spread)
     assert gone_on.summary["quality"]["local-only"]["loss"] == pytest.approx(np.mean(losses))
     assert federate(config).summary["gap_closure"] == gap
     ledger = (tmp_path / "run" / "privacy.jsonl").read_text()
     assert '"local-only"' in ledger
     assert '"centralised"' not in ledger
-
-
-def _stop_at(arm, question):
-    if arm == "local-only" and question.round == 2 and 1 in question.known:
-        raise Killed
 
 
 @pytest.mark.parametrize("size", [1, 7, 8, 9, 30])

@@ -1,7 +1,5 @@
 """The best round, patience, and more rounds on --resume: against runs that were planned so."""
 
-import json
-
 import pytest
 
 from fedprune import ConfigError, federate
@@ -9,15 +7,10 @@ from fedprune.commands.run import main
 from fedprune.records.folder import read_rows
 from fedprune.records.resumed import resumed_config
 from fedprune.report.reading import read_run
-from fedprune.runtime.sums import SUMMARY_NAME
 from tests.runs import cut_short, played, tiny
 
 MLP = {"model": "mlp", "lr_schedule": "constant", "rounds": 6, "local_steps": 1}
 STEEP = {**MLP, "lr": 8.0, "baselines": ("dense",)}
-
-
-def summary_in(folder):
-    return json.loads((folder / SUMMARY_NAME).read_text())
 
 
 @pytest.mark.parametrize("more", [{}, {"secure": "secagg"}], ids=str)

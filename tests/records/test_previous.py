@@ -13,6 +13,7 @@ from fedprune import ConfigError, Result, federate
 from fedprune.client.host import build_host
 from fedprune.config import configure
 from fedprune.engines.inline import inline_port
+from fedprune.privacy.ledger_file import LEDGER_NAME, read_ledger
 from fedprune.records.previous import continued, data_gone, on_the_earlier_task, previous_run
 from fedprune.report.closing import closing_lines
 from fedprune.structure.edits import Edit
@@ -58,11 +59,9 @@ def test_naming_the_same_task_takes_nothing_back(before):
 
 @pytest.mark.slow
 def test_measuring_on_the_earlier_runs_data_is_in_the_ledger(before, tmp_path):
-    folder, _ = before
-    config = configure({"init": str(folder), "engine": "inline", "rounds": 1, "warmup": 0})
-    federate(config, folder=tmp_path / "run")
-    lines = [json.loads(x) for x in (tmp_path / "run" / "privacy.jsonl").read_text().splitlines()]
-    (line,) = (x for x in lines if x["arm"] == "before")
+    config = configure({"init": str(before[0]), "engine": "inline", "rounds": 1, "warmup": 0})
+    federate(config, folder=tmp_path)
+    (line,) = (x for x in read_ledger(tmp_path / LEDGER_NAME) if x["arm"] == "before")
     assert {"totals.loss", "totals.correct", "totals.count"} <= set(line["fields"])
     assert (line["asked"], line["covered"]) == (5, False)
 
@@ -77,6 +76,9 @@ def test_masks_stay_and_quality_on_the_earlier_task_is_told(before):
     assert told["then"] == result.summary["quality"]["final"]
     # The same data: what it says now is the new run's own quality.
     assert told["now"]["loss"] == pytest.approx(new.summary["quality"]["final"]["loss"])
+    kept, whole = count_kept(new.state.masks), new.summary["prunable_parameters"]
+    assert new.summary["kept_parameters"] == kept
+    assert new.summary["sparsity"] == (whole - kept) / whole, "of the dense model"
 
 
 def test_pruning_goes_on_from_the_earlier_sparsity(before):
@@ -90,13 +92,6 @@ def test_pruning_goes_on_from_the_earlier_sparsity(before):
 def test_less_sparsity_than_there_is_is_refused(before):
     with pytest.raises(ConfigError, match=r"sparsity=0\.3.*has 0\.599.*allowed: 0"):
         again(before[0], sparsity=0.3)
-
-
-def test_the_earlier_task_is_measured_with_its_own_weights(before):
-    folder, result = before
-    found = previous_run(str(folder))
-    told = on_the_earlier_task(found, result.state)
-    assert told["now"] == result.summary["quality"]["final"]
 
 
 @pytest.mark.slow
@@ -166,18 +161,14 @@ def test_results_are_kept_where_the_earlier_data_is_gone(tmp_path):
     assert (two / "model.fedprune").is_file()
 
 
-def test_an_earlier_task_that_nobody_can_measure_says_why(before, monkeypatch):
+def test_the_earlier_task_is_measured_with_its_own_weights_or_it_is_said_why(before, monkeypatch):
+    folder, result = before
+    told = on_the_earlier_task(previous_run(str(folder)), result.state)
+    assert told["now"] == result.summary["quality"]["final"]
+
     def fails(*_: object) -> None:
         raise RuntimeError("no\nroom")
 
     monkeypatch.setattr("fedprune.client.partition_answers.answer", fails)
-    told = on_the_earlier_task(previous_run(str(before[0])), before[1].state)
+    told = on_the_earlier_task(previous_run(str(folder)), result.state)
     assert (told["now"], told["why"]) == (None, "RuntimeError: no room")
-
-
-def test_what_is_kept_is_counted_against_the_dense_model(before):
-    new = again(before[0])
-    kept = count_kept(new.state.masks)
-    assert new.summary["kept_parameters"] == kept
-    whole = new.summary["prunable_parameters"]
-    assert new.summary["sparsity"] == (whole - kept) / whole

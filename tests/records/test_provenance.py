@@ -1,4 +1,5 @@
 import json
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from fedprune import federate
 from fedprune.engines.inline import inline_port
 from fedprune.records import provenance
 from fedprune.records.bound import began_in
+from fedprune.records.provenance import commands_for
 from fedprune.report.page import write_report
 from fedprune.tasks.shards import data_digest
 from tests.runs import house_of, tiny
@@ -41,3 +43,12 @@ def test_without_git_or_a_record_nothing_is_made_up(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert provenance.provenance_of({})["commit"] == ""
     assert began_in(tmp_path) == {}
+
+
+def test_a_folder_is_one_word_of_the_command():
+    config = tiny()
+    told = commands_for(config, Path("my runs/it's"), inline_port(house_of(config)))
+    go_on = ["fedprune", "run", "--resume", "my runs/it's"]
+    again = ["--config", "my runs/it's/config.toml", "--out", "my runs/it's-again"]
+    assert shlex.split(told["resume"]) == go_on
+    assert shlex.split(told["command"]) == [*go_on[:2], *again]

@@ -30,16 +30,10 @@ def folder(run_folder, tmp_path) -> Path:
 def test_every_corruption_of_every_kind_of_file_is_refused_by_its_name(folder, name):
     path = folder / name
     all_refused(path, lambda: check_sums(folder))
-    whole = path.read_bytes()
-    path.unlink()
-    with pytest.raises(ValueError, match=name):
-        check_sums(folder)
-    path.mkdir()
-    with pytest.raises(ValueError, match=name):
-        check_sums(folder)
-    path.rmdir()
-    path.write_bytes(whole)
-    check_sums(folder)
+    for replaced in (path.unlink, path.mkdir):
+        replaced()
+        with pytest.raises(ValueError, match=name):
+            check_sums(folder)
 
 
 READERS: dict[str, Callable[[Path], Any]] = {
@@ -59,6 +53,10 @@ def test_every_reader_looks(folder, name, reader):
     path.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(ValueError, match=name):
         READERS[reader](folder)
+    if name == "model.fedprune" and reader in {"load", "measure, export, audit, analyse"}:
+        path.unlink()  # it is missed, the run not called unfinished
+        with pytest.raises(ValueError, match=r"model\.fedprune: gone, though"):
+            READERS[reader](folder)
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -83,24 +81,13 @@ def test_a_file_of_another_run_is_refused_though_it_is_sound(folder, tmp_path):
         (folder / name).write_bytes(was)
 
 
-def test_a_command_says_it_in_a_line(folder, capsys):
+def test_a_command_says_it_in_a_line_and_coreutils_agree(folder, capsys):
+    line = ["sha256sum", "--strict", "-c", SUMS_NAME]
+    assert subprocess.run(line, cwd=folder, capture_output=True, check=False).returncode == 0
     path = folder / "summary.json"
     path.write_text(path.read_text().replace("0.", "1.", 1))
     assert main(["measure", str(folder)]) == 2
     said = capsys.readouterr().err
     assert "summary.json: damaged or changed" in said
     assert len(said.splitlines()) == 1
-
-
-def test_coreutils_agree(folder):
-    line = ["sha256sum", "--strict", "-c", SUMS_NAME]
-    assert subprocess.run(line, cwd=folder, capture_output=True, check=False).returncode == 0
-    (folder / "summary.json").write_text("{}")
     assert subprocess.run(line, cwd=folder, capture_output=True, check=False).returncode != 0
-
-
-def test_a_model_that_is_gone_is_missed_not_called_unfinished(folder):
-    (folder / "model.fedprune").unlink()
-    for read in (fedprune.load, lambda path: subject(str(path))):
-        with pytest.raises(ValueError, match=r"model\.fedprune: gone, though"):
-            read(folder)

@@ -81,8 +81,9 @@ def with_head(path: Path, change: Callable[[Any], Iterator[Any]]) -> Iterator[No
     content = read_verified(path)
     length = int.from_bytes(content[:8], "little")
     said = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["fedprune"])
+    tensors = load(content)
     for other in change(said):
-        write_verified(path, save(load(content), {"fedprune": json.dumps(other)}))
+        write_verified(path, save(tensors, {"fedprune": json.dumps(other)}))
         yield
     write_verified(path, content)
 
@@ -204,13 +205,18 @@ def test_what_a_run_began_with_is_of_its_types(tmp_path):
             gone_on_with(tmp_path, began, anyway=True)
 
 
-@pytest.mark.parametrize("text", ["[]", "3", "{}", '{"round": true, "arm": "a"}'])
+@pytest.mark.parametrize("text", ["[]", "3", "{}", '{"rou', '{"round": true, "arm": "a"}'])
 def test_a_row_is_one_of_a_round_and_an_arm(text, tmp_path):
     path = tmp_path / "rounds.jsonl"
     for line in (text, "[" * 10**5, '{"round": 1.0, "arm": "a"}', '{"round": 1, "arm": 3}'):
         path.write_text(f"{line}\n")
         with pytest.raises(ValueError, match=r"rounds\.jsonl: line 1 is damaged"):
             read_rows(path)
+    path.write_text(f'{{"arm": "a", "round": 1}}\n{text}\n{{"arm": "a", "round": 3}}\n')
+    with pytest.raises(ValueError, match=r"rounds\.jsonl: line 2 is damaged"):
+        read_rows(path)
+    path.write_text('{"arm": "a", "round": 1}\n{"round": 2')
+    assert read_rows(path) == [{"arm": "a", "round": 1}], "a crash cut the last one short"
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,11 @@
 """A finished run that is resumed tells nothing a second time."""
 
-from dataclasses import replace
-from typing import Any
-
 import pytest
 
 from fedprune import federate
 from fedprune.client.host import build_host
 from fedprune.engines.inline import inline_port
-from tests.runs import tiny
+from tests.runs import Spy, tiny
 
 
 @pytest.mark.slow
@@ -22,14 +19,9 @@ def test_a_finished_run_is_resumed_without_a_release(keys, tmp_path):
     whole = federate(config, folder=tmp_path / "run")
     books = [tmp_path / "run" / name for name in ("privacy.jsonl", "privacy.sha256")]
     before = [path.read_bytes() for path in books]
-    port, kinds = inline_port(build_host(config)), []
-
-    def ask(question: Any, partitions: Any) -> Any:
-        kinds.append(question.kind)
-        return port.ask(question, partitions)
-
-    again = federate(config, replace(port, ask=ask), folder=tmp_path / "run", resume=True)
-    assert not keys or kinds == [], "what got noise, or went out beside it, is not asked again"
+    spy = Spy(inline_port(build_host(config)))
+    again = federate(config, spy.port, folder=tmp_path / "run", resume=True)
+    assert not keys or not spy.asked, "what got noise, or went out beside it, is not asked again"
     assert [path.read_bytes() for path in books] == before
     for key in ("privacy", "naive", "weights_digest"):
         assert again.summary[key] == whole.summary[key], key

@@ -1,7 +1,5 @@
 """What stays dense, what is not taken out, and what keeps almost nothing."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -70,14 +68,10 @@ def test_a_unit_that_a_model_does_not_have_says_what_it_takes_and_what_there_is(
 @pytest.mark.parametrize(
     ("kept", "total", "unit", "empty"),
     [
-        (99, 10_000, "weight", True),
-        (100, 10_000, "weight", False),
-        (7, 512, "weight", True),
-        (8, 512, "weight", False),
-        (1, 16, "weight", True),
-        (2, 16, "weight", False),
-        (0, 512, "weight", True),
-        (0, 512, "layer", False),
+        *((99, 10_000, "weight", True), (100, 10_000, "weight", False)),
+        *((7, 512, "weight", True), (8, 512, "weight", False)),
+        *((1, 16, "weight", True), (2, 16, "weight", False)),
+        *((0, 512, "weight", True), (0, 512, "layer", False)),
     ],
 )
 def test_almost_nothing_is_under_a_hundredth_or_a_handful(kept, total, unit, empty):

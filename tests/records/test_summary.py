@@ -6,7 +6,7 @@ import pytest
 from tests.runs import played, tiny
 
 
-def test_effective_ranks_are_numpys():
+def test_effective_ranks_are_numpys_and_what_is_left_adds_up():
     result = played(tiny())
     layers = result.summary["layers"]
     assert len(layers) == len(result.state.masks)
@@ -16,10 +16,7 @@ def test_effective_ranks_are_numpys():
         shares = values[values > 0] / values.sum()
         assert layer["most"] == len(values)
         assert layer["effective_rank"] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
-
-
-def test_what_is_left_adds_up():
-    told = played(tiny()).summary
+    told = result.summary
     assert sum(layer["kept"] for layer in told["layers"]) == told["kept_parameters"]
     assert sum(layer["total"] for layer in told["layers"]) == told["prunable_parameters"]
     gone = told["prunable_parameters"] - told["kept_parameters"]

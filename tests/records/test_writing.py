@@ -10,11 +10,7 @@ from fedprune import federate
 from fedprune.options.refusal import ConfigError
 from fedprune.records.writing import only_writer, wait_for_writer
 from fedprune.server.watch import Watch
-from tests.runs import tiny
-
-
-class Killed(Exception):
-    """Ends a run in its middle."""
+from tests.runs import Killed, tiny
 
 
 @pytest.mark.slow

@@ -16,8 +16,7 @@ def write_events(folder, rows):
 
 
 def load(folder: Path, arm: str) -> EventAccumulator:
-    events = EventAccumulator(str(folder / "tensorboard" / arm))
-    return events.Reload()
+    return EventAccumulator(str(folder / "tensorboard" / arm)).Reload()
 
 
 def test_every_arm_has_its_scalars(make_run):

@@ -51,17 +51,17 @@ def test_the_summary_has_the_history_and_the_first_curves():
     assert choices_in([{"round": 1, "adaptive": None}, {"round": 2}]) == {}
 
 
-def test_words_of_a_history():
-    text = tried_finding(choices_in(ROWS)["adaptive"])
+def test_words_and_figure_of_a_history():
+    found = choices_in(ROWS)
+    text = tried_finding(found["adaptive"])
     assert "In 2 rounds the clients measured 3 masks" in text
     assert "1 was taken, up to a sparsity of 20" in text
     assert "1 time none" in text
-
-
-def test_the_layer_that_bears_least_is_named_first():
-    text = sensitivity_finding(choices_in(ROWS)["sensitivity"])
-    assert text.index("a.0") < text.index("a.1")
+    text = sensitivity_finding(found["sensitivity"])
+    assert text.index("a.0") < text.index("a.1"), "the one that bears least"
     assert "2.5" in text
+    low, high = tried_figure(found["adaptive"]).axes[0].get_ylim()
+    assert low < 2.0 < 2.04 < high < 3.0, "not flattened by a ruined model"
 
 
 @pytest.mark.parametrize(
@@ -78,12 +78,6 @@ def test_cells_of_a_round(given, cell):
     assert (blend_cell if "tried" not in given else adaptive_cell)(given) == cell
 
 
-def test_a_ruined_model_does_not_flatten_the_figure():
-    axes = tried_figure(choices_in(ROWS)["adaptive"]).axes[0]
-    low, high = axes.get_ylim()
-    assert low < 2.0 < 2.04 < high < 3.0
-
-
 @pytest.mark.parametrize("count", [1, NAMED, 50])
 def test_any_number_of_layers_has_curves(count):
     layers = [{**LAYERS[0], "name": f"blocks.{i}.w"} for i in range(count)]
@@ -94,7 +88,8 @@ def test_any_number_of_layers_has_curves(count):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("pages")
-def test_a_run_shows_what_was_chosen(tmp_path):
+def test_a_run_shows_what_was_chosen_and_others_nothing(tmp_path, run_folder):
+    assert not {"tried", "sensitivity"} & pictures(read_run(run_folder)).keys()
     keys = {"schedule": "adaptive", "adaptive": "layer", "tolerance": 0.01, "rounds": 4}
     config = tiny(**keys, end=4, candidates=2, blend="layer", blend_grid=(1.0, 1.5))
     result = federate(config, inline_port(house_of(config)), folder=tmp_path)
@@ -109,10 +104,6 @@ def test_a_run_shows_what_was_chosen(tmp_path):
     for title in ("Sparsities tried", "Sensitivity"):
         assert f"<h3>{title}</h3>" in page
     assert (tmp_path / "plots" / "sensitivity.png").is_file()
-
-
-def test_other_runs_have_no_such_pictures(run_folder):
-    assert not {"tried", "sensitivity"} & pictures(read_run(run_folder)).keys()
 
 
 def test_what_was_reduced_is_told_in_a_cell():

@@ -11,6 +11,7 @@ from fedprune.export.measure import Forward
 from fedprune.records.figures import compare_speed, figures_of, figures_of_run
 from fedprune.report.figures import UNCHANGED, figure_table, figures_in, notes_on
 from fedprune.report.reading import read_run
+from fedprune.tasks.networks import ConvNet
 from tests.report.pages import write_page
 from tests.runs import tiny
 
@@ -35,9 +36,8 @@ def test_masks_that_nobody_kept_are_read_off_the_zeros(run_folder):
 
 
 def test_a_model_that_was_cut_is_timed():
-    config = tiny()
-    small = load_small()
-    told = figures_of_run(small, config, {})
+    small = ConvNet(side=8, channels=(2, 2), hidden=4, classes=10).eval()
+    told = figures_of_run(small, tiny(), {})
     assert told["pruned"]["flops"] < told["dense"]["flops"]
     assert len(told["pruned"]["latency"]) == len(told["dense"]["latency"]) == 3
     assert notes_on(told["pruned"], told["dense"]) == []
@@ -45,12 +45,6 @@ def test_a_model_that_was_cut_is_timed():
     said = {row[0]: row[1:] for row in table.rows}
     assert said["forward pass (quartiles)"][2].endswith(")")
     assert "times as fast" in said["forward pass (quartiles)"][2]
-
-
-def load_small() -> nn.Module:
-    from fedprune.tasks.networks import ConvNet
-
-    return ConvNet(side=8, channels=(2, 2), hidden=4, classes=10).eval()
 
 
 def test_one_who_works_less_is_faster():
@@ -72,18 +66,14 @@ def test_zeros_alone_are_not_sold_as_speed(sparse, parameters, notes):
 
 
 @pytest.mark.slow
-def test_the_table_is_in_the_report(run_folder):
+def test_the_table_is_in_the_report_of_a_run_that_has_figures(run_folder, make_run):
+    assert figures_in(read_run(make_run()))[0].rows == []
+    assert "Size and speed" not in write_page(make_run()).read_text()
     page = write_page(run_folder).read_text()
     assert "Size and speed" in page
     assert UNCHANGED in page
     table, _ = figures_in(read_run(run_folder))
     assert all(cell in page for row in table.rows for cell in row)
-
-
-@pytest.mark.slow
-def test_a_run_without_figures_has_no_table(make_run):
-    assert figures_in(read_run(make_run()))[0].rows == []
-    assert "Size and speed" not in write_page(make_run()).read_text()
 
 
 def test_what_nobody_measured_has_no_row():

@@ -1,6 +1,5 @@
 import base64
 import hashlib
-import json
 import math
 import re
 from dataclasses import replace
@@ -26,7 +25,7 @@ from fedprune.report.tables import (
 )
 from fedprune.report.template import _CONTENTS, with_contents
 from fedprune.report.unpruned import shown_names
-from tests.report.pages import write_page
+from tests.report.pages import made_up, write_page
 
 
 class Reader(HTMLParser):
@@ -50,10 +49,19 @@ def read(folder: Path) -> Reader:
     return Reader(write_page(folder).read_text("utf-8"))
 
 
-@pytest.mark.slow
-def test_the_page_tells_the_run(make_run):
-    words = read(make_run()).words
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, str]:
+    """A run with both baselines, and its page."""
+    folder = made_up(tmp_path_factory.mktemp("usual"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedprune.report.reading.check_sums", lambda _: None)
+        return read_run(folder), write_page(folder).read_text("utf-8")
+
+
+def test_the_page_tells_the_run(usual):
+    words = Reader(usual[1]).words
     assert "The earlier task" not in words
+    assert re.search(r"Failures\s+None\.", words)
     for told in (
         "shakespeare, 80.0 % pruned",
         "20 clients trained LlamaForCausalLM of 110,912 parameters",
@@ -68,34 +76,26 @@ def test_the_page_tells_the_run(make_run):
         assert told in words, told
 
 
-@pytest.mark.slow
 def test_the_page_tells_the_earlier_task_before_and_after(make_run):
-    folder = make_run()
-    path = folder / "summary.json"
-    summary = json.loads(path.read_text())
     told = {"run": "runs/<one>", "task": "bbc", "then": {"loss": 1.5, "accuracy": 0.5}}
     for now, said in (
         ({"now": {"loss": 2.0, "accuracy": 0.25}}, "this model is at loss 2.00, accuracy 25.0 %."),
         ({"now": None, "why": "no <data>"}, "this model was not measured: no <data>."),
     ):
-        path.write_text(json.dumps({**summary, "before": {**told, **now}}))
-        words = " ".join(read(folder).words.split())
+        words = " ".join(read(make_run(before={**told, **now})).words.split())
         assert "bbc of runs/<one>, on its own test split: that run ended at loss 1.5" in words
         assert said in words
 
 
-@pytest.mark.slow
-def test_the_page_shows_every_key_and_every_round(make_run):
-    folder = make_run()
-    page = read(folder)
-    assert all(key in page.words for key in read_run(folder).config)
+def test_the_page_shows_every_key_and_every_round(usual):
+    page = Reader(usual[1])
+    assert all(key in page.words for key in usual[0].config)
     assert sum(tag == "details" for tag, _ in page.tags) == 3 + 2 + 1
     assert page.words.count("4.25 s") == 36
 
 
-@pytest.mark.slow
-def test_the_page_asks_for_nothing(make_run):
-    text = write_page(make_run()).read_text("utf-8")
+def test_the_page_asks_for_nothing(usual):
+    _, text = usual
     tags = {tag for tag, _ in Reader(text).tags}
     assert not tags & {"link", "img", "iframe", "object", "audio", "video", "image"}
     assert re.findall(r"<script.*?</script>", text, re.DOTALL) == [f"<script>{SCRIPT}</script>"]
@@ -113,28 +113,26 @@ def test_headings_that_differ_in_a_number_or_not_at_all_have_ids_of_their_own():
     assert len(dict(links)) == 3
 
 
-@pytest.mark.slow
-def test_every_section_is_in_the_contents(make_run):
-    tags = read(make_run()).tags
+def test_every_section_is_in_the_contents(usual):
+    tags = Reader(usual[1]).tags
     links = [attributes["href"] for tag, attributes in tags if tag == "a"]
     assert links == [f"#{attributes['id']}" for tag, attributes in tags if tag == "h2"]
     assert len(links) >= 7
 
 
-def test_axes_that_leave_rounds_out_begin_with_the_pruning(make_run):
-    rows = read_run(make_run()).rows
+def test_axes_that_leave_rounds_out_begin_with_the_pruning(usual):
+    rows = usual[0].rows
     first = min(r["round"] for r in rows if r["arm"] == "pruned" and r["phase"] == "prune")
     assert shown_range(rows, "perplexity")
     assert quality_figure(rows, "perplexity").axes[0].get_xlim()[0] == first - 1
 
 
-@pytest.mark.slow
-def test_marks_say_what_they_stand_for(make_run):
-    folder = make_run()
-    told = [a["data-value"] for tag, a in read(folder).tags if tag == "use" and "data-value" in a]
-    rows = [r for r in read_run(folder).rows if r["arm"] == "pruned"]
+def test_marks_say_what_they_stand_for(usual):
+    run, text = usual
+    told = [a["data-value"] for tag, a in Reader(text).tags if tag == "use" and "data-value" in a]
+    rows = [r for r in run.rows if r["arm"] == "pruned"]
     assert len(told) > len(rows) > 5
-    low, high = shown_range(read_run(folder).rows, "perplexity") or (0.0, math.inf)
+    low, high = shown_range(run.rows, "perplexity") or (0.0, math.inf)
     for row in (row for row in rows if low <= row["perplexity"] <= high):
         wanted = f"pruned, round {row['round']}: {significant(row['perplexity'])}"
         assert any(wanted in value for value in told), wanted
@@ -150,15 +148,13 @@ def test_one_mask_is_said_only_where_all_clients_have_it(have):
 
 
 def test_a_run_that_prunes_nothing_calls_nothing_pruned(make_run):
-    folder = make_run(arms=("pruned",))
-    path = folder / "summary.json"
-    told = json.loads(path.read_text("utf-8"))
+    pruned = read_run(make_run(arms=("pruned",)))
+    told = pruned.summary
     whole = [{**layer, "kept": layer["total"]} for layer in told["layers"]]
     told |= {"sparsity": 0.0, "kept_parameters": told["prunable_parameters"], "layers": whole}
     told["quality"]["dense_at_pruning"] = None
-    path.write_text(json.dumps(told), "utf-8")
-    rows = [{**row, "sparsity": 0.0} for row in read_run(folder).rows]
-    run = shown_names(replace(read_run(folder), rows=rows))
+    rows = [{**row, "sparsity": 0.0} for row in pruned.rows]
+    run = shown_names(replace(pruned, rows=rows))
     made = pictures(run)
     assert made["sparsity"].figure is made["layers"].figure is None
     said = " ".join([result_sentence(run), *results(run).values(), made["quality"].finding])
@@ -166,24 +162,17 @@ def test_a_run_that_prunes_nothing_calls_nothing_pruned(make_run):
     assert "pruned" not in said
     assert "pruning" not in said
     by_clients = replace(run, summary={**told, "own_sparsity": 0.5})
-    rows = shown_names(replace(by_clients, rows=read_run(folder).rows)).rows
+    rows = shown_names(replace(by_clients, rows=pruned.rows)).rows
     assert {row["arm"] for row in rows} == {"averaged"}, "the mean of models that clients pruned"
     assert "50.0" in title(by_clients)
 
 
 def test_a_run_of_one_round_in_which_nobody_trains_says_so_and_draws_no_curve(make_run):
-    folder = make_run(arms=("pruned",))
-    run = read_run(folder)
+    run = read_run(make_run(arms=("pruned",)))
     summary = {**run.summary, "bytes_dense": 0, "rounds_completed": 1}
     row = {**run.rows[-1], "round": 1, "bytes_dense": 0, "removed": 8}
-    config = {
-        **run.config,
-        "local-steps": 0,
-        "local-epochs": 0,
-        "schedule": "one-shot",
-        "scope": "row",
-    }
-    once = replace(run, summary=summary, rows=[row], config=config)
+    config = {"local-steps": 0, "local-epochs": 0, "schedule": "one-shot", "scope": "row"}
+    once = replace(run, summary=summary, rows=[row], config={**run.config, **config})
     made = pictures(once)
     assert not [name for name in OVER_ROUNDS & made.keys() if made[name].figure]
     assert made["layers"].figure is not None
@@ -209,9 +198,8 @@ def test_intervals_are_those_of_statsmodels_definition():
         assert low <= share <= high
 
 
-@pytest.mark.slow
-def test_ids_are_unique_and_figures_have_words(make_run):
-    tags = read(make_run()).tags
+def test_ids_are_unique_and_figures_have_words(usual):
+    tags = Reader(usual[1]).tags
     ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     labels = [attributes.get("aria-label") for tag, attributes in tags if tag == "svg"]
@@ -237,11 +225,6 @@ def test_failures_are_bounded_in_number_and_length(make_run):
     assert len(table.rows) == FAILURES_SHOWN
     assert max(len(cell) for row in table.rows for cell in row) < 400
     assert f"The first {FAILURES_SHOWN} are shown" in read(folder).words
-
-
-@pytest.mark.slow
-def test_no_failure_is_said(make_run):
-    assert re.search(r"Failures\s+None\.", read(make_run()).words)
 
 
 def test_a_run_that_completed_nothing_has_a_page(empty_run):
@@ -273,9 +256,8 @@ def test_an_empty_folder_has_a_page(tmp_path):
 @pytest.mark.parametrize("metric", ["perplexity", "accuracy"])
 def test_without_a_dense_model_nothing_is_compared(make_run, metric):
     folder = make_run(arms=("pruned",), metric=metric)
-    summary = json.loads((folder / "summary.json").read_text("utf-8"))
-    summary["quality"]["dense_at_pruning"] = None
-    (folder / "summary.json").write_text(json.dumps(summary), "utf-8")
+    quality = read_run(folder).summary["quality"] | {"dense_at_pruning": None}
+    make_run(arms=("pruned",), metric=metric, quality=quality)
     assert "no dense model measured when pruning began" in read(folder).words
     table = quality_table(read_run(folder))
     assert [row[0] for row in table.rows] == ["pruned, at the end", "label frequencies alone"]

@@ -34,6 +34,7 @@ CONTRAST = """() => {
   return Math.min(...texts.map(e => getComputedStyle(e)[e.closest('svg') ? 'fill' : 'color'])
     .map(light).map(ratio));
 }"""
+UNFOLD = "document.querySelectorAll('details').forEach(part => part.open = true)"
 STAYS = """() => [...document.querySelectorAll('.scroll')].map(part => {
   part.scrollLeft = part.scrollWidth;
   const [cell, whole] = [part.querySelector('td'), part].map(e => e.getBoundingClientRect());
@@ -65,31 +66,36 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
-@pytest.fixture(params=["light", "dark"])
-def scheme(request) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(params=[1280, 390], ids=["desktop", "phone"])
-def width(request) -> int:
-    return int(request.param)
-
-
-def look(browser: Any, path: Path, width: int, scheme: str) -> View:
+def look(browser: Any, path: Path) -> View:
     """Open the page with all its parts unfolded."""
-    page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
+    page = browser.new_page()
     view = View(page)
     page.on("console", lambda message: view.said.append(message.text))
     page.on("pageerror", lambda error: view.said.append(str(error)))
     page.on("dialog", lambda dialog: (view.said.append(dialog.message), dialog.dismiss()))
     page.on("request", lambda request: view.asked.append(request.url))
     page.goto(path.as_uri())
-    page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+    page.evaluate(UNFOLD)
+    return view
+
+
+LIGHTS = [(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")]
+
+
+def checked(browser: Any, path: Path, figures: int, lights: Any = tuple(LIGHTS)) -> View:
+    """The laws of every page, at any width in any light."""
+    view = look(browser, path)
+    for width, scheme in lights:
+        view.page.set_viewport_size({"width": width, "height": 844})
+        view.page.emulate_media(color_scheme=scheme)
+        view.asked.clear()
+        view.page.reload()
+        view.page.evaluate(UNFOLD)
+        check(view, path, figures)
     return view
 
 
 def check(view: View, path: Path, figures: int) -> None:
-    """The laws of every page."""
     page = view.page
     assert view.said == []
     assert view.asked == [path.as_uri()]
@@ -107,29 +113,20 @@ def check(view: View, path: Path, figures: int) -> None:
     assert page.locator("script").count() == 1
 
 
-def test_the_page_at_any_width_in_any_light(browser, failed_run, width, scheme):
-    path = write_page(failed_run)
-    view = look(browser, path, width, scheme)
-    check(view, path, figures=5)
+def test_the_page_of_a_run(browser, failed_run):
+    view = checked(browser, write_page(failed_run), figures=5)
     assert "<script>alert(1)</script>" in view.page.locator("td.reason").last.inner_text()
     view.page.close()
 
 
-def test_a_deep_model_on_a_phone(browser, make_run):
-    path = write_page(make_run(arms=("pruned",), metric="accuracy", blocks=33))
-    view = look(browser, path, 390, "light")
-    check(view, path, figures=5)
-    view.page.close()
+def test_a_deep_model_and_an_empty_run_on_a_phone(browser, make_run, empty_run):
+    empty = write_page(empty_run)
+    checked(browser, empty, 0, LIGHTS[3:]).page.close()
+    deep = write_page(make_run(arms=("pruned",), metric="accuracy", blocks=33))
+    checked(browser, deep, 5, LIGHTS[2:3]).page.close()
 
 
-def test_an_empty_run_on_a_phone(browser, empty_run):
-    path = write_page(empty_run)
-    view = look(browser, path, 390, "dark")
-    check(view, path, figures=0)
-    view.page.close()
-
-
-def test_a_page_of_attacks_at_any_width_in_any_light(browser, tmp_path, width, scheme):
+def test_a_page_of_attacks(browser, tmp_path):
     image = torch.linspace(0, 1, 64).reshape(8, 8)
     sides = {"LiRA": (np.linspace(0, 1, 50), np.linspace(-1, 0.5, 40))}
     table = Table([f"column {i}" for i in range(9)], [["0.123 ± 0.456, 10 dB"] * 9])
@@ -139,12 +136,10 @@ def test_a_page_of_attacks_at_any_width_in_any_light(browser, tmp_path, width, s
     )
     passage = Passage("Found", ("Words.",), table, pictures)
     path = write_findings(tmp_path / "page.html", "What leaks", ["About."], [passage], "x " * 99)
-    view = look(browser, path, width, scheme)
-    check(view, path, figures=2)
-    view.page.close()
+    checked(browser, path, figures=2).page.close()
 
 
-def test_a_page_of_a_study_at_any_width_in_any_light(browser, make_run, tmp_path, width, scheme):
+def test_a_page_of_a_study(browser, make_run, tmp_path):
     runs = [make_run(arms=("pruned",)) for _ in range(4)]
     labels = [{"score": s, "seed": i} for s in ("a_score_of_a_long_name", "b") for i in "01"]
     outcomes = [
@@ -154,15 +149,14 @@ def test_a_page_of_a_study_at_any_width_in_any_light(browser, make_run, tmp_path
     levels = {"score": ("a_score_of_a_long_name", "b"), "seed": ("0", "1")}
     collected = Collected("Study", factors_of(levels, {}), outcomes, "fedprune study x --out y")
     path = write_study(tmp_path / "study", collected)
-    view = look(browser, path, width, scheme)
-    check(view, path, figures=2)
+    view = checked(browser, path, figures=2)
     words = view.page.locator("header").inner_text()
     assert "Score compared on the task shakespeare: a_score_of_a_long_name, b. 4 runs" in words
     view.page.close()
 
 
 def test_values_under_the_pointer_and_tables_in_order(browser, make_run):
-    view = look(browser, write_page(make_run(blocks=3)), 1280, "light")
+    view = look(browser, write_page(make_run(blocks=3)))
     mark = view.page.locator("#quality [data-value]").last
     box = mark.bounding_box()
     view.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)

@@ -32,45 +32,20 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0, "0"),
-        (7.5, "7.50"),
-        (-2.346, "-2.35"),
-        (999.96, "1,000"),
-        (123456, "123,000"),
-        (0.00012345, "0.000123"),
-        (1e12, "1.00e+12"),
-        (None, "\u2013"),
-        (math.nan, "\u2013"),
-    ],
-)
-def test_numbers_have_three_significant_digits(value, text):
-    assert significant(value) == text
+WORDS = [
+    (significant, [0, 7.5, -2.346, 999.96], ["0", "7.50", "-2.35", "1,000"]),
+    (significant, [123456, 0.00012345, 1e12], ["123,000", "0.000123", "1.00e+12"]),
+    (significant, [None, math.nan], ["\u2013", "\u2013"]),
+    (size, [0, 999, 1000, 999_999], ["0 B", "999 B", "1.00 kB", "1.00 MB"]),
+    (size, [12_345_678, 5.4e15, None], ["12.3 MB", "5,400 TB", "\u2013"]),
+    (duration, [4.25, 187.4, 7261], ["4.25 s", "3 min 7 s", "2 h 1 min"]),
+    (percent, [0.8, 1, 0.99996], ["80.0 %", "100 %", "99.996 %"]),
+]
 
 
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "1.00 kB"),
-        (999_999, "1.00 MB"),
-        (12_345_678, "12.3 MB"),
-        (5.4e15, "5,400 TB"),
-        (None, "\u2013"),
-    ],
-)
-def test_sizes_have_decimal_units(count, text):
-    assert size(count).replace("\u00a0", " ") == text
-
-
-def test_durations_and_shares():
-    told = [duration(4.25), duration(187.4), duration(7261), percent(0.8), percent(1)]
-    told.append(percent(0.99996))
-    words = ["4.25 s", "3 min 7 s", "2 h 1 min", "80.0 %", "100 %", "99.996 %"]
-    assert [text.replace("\u00a0", " ") for text in told] == words
+@pytest.mark.parametrize(("word", "values", "texts"), WORDS)
+def test_numbers_have_three_significant_digits_and_their_units(word, values, texts):
+    assert [word(value).replace("\u00a0", " ") for value in values] == texts
 
 
 def test_what_was_not_measured_is_a_gap():
@@ -84,12 +59,9 @@ def test_chance_is_the_density_among_the_weights_alive_before():
     assert chance_levels(ROWS, "pruned") == [1.0, 0.5, 0.5]
 
 
-def test_pruning_rounds_are_those_that_changed_the_sparsity():
+def test_pruning_rounds_are_those_that_changed_the_sparsity_and_equal_curves_are_drawn_once():
     assert pruning_rounds(ROWS, "pruned") == [2, 3]
     assert pruning_rounds([*ROWS, {**ROWS[2], "round": 4}], "pruned") == [2, 3]
-
-
-def test_equal_curves_are_drawn_once():
     assert distinct_arms(ROWS, "sparsity") == ["pruned"]
     assert distinct_arms(ROWS, "loss") == ["pruned", "random"]
 

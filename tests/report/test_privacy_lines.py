@@ -2,6 +2,8 @@ from fedprune.config import configure
 from fedprune.protocol.releases import OPEN
 from fedprune.report.privacy_lines import after, before
 
+TOLD = {"delta": 1e-5, "epsilon": 3.2, "total": 3.2, "reasons": [], "unit": "client"}
+TOLD |= {"relation": "replace-one"}
 MLP = {"task": "digits", "model": "mlp", "clients": 6, "cohort": 4}
 
 
@@ -23,8 +25,7 @@ def test_a_run_says_what_it_will_hide():
 
 
 def test_a_run_says_what_it_came_to():
-    told = {"delta": 1e-5, "epsilon": 3.2, "total": 3.2, "reasons": [], "unit": "client"}
-    told |= {"relation": "replace-one"}
+    told = TOLD
     assert after({}) == []
     (line,) = after({"privacy": told})
     assert line == "privacy   epsilon 3.2 at delta 1e-05: one client, replace-one"
@@ -40,8 +41,6 @@ def test_a_run_says_what_it_came_to():
 def test_noise_on_what_is_measured_is_said_before_and_after():
     noise, measured = before(configure({**MLP, "dp": "client", "dp_noise": 2.0}))
     assert "standard deviation 6.67: little but noise; --panel N" in measured  # 2 x 20 / 6
-    told = {"delta": 1e-5, "epsilon": 3.2, "total": 3.2, "reasons": [], "unit": "client"}
-    told |= {"relation": "replace-one", "metrics_sd": 6.67}
-    first, _ = after({"privacy": told})
+    first, _ = after({"privacy": TOLD | {"metrics_sd": 6.67}})
     assert first == "NOISED    every figure measured has noise of standard deviation 6.67"
     assert noise.startswith("  noise")

@@ -1,7 +1,6 @@
 """What stands on the screen, on a terminal and elsewhere."""
 
-from __future__ import annotations
-
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from torch import nn
 
 from fedprune.config import RunConfig, configure, to_toml
 from fedprune.protocol.messages import Question
-from fedprune.report.closing import _nothing_removed, closing_lines, in_bytes
+from fedprune.report.closing import _nothing_removed, closing_lines
 from fedprune.report.reading import duration
 from fedprune.report.remaining import RoundTimes, rounds_left
 from fedprune.report.screen import Screen
@@ -33,40 +32,43 @@ ROW = {
 STATE = State(3, Model({}, {}))
 
 
-def screen(*, terminal: bool) -> tuple[Screen, StringIO]:
+def screen(
+    config: RunConfig | None = None, *, terminal: bool = False
+) -> tuple[Screen, Callable[[], str]]:
+    """A screen on which a run has begun, and what stands on it."""
     out = StringIO()
-    console = Console(file=out, force_terminal=terminal, width=100, highlight=False)
-    return Screen(console), out
+    shown = Screen(Console(file=out, force_terminal=terminal, width=100, highlight=False))
+    shown.opening(config or RunConfig(), Path("runs/x"))
+    return shown, out.getvalue
 
 
-@pytest.mark.parametrize("sparsity", [0.5, 0.9995, 0.999999])
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9995, 0.999999])
 def test_a_sparsity_is_said_as_it_was_given(sparsity):
-    shown, out = screen(terminal=False)
-    shown.opening(RunConfig(sparsity=sparsity), Path("runs/x"))
-    assert f"pruning     {sparsity} sparsity by taylor" in out.getvalue()
+    _, said = screen(RunConfig(sparsity=sparsity))
+    words = f"{sparsity} sparsity by taylor" if sparsity else "none"
+    assert f"pruning     {words}" in said()
 
 
 @pytest.mark.parametrize(("sparsity", "said"), [(0.9996, "99.9%"), (1, "100.0%"), (0.5, "50.0%")])
 def test_a_round_is_said_to_have_removed_all_only_where_it_has(sparsity, said):
-    shown, out = screen(terminal=False)
-    shown.opening(RunConfig(), Path("runs/x"))
+    shown, text = screen()
     watch = shown.watch()
     watch.phase("pruned", Question("tune", 3, {}, {}), 6)
     watch.row({**ROW, "sparsity": sparsity}, 4.25, STATE)
-    assert f"prune {said:>11} " in out.getvalue()
+    assert f"prune {said:>11} " in text()
 
 
 def test_elsewhere_than_on_a_terminal_there_are_plain_lines_only():
-    shown, out = screen(terminal=False)
-    shown.opening(RunConfig(), Path("runs/x"))
+    shown, said = screen()
     watch = shown.watch()
-    assert "sparsity    loss" not in out.getvalue()  # until something is asked: it may be refused
+    assert "sparsity    loss" not in said()  # until something is asked: it may be refused
     watch.phase("pruned", Question("tune", 3, {}, {}), 6)
-    assert "sparsity    loss" in out.getvalue()
+    assert "sparsity    loss" in said()
     shown.tick(1)
     watch.row(ROW, 4.25, STATE)
     shown.stop()
-    text = out.getvalue()
+    text = said()
+    assert "client 4 failed while tuning: values: [red]NaN[/red]" in text, "as it came"
     assert "\x1b" not in text
     assert "tuning" not in text.split("seconds\n")[1].splitlines()[0]
     assert "20 clients, split natural, 6 a round, 24 rounds, 8 hosts" in text
@@ -92,39 +94,27 @@ def test_adapters_of_a_model_that_nothing_trained_are_warned_of_in_a_line(given,
     if "init" in given:
         (tmp_path / "config.toml").write_text(to_toml(RunConfig()))
         given = {**given, "init": str(tmp_path)}
-    shown, out = screen(terminal=False)
-    shown.opening(configure(given), None)
-    lines = [line for line in out.getvalue().splitlines() if "learn next to nothing" in line]
+    _, said = screen(configure(given))
+    lines = [line for line in said().splitlines() if "learn next to nothing" in line]
     assert len(lines) == warns
 
 
 def test_on_a_terminal_a_line_lives_while_clients_answer():
-    shown, out = screen(terminal=True)
-    shown.opening(RunConfig(), Path("runs/x"))
+    shown, said = screen(terminal=True)
     watch = shown.watch()
     watch.phase("pruned", Question("score", 3, {}, {}), 6)
     shown.tick(2)
     shown.bar.refresh()
     shown.stop()
-    text = out.getvalue()
-    assert "pruned  round 3 of 24  scoring" in text
-    assert "2/6" in text
-
-
-def test_a_failure_is_shown_with_its_reason_as_it_came():
-    shown, out = screen(terminal=False)
-    shown.opening(RunConfig(), Path("runs/x"))
-    shown.watch().row(ROW, 1.0, STATE)
-    shown.stop()
-    assert "client 4 failed while tuning: values: [red]NaN[/red]" in out.getvalue()
+    assert "pruned  round 3 of 24  scoring" in said()
+    assert "2/6" in said()
 
 
 def test_a_round_that_measured_nothing_has_dashes():
-    shown, out = screen(terminal=False)
-    shown.opening(RunConfig(), Path("runs/x"))
+    shown, said = screen()
     shown.watch().row({**ROW, "loss": None, "perplexity": None}, 1.0, STATE)
     shown.stop()
-    row = next(line for line in out.getvalue().splitlines() if line.startswith("pruned"))
+    row = next(line for line in said().splitlines() if line.startswith("pruned"))
     assert row.split()[4:6] == ["-", "-"]
 
 
@@ -167,37 +157,21 @@ def test_the_end_compares_dense_and_pruned():
         assert "pruned" not in text
 
 
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1.00 kB"), (12_345, "12.3 kB"), (2.5e12, "2.50 TB")],
-)
-def test_bytes_for_people(count, text):
-    assert in_bytes(count) == text
-
-
-def test_a_dense_run_says_that_nothing_is_pruned():
-    shown, out = screen(terminal=False)
-    shown.opening(RunConfig(sparsity=0.0), Path("runs/x"))
-    assert "pruning     none" in out.getvalue()
-
-
 def test_data_of_the_earlier_run_that_is_gone_is_told_at_once(tmp_path):
     (tmp_path / "config.toml").write_text(f'task = "fashion-mnist"\ndata = "{tmp_path}/gone"\n')
-    shown, out = screen(terminal=False)
-    shown.opening(RunConfig(task="digits", init=str(tmp_path)), Path("runs/x"))
-    text = " ".join(out.getvalue().split())
+    _, said = screen(RunConfig(task="digits", init=str(tmp_path)))
+    text = " ".join(said().split())
     assert f"its data {tmp_path}/gone is gone: its task cannot be measured" in text
 
 
 def test_a_model_is_shown_with_what_stays_dense_and_with_its_notes():
-    shown, out = screen(terminal=False)
+    shown, said = screen()
     model = nn.Sequential(nn.Embedding(4, 2), nn.Linear(2, 4, bias=False))
     setattr(model, NOTES, ("its head begins afresh",))
     shown.model("Own", layout_of(model), RunConfig())
-    text = out.getvalue()
-    assert "Own, 16 parameters, 8 of them prunable" in text
-    assert "stays dense 50.0% of all parameters: embeddings 50.0%" in text
-    assert "warning     its head begins afresh" in text
+    assert "Own, 16 parameters, 8 of them prunable" in said()
+    assert "stays dense 50.0% of all parameters: embeddings 50.0%" in said()
+    assert "warning     its head begins afresh" in said()
 
 
 @pytest.mark.parametrize(("kept", "word"), [(0.0, "NOTHING REMOVED"), (0.3, "SHORT OF WHAT WAS")])

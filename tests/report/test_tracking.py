@@ -38,11 +38,9 @@ def test_a_csv_file_has_all_rows_of_a_resumed_run(tmp_path):
         federate(config)
     cut_short(config, folder, 1)
     result = federate(config, folder=folder, resume=True)
-    with (folder / "rounds.csv").open(newline="") as file:
-        lines = list(csv.DictReader(file))
     held = {
         (name, int(line["round"])): float(value)
-        for line in lines
+        for line in csv.DictReader((folder / "rounds.csv").open(newline=""))
         for name, value in line.items()
         if name != "round" and value
     }

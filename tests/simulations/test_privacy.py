@@ -14,7 +14,7 @@ def told(study: privacy.Study, tick: privacy.Tick) -> privacy.Findings:
     return [Passage("Made up", ("One.",), table)], {"rows": [list(study.epsilons)]}
 
 
-def test_a_page_and_figures_are_written(tmp_path, monkeypatch, capsys):
+def test_a_page_and_figures_are_written_and_help_names_every_part(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(privacy.PARTS, "made-up", privacy.Chapter("x", told))
     arguments = ["--parts", "made-up", "--seeds", "2", "--epsilon", "3,1", "--out", f"{tmp_path}/a"]
     assert privacy.main(arguments) == 0
@@ -24,6 +24,9 @@ def test_a_page_and_figures_are_written(tmp_path, monkeypatch, capsys):
     figures = json.loads((tmp_path / "a" / "results.json").read_text())
     assert figures["parts"] == {"made-up": {"rows": [[1.0, 3.0]]}}
     assert "Made up" in capsys.readouterr().out
+    text = privacy.parser().format_help()
+    assert all(f"  {name} " in text for name in privacy.PARTS)
+    assert "examples:" in text
 
 
 @pytest.mark.parametrize(
@@ -43,9 +46,3 @@ def test_bad_input_is_one_line_and_code_2(arguments, said, capsys):
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
-
-
-def test_help_names_every_part():
-    text = privacy.parser().format_help()
-    assert all(f"  {name} " in text for name in privacy.PARTS)
-    assert "examples:" in text

@@ -4,7 +4,6 @@ What a recipe departs in is in its file; what is computed here is what remains.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedprune import RunConfig
 from fedprune.client.host import Host
 from fedprune.config import configure, from_toml
 from fedprune.protocol.aggregate import Aggregate
@@ -29,7 +27,6 @@ FOLDER = Path(__file__).parents[2] / "simulations" / "recipes"
 class Played:
     """A recipe's run: what was asked, and the states after its rounds."""
 
-    config: RunConfig
     host: Host
     asked: list[tuple[Question, list[int], Aggregate]]
     states: list[State]
@@ -42,22 +39,12 @@ class Played:
         return part["images"].flatten(1).double(), part["labels"]
 
 
-Recipe = Callable[..., Played]
-
-
-@pytest.fixture(scope="module")
-def recipe() -> Recipe:
-    def played(name: str, **changes: Any) -> Played:
-        given = {k.replace("-", "_"): v for k, v in from_toml(toml(name)).items()}
-        config = configure({**given, **SMALL, **changes})
-        _, asked, states = overheard(config)
-        return Played(config, house_of(config), asked, states)
-
-    return played
-
-
-def toml(name: str) -> str:
-    return (FOLDER / f"{name}.toml").read_text()
+def recipe(name: str, **changes: Any) -> Played:
+    text = (FOLDER / f"{name}.toml").read_text()
+    given = {k.replace("-", "_"): v for k, v in from_toml(text).items()}
+    config = configure({**given, **SMALL, **changes})
+    _, asked, states = overheard(config)
+    return Played(house_of(config), asked, states)
 
 
 def wanda(
@@ -78,7 +65,7 @@ def wanda(
     return masks
 
 
-def test_ssfl(recipe):
+def test_ssfl():
     run = recipe("ssfl", cohort=2, score_examples=10_000)
     (question, aggregate), *_ = run.questions("score")
     assert aggregate.answered == (0, 1, 2), "all are asked, whoever tunes"
@@ -93,13 +80,13 @@ def test_ssfl(recipe):
     assert weights[0] == sum(sizes[c] for c in run.questions("tune")[0][1].answered)
 
 
-def test_ssfl_scores_on_one_batch(recipe):
+def test_ssfl_scores_on_one_batch():
     run = recipe("ssfl", rounds=1)
     ((_, aggregate),) = run.questions("score")
     assert (aggregate.totals["count"], aggregate.weight) == (3 * 16, 3.0)
 
 
-def test_fedprllm(recipe):
+def test_fedprllm():
     run = recipe("fedprllm", cohort=2)
     ((question, aggregate),) = run.questions("score")
     votes = dict.fromkeys(LAYERS, torch.zeros(()))
@@ -113,7 +100,7 @@ def test_fedprllm(recipe):
         kept_by(mask, votes[name].double(), count(mask, 0.5))
 
 
-def test_fedspallm(recipe):
+def test_fedspallm():
     """Clients' own masks, every layer behind the pruned ones; the rest is held with the methods."""
     run = recipe("fedspallm", rounds=1, method_options={"layers": 1.0})
     own = [each for each in run.asked if each[0].kind == "own"]
@@ -123,7 +110,7 @@ def test_fedspallm(recipe):
         assert int((aggregate.votes != flat(masks)).sum()) <= 4, "but for rounding"
 
 
-def test_rigl(recipe):
+def test_rigl():
     run = recipe("rigl", rounds=4, end=4, optimizer="sgd")
     before, after = run.states[0], run.states[1]
     (question, _), *_ = [pair for pair in run.questions("score") if pair[0].dense]
@@ -142,7 +129,7 @@ def test_rigl(recipe):
         assert not grown[new & ~old].any(), "from 0"
 
 
-def test_lottery_ticket(recipe):
+def test_lottery_ticket():
     run = recipe("lottery-ticket", warmup=2, frequency=2, rounds=8)
     early = run.states[1].weights
     for i, round_ in enumerate((3, 5), start=1):
@@ -155,7 +142,7 @@ def test_lottery_ticket(recipe):
         assert now.lr == 0.1, "and the learning rate begins anew"
 
 
-def test_exact_wanda(recipe):
+def test_exact_wanda():
     run = recipe("exact-wanda", cohort=2)
     first = run.questions("score")[0][0]
     pooled = torch.cat([run.data(client)[0] for client in range(3)])
@@ -163,7 +150,7 @@ def test_exact_wanda(recipe):
     assert int((flat(run.states[0].masks) != flat(masks)).sum()) <= 4, "but for rounding"
 
 
-def test_sparsegpt(recipe):
+def test_sparsegpt():
     """Algorithm 1 of the paper with 2:4, on the pooled inputs of every layer."""
     run = recipe("sparsegpt", cohort=2, rounds=1, lr=1e-30)
     weights = {n: w.double() for n, w in run.questions("score")[0][0].weights.items()}
@@ -191,7 +178,7 @@ def test_sparsegpt(recipe):
 
 
 @pytest.mark.slow
-def test_synflow(recipe):
+def test_synflow():
     run = recipe("synflow", rounds=1)
     (tuned, _), *_ = run.questions("tune")
     start = next(q.weights for q, _, _ in run.asked if q.weights)
@@ -215,7 +202,7 @@ def test_synflow(recipe):
     assert int((flat(tuned.masks) != flat(mask)).sum()) <= 4, "but for rounding"
 
 
-def test_priprune(recipe):
+def test_priprune():
     """A change without its largest 30 %, averaged by labels; while nothing is pruned."""
     run = recipe("priprune", warmup=1)
     (question, _), *_ = run.questions("tune")

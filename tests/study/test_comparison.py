@@ -69,14 +69,11 @@ def test_p_and_effect_by_every_way_of_signs(values):
     assert (worse.p, worse.effect) == (found.p, -found.effect)
 
 
-def test_pairs_without_a_difference_and_without_a_partner():
+def test_pairs_without_a_difference_without_a_partner_and_with_a_tie_in_decimals():
     blocks = [{"a": 1.0, "b": 1.0}, {"a": 2.0, "b": 2.0}, {"a": 3.0}]
     (found,) = paired_tests(blocks, ["a", "b"], higher=True)
     assert (found.count, found.p, found.effect) == (2, 1.0, 0.0)
     assert paired_tests([{"a": 1.0}, {"b": 1.0}], ["a", "b"], higher=True) == []
-
-
-def test_differences_that_are_a_tie_in_decimals_are_one():
     blocks = [{"a": 0.3, "b": 0.2}, {"a": 0.2, "b": 0.1}, {"a": 0.1, "b": 0.2}]
     (one,) = paired_tests(blocks, "ab", higher=True)
     assert one.effect == pytest.approx(1 / 3)

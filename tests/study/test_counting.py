@@ -87,12 +87,9 @@ def test_all_are_compared_where_they_are_as_good_as_each_of_them_gets():
     its = [at("a", 0, 0.6, rows=FAST), at("b", 0, 0.5, rows=SLOW)]
     table = reaching_table(its, FACTORS)
     heads = ["score", "level on validation", "rounds", "MB", "simulated seconds"]
-    assert table.columns == heads
     level = "50.0\u00a0%"
-    assert table.rows == [
-        ["a", level, "3.00", "6.00", "4.00"],
-        ["b", level, "3.00", "3.00", "9.00"],
-    ]
+    rows = [["a", level, "3.00", "6.00", "4.00"], ["b", level, "3.00", "3.00", "9.00"]]
+    assert (table.columns, table.rows) == (heads, rows)
     earlier = [*FAST[:1], {**FAST[1], "accuracy": 0.55}, FAST[2]]
     its[0] = at("a", 0, 0.6, rows=[{**row, "clock": None} for row in earlier])
     its[1] = at("b", 0, 0.5, rows=[{**row, "clock": None} for row in SLOW])
