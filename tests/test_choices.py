@@ -33,7 +33,7 @@ Keys = dict[str, Any]
 Case = tuple[Keys, Keys]
 
 SMALL: Keys = {"clients": 3, "cohort": 3, "hosts": 2, "rounds": 3, "warmup": 1}
-SMALL |= {"local_steps": 1, "score_batch": 512}
+SMALL |= {"local_steps": 1, "score_examples": 60}
 SIMPLE = [name for name, unit in UNITS.items() if unit.tensors == "one" and name != "weight"]
 
 # What a line of a table needs beside itself.
@@ -57,6 +57,7 @@ def of_table(key: str, names: Any, **base: Any) -> list[Case]:
     ]
 
 
+SYNFLOW: Keys = {"score": "synflow", "score_examples": None}
 CASES: list[Case] = [
     *of_table("combine", COMBINES),
     *of_table("normalise", NORMALISE, combine="mean"),
@@ -70,9 +71,9 @@ CASES: list[Case] = [
     *of_table("schedule", {"cubic": 0, **SCHEDULES}),
     *of_table("robust", ROBUST, clients=5, cohort=5),
     ({"score_steps": 2}, {}),
-    ({"score_steps": 3, "score": "synflow"}, {"score": "synflow"}),
-    ({"score_during": "tune"}, {}),
-    ({"score": "movement"}, {}),
+    ({"score_steps": 3, **SYNFLOW}, SYNFLOW),
+    ({"score_during": "tune", "score_examples": None}, {}),
+    ({"score": "movement", "score_examples": None}, {}),
     ({"calibration": "sequential", "scope": "layer"}, {"scope": "layer"}),
     ({"calibration": "sequential", "scope": "layer", "score": "sparsegpt"}, {"scope": "layer"}),
     ({"calibration": "local", "scope": "layer", "combine": "votes"}, {"scope": "layer"}),
@@ -182,7 +183,7 @@ def test_a_pruning_in_steps_asks_in_every_step(seen):
 
 
 def test_what_is_collected_while_tuning_costs_no_question(seen):
-    (_, _, asked), (_, _, usual) = seen({"score_during": "tune"}), seen({})
+    (_, _, usual), (_, _, asked) = seen({}), seen({"score_during": "tune", "score_examples": None})
     assert "score" not in {q.kind for q, _, _ in asked}
     assert "score" in {q.kind for q, _, _ in usual}
     tuned = [aggregate for q, _, aggregate in asked if q.kind == "tune"]
