@@ -22,7 +22,7 @@ class Fault:
     """A function that does something else.
 
     Attributes:
-        where: its dotted name within the package: a plain function, or a method.
+        where: its dotted name: a plain function, or a method.
         instead: called with the function as it is and then with what that is called with.
         run: the run of the gallery that shows it.
     """
@@ -59,209 +59,229 @@ def _nothing_pending(kept: Callable[..., Any], state: Any, r: Any, name: str, st
 FAULTS: dict[str, Fault] = {
     # scores
     "sign of a score": Fault(
-        "scores.means.negative_mean", lambda f, e: _negative(f(e)), "target-flops"
+        "fedprune.scores.means.negative_mean", lambda f, e: _negative(f(e)), "target-flops"
     ),
     "factor of a score dropped": Fault(
-        "scores.means.fisher",
+        "fedprune.scores.means.fisher",
         lambda f, e: f(replace(e, weights={n: torch.ones_like(w) for n, w in e.weights.items()})),
         "fisher-votes",
     ),
     "root of a mean dropped": Fault(
-        "scores.columns.wanda",
+        "fedprune.scores.columns.wanda",
         lambda f, e: {n: s.square() / (e.weights[n].abs() + 1e-30) for n, s in f(e).items()},
         "wanda-rows",
     ),
     "squares of gradients not squared": Fault(
-        "scores.gradients.square", lambda _f, _w, g, _n: g.abs(), "multi-label"
+        "fedprune.scores.gradients.square", lambda _f, _w, g, _n: g.abs(), "multi-label"
     ),
     "scores not normalised": Fault(
-        "scores.combine.l1_normalised", lambda _f, flat: flat.double(), "second-moment"
+        "fedprune.scores.combine.l1_normalised", lambda _f, flat: flat.double(), "second-moment"
     ),
     "ranks the wrong way round": Fault(
-        "scores.combine.ranks", lambda f, flat: 1 - f(flat), "rank-mean"
+        "fedprune.scores.combine.ranks", lambda f, flat: 1 - f(flat), "rank-mean"
     ),
     "mean in place of the median": Fault(
-        "scores.combine._median", lambda _f, x, _trim: x.double().mean(0), "grasp-median"
+        "fedprune.scores.combine._median",
+        lambda _f, x, _trim: x.double().mean(0),
+        "grasp-median",
     ),
     "nothing trimmed": Fault(
-        "scores.combine._trimmed_mean", lambda _f, x, _trim: x.double().mean(0), "trimmed-mean"
+        "fedprune.scores.combine._trimmed_mean",
+        lambda _f, x, _trim: x.double().mean(0),
+        "trimmed-mean",
     ),
     "blocks not behind pruned ones": Fault(
-        "methods.global_mask._stages", lambda _f, _r: [()], "sequential"
+        "fedprune.methods.global_mask._stages", lambda _f, _r: [()], "sequential"
     ),
     # which weights go, and when
     "ties by the larger magnitude": Fault(
-        "selection.select.ranking_layers",
+        "fedprune.selection.select.ranking_layers",
         lambda f, s, alive, size, *rest: f(
             s, alive, size and {n: 1 / (w.abs() + 1e-30) for n, w in size.items()}, *rest
         ),
         "fisher-votes",
     ),
     "ties by the later place": Fault(
-        "selection.ranking._without_first",
+        "fedprune.selection.ranking._without_first",
         lambda f, tied, out: [t[::-1] for t in f([t[::-1] for t in tied[::-1]], out)[::-1]],
         "zeros",
     ),
     "floors not held": Fault(
-        "selection.select.ranking_layers",
+        "fedprune.selection.select.ranking_layers",
         lambda f, s, alive, size, _floor, *_part: f(s, alive, size, 0),
         "magnitude",
     ),
     "one weight too many": Fault(
-        "selection.scopes.total_of", lambda f, *args: f(*args) + 1, "int8"
+        "fedprune.selection.scopes.total_of", lambda f, *args: f(*args) + 1, "int8"
     ),
     "kernels left out of densities": Fault(
-        "selection.densities.erk", lambda _f, ground: er(ground), "raises"
+        "fedprune.selection.densities.erk", lambda _f, ground: er(ground), "raises"
     ),
     "mean in place of the largest": Fault(
-        "selection.pools.Pooling.__init__", _mean_for_max, "blocks"
+        "fedprune.selection.pools.Pooling.__init__", _mean_for_max, "blocks"
     ),
     "one too few of a pattern": Fault(
-        "selection.patterns.pattern_counts",
+        "fedprune.selection.patterns.pattern_counts",
         lambda f, columns, n, m, s: f(columns, n, m, s * 0.5),
         "sparsegpt",
     ),
     "a schedule one step behind": Fault(
-        "selection.schedules._cubic",
+        "fedprune.selection.schedules._cubic",
         lambda f, i, n, final: f(i, n, final) if i == n else f(i - 1, n, final),
         "int8",
     ),
     "the first pruning a round late": Fault(
-        "selection.schedules._rounds",
+        "fedprune.selection.schedules._rounds",
         lambda f, steps: f(replace(steps, start=min(steps.start + 1, steps.end))),
         "int8",
     ),
     "as much exchanged to the end": Fault(
-        "selection.schedules.exchange_fraction",
+        "fedprune.selection.schedules.exchange_fraction",
         lambda _f, initial, _step, _steps: initial,
         "regrow",
     ),
     "survivors not put back": Fault(
-        "methods.rewind._rewound", lambda _f, model, _memory: model, "rewind"
+        "fedprune.methods.rewind._rewound", lambda _f, model, _memory: model, "rewind"
     ),
     "nothing leaves the model": Fault(
-        "server.shrink.shrunk", lambda _f, model, plan: (model, plan), "channels-every"
+        "fedprune.server.shrink.shrunk", lambda _f, model, plan: (model, plan), "channels-every"
     ),
     # how weights move
     "mask not applied while tuning": Fault(
-        "learning.local_training._shape_gradients", _unpruned, "movement"
+        "fedprune.learning.local_training._shape_gradients", _unpruned, "movement"
     ),
     "learning rate of the next round": Fault(
-        "config.rates.learning_rate", lambda f, c, r: f(c, r + 1), "int8"
+        "fedprune.config.rates.learning_rate", lambda f, c, r: f(c, r + 1), "int8"
     ),
     "one local step too few": Fault(
-        "learning.steps.step_batches",
+        "fedprune.learning.steps.step_batches",
         lambda f, *args, **more: iter(list(f(*args, **more))[:-1]),
         "int8",
     ),
     "proximal term dropped": Fault(
-        "learning.objectives.proximity", lambda f, sent, _w: f(sent, 0.0), "proximal"
+        "fedprune.learning.objectives.proximity", lambda f, sent, _w: f(sent, 0.0), "proximal"
     ),
     "temperature of one": Fault(
-        "learning.distillation.divergence", lambda f, a, b, batch, _t: f(a, b, batch, 1.0), "distil"
+        "fedprune.learning.distillation.divergence",
+        lambda f, a, b, batch, _t: f(a, b, batch, 1.0),
+        "distil",
     ),
     "clients not weighed": Fault(
-        "protocol.running_sum.as_sum",
+        "fedprune.protocol.running_sum.as_sum",
         lambda f, answer, *args, **more: f(replace(answer, weight=1.0), *args, **more),
         "int8",
     ),
     "server's rate ignored": Fault(
-        "learning.averaging.averaged",
+        "fedprune.learning.averaging.averaged",
         lambda f, *args, **more: f(*args[:5], 1.0, **more),
         "proximal",
     ),
     "divided by all, not by holders": Fault(
-        "learning.averaging._over_those_who_kept",
+        "fedprune.learning.averaging._over_those_who_kept",
         lambda _f, sums, _held, weight: sums / weight,
         "union",
     ),
     "what stays and what comes exchanged": Fault(
-        "learning.moving_average.moved",
+        "fedprune.learning.moving_average.moved",
         lambda f, *args: f(*args[:4], None if args[4] is None else 1 - args[4]),
         "distil",
     ),
     "nobody taken for a liar": Fault(
-        "learning.robust_rules._multi_krum", lambda f, blocks, _b: f(blocks, 0), "krum"
+        "fedprune.learning.robust_rules._multi_krum", lambda f, blocks, _b: f(blocks, 0), "krum"
     ),
     "the first candidate, not the best": Fault(
-        "learning.blending.lowest", lambda _f, _losses: 0, "blend"
+        "fedprune.learning.blending.lowest", lambda _f, _losses: 0, "blend"
     ),
     # bytes
     "scale of a codec": Fault(
-        "codec.stochastic_rounding.decode_rounded", lambda f, *args: f(*args) * (127 / 128), "int8"
+        "fedprune.codec.stochastic_rounding.decode_rounded",
+        lambda f, *args: f(*args) * (127 / 128),
+        "int8",
     ),
     "what was kept back is lost": Fault(
-        "client.memory.Recollection.recall",
+        "fedprune.client.memory.Recollection.recall",
         lambda f, own, name: {n: torch.zeros_like(t) for n, t in f(own, name).items()},
         "int8",
     ),
     "masks sent free of charge": Fault(
-        "protocol.broadcast.Broadcast.size",
+        "fedprune.protocol.broadcast.Broadcast.size",
         lambda f, sent, asked: f(replace(sent, held={n: set(asked) for n in sent.held}), asked),
         "int8",
     ),
     # noise and the ledger
     "noise skipped": Fault(
-        "privacy.noise.gaussian",
+        "fedprune.privacy.noise.gaussian",
         lambda _f, size, _sd, _source: torch.zeros(size, dtype=torch.float64),
         "dp-client",
     ),
     "the same noise every round": Fault(
-        "protocol.noise.noise_source_of", lambda f, c, purpose, *_at: f(c, purpose), "dp-client"
+        "fedprune.protocol.noise.noise_source_of",
+        lambda f, c, purpose, *_at: f(c, purpose),
+        "dp-client",
     ),
     "norms not bounded": Fault(
-        "privacy.clipping.clipped", lambda _f, values, _norm: values.float(), "dp-client"
+        "fedprune.privacy.clipping.clipped", lambda _f, values, _norm: values.float(), "dp-client"
     ),
     "half the sensitivity": Fault(
-        "privacy.clipping.sensitivity", lambda f, *args, **more: f(*args, **more) / 2, "dp-client"
+        "fedprune.privacy.clipping.sensitivity",
+        lambda f, *args, **more: f(*args, **more) / 2,
+        "dp-client",
     ),
-    "a line of the ledger missing": Fault("privacy.ledger.Ledger.book", _less_privacy, "dp-client"),
+    "a line of the ledger missing": Fault(
+        "fedprune.privacy.ledger.Ledger.book", _less_privacy, "dp-client"
+    ),
     "votes not flipped": Fault(
-        "privacy.randomised_response.flip_probability", lambda _f, *_args: 0.0, "response"
+        "fedprune.privacy.randomised_response.flip_probability", lambda _f, *_args: 0.0, "response"
     ),
     "shares of noise skipped": Fault(
-        "secagg.shared_noise.with_share", lambda _f, *_args: None, "secagg-noise"
+        "fedprune.secagg.shared_noise.with_share", lambda _f, *_args: None, "secagg-noise"
     ),
     "scale of a secure sum": Fault(
-        "secagg.fixed_point.from_ring", lambda f, *args: f(*args) / 2, "secagg"
+        "fedprune.secagg.fixed_point.from_ring", lambda f, *args: f(*args) / 2, "secagg"
     ),
     "masks that do not cancel": Fault(
-        "secagg.keys.pair_mask",
+        "fedprune.secagg.keys.pair_mask",
         lambda f, private, public, one, _other, context: f(private, public, one, one, context),
         "secagg",
     ),
     # rounds
     "the cohort of the next round": Fault(
-        "config.cohort.drawn", lambda f, c, there, r: f(c, there, r + 1), "int8"
+        "fedprune.config.cohort.drawn", lambda f, c, there, r: f(c, there, r + 1), "int8"
     ),
-    "no round is void": Fault("server.standing.too_few", lambda _f, *_args: False, "silent"),
+    "no round is void": Fault(
+        "fedprune.server.standing.too_few", lambda _f, *_args: False, "silent"
+    ),
     "measured on test": Fault(
-        "methods.measuring.measured",
+        "fedprune.methods.measuring.measured",
         lambda f, state, r, port, _part, whom: f(state, r, port, "test", whom),
         "int8",
     ),
     "forgotten in a checkpoint": Fault(
-        "records.checkpoint.load_state", lambda f, *args: _not_counted(f(*args)), "killed"
+        "fedprune.records.checkpoint.load_state",
+        lambda f, *args: _not_counted(f(*args)),
+        "killed",
     ),
     "a memory forgotten in a checkpoint": Fault(
-        "records.checkpoint.load_state",
+        "fedprune.records.checkpoint.load_state",
         lambda f, *args: replace(f(*args), memories={}),
         "killed-moving",
     ),
     "what clients remember forgotten": Fault(
-        "client.memory.recall", lambda _f, *_args: {}, "remembering killed"
+        "fedprune.client.memory.recall", lambda _f, *_args: {}, "remembering killed"
     ),
     "a control variate the wrong way round": Fault(
-        "learning.variates.correction", lambda f, *args: _negative(f(*args)), "scaffold"
+        "fedprune.learning.variates.correction", lambda f, *args: _negative(f(*args)), "scaffold"
     ),
     "a common variate of the cohort alone": Fault(
-        "learning.variates.common_variate", lambda f, *args: f(*args[:-1], 1.0), "scaffold"
+        "fedprune.learning.variates.common_variate",
+        lambda f, *args: f(*args[:-1], 1.0),
+        "scaffold",
     ),
     "a memory not cut with the model": Fault(
-        "server.shrink.carried", lambda _f, memory, _old, _new: memory, "killed-moving"
+        "fedprune.server.shrink.carried", lambda _f, memory, _old, _new: memory, "killed-moving"
     ),
     "a pruning forgotten where the round reduces": Fault(
-        "methods.acting.settled", _nothing_pending, "reduced-not-pruned"
+        "fedprune.methods.acting.settled", _nothing_pending, "reduced-not-pruned"
     ),
 }
 
@@ -273,7 +293,7 @@ def put_in(fault: Fault) -> Iterator[None]:
     Raises:
         ValueError: what is named has variables of an enclosing function, so that it cannot be.
     """
-    function = resolve_name(f"fedprune.{fault.where}")
+    function = resolve_name(fault.where)
     code, names = function.__code__, function.__globals__
     if code.co_freevars:
         raise ValueError(f"{fault.where} is a closure")
