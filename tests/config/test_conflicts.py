@@ -43,7 +43,8 @@ alone: save=best reduce=dead -> leave it out |
   max-density=0.1 -> 0.2 to 1 |
   score=ablation unit=block -> weight, row, column, head, neuron, head-neuron, channel, exper... |
   score=block_influence unit=row -> layer | rewind=9 -> 0 to 6 | probes=9 -> leave it out |
-  score=fisher score-during=tune -> pass | gradient-blocks=true -> false |
+  score=fisher score-during=tune -> pass | score=magnitude score-during=tune -> pass |
+  score=grasp score-during=tune -> pass | gradient-blocks=true -> false |
   rounds=20 measure-every=99 -> 1 to 20 | measure-cohort=1 -> 0, or 2 to ... |
   score-cohort=0 -> cohort, all, 1 to ... | score-weighting=equal -> labels |
   combine=rank-mean normalise=rank -> none | normalise=rank -> none, l1, or --combine mean |
@@ -80,10 +81,11 @@ sparsity=0: masks=union -> global | baselines=random -> dense, local-only, centr
   reduce=slice distil=0 distil-hidden=0.5 -> 0
 sparsity=0.5: threshold=0.1 -> one of sparsity, threshold, target-bytes, target-flops
 target-bytes=9: target-flops=0.5 -> one of sparsity, threshold, target-bytes, target... |
-  masks=union -> global
+  masks=union -> global | score-steps=2 -> 1
 threshold=0.1: schedule=cubic -> one-shot | scope=layer -> global | unit=row -> weight |
   min-density=0.1 -> 0 | max-density=0.5 -> 1 | score-steps=2 -> 1 |
   baselines=random -> dense, local-only, centralised |
+  baselines=magnitude -> dense, local-only, centralised |
   baselines=dense-small -> dense, local-only, centralised | combine=votes -> another --combine
 scope=patterns: layers=*=0.3 score-steps=2 -> 1 | layers=*=0.5 max-density=0.9 -> 1 |
   layers -> --layers PATTERN DENSITY | layers=*=1.5 -> above 0, up to 1
