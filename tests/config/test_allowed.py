@@ -30,11 +30,12 @@ OWN += [Path("x"), np.ones((2, 2))]
 def lines(key: str, value: Any) -> list[str]:
     """What refuses a value of a key, from Python, a file, Flower and the command line."""
     ways: list[Any] = [lambda: configure({key: value})]
-    if any(value is own for own in OWN):
+    few = isinstance(value, str) and value in ("4.5", "yes", "a,,b", "\0")
+    if few or any(value is own for own in OWN):
         ways += [lambda: RunConfig(**{key: value})]
     if isinstance(value, str | float | int):
         ways += [lambda: overridden(*from_flower({key: value}))]
-    if isinstance(value, str) and value in ("4.5", "yes", "a,,b", "\0") and key not in TABLES:
+    if few and key not in TABLES:
         ways += [lambda: run_asked_for([f"--{key.replace('_', '-')}={value}"])]
     out = []
     for way in ways:
