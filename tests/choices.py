@@ -14,23 +14,25 @@ from fedprune import RunConfig, opening
 from fedprune.config import configure
 from fedprune.config.rules import names_of
 from fedprune.learning.preparation import prepared
+from fedprune.options.values import parsed
 from fedprune.protocol import models
 from fedprune.protocol.models import dense_model
 from fedprune.structure.families.catalog import SMALL_MODELS
 from fedprune.structure.layout import layout_of
 from fedprune.tasks.catalog import tasks_of
 
+FIELDS = RunConfig.model_fields
 BASE = {
-    **{"task": "digits", "model": "mlp", "engine": "inline", "clients": 4, "cohort": 3},
-    **{
-        "hosts": 2,
-        "rounds": 3,
-        "local_steps": 1,
-        "batch_size": 4,
-        "score_batch": 64,
-        "sparsity": 0.25,
-    },
+    **{"task": "digits", "model": "mlp", "engine": "inline", "clients": 4, "cohort": 3, "hosts": 2},
+    **{"rounds": 2, "local_steps": 1, "batch_size": 4, "score_batch": 64, "sparsity": 0.25},
 }
+
+
+def spelled(text: str) -> dict[str, Any]:
+    """Keys and values, as on the command line but for the dashes before them."""
+    pairs = (word.split("=") for word in text.split())
+    return {k: parsed(k, v, FIELDS[k].annotation) for k, v in pairs}
+
 
 EXCLUDED = {
     "task": "together with its models, as the factor model",
@@ -52,47 +54,16 @@ EXCLUDED = {
 }
 """Choices that are no factor, and why."""
 
-_AMOUNTS = ("threshold", "target_bytes", "target_flops")
-
-SWITCHES: dict[str, tuple[Any, ...]] = {
-    "threshold": (1e-4,),
-    "target_bytes": (9_000,),
-    "target_flops": (0.5,),
-    "min_density": (0.05,),
-    "max_density": (0.9,),
-    "warmup": (1,),
-    "frequency": (2,),
-    "floor": (0,),
-    "rewind": (0, 1),
-    "score_steps": (2,),
-    "trim": (0.2,),
-    "byzantine": (1,),
-    "max_norm": (10_000.0,),
-    "strikes": (2,),
-    "newcomers": (1,),
-    "accumulate": (2,),
-    "batched": (2,),
-    "local_epochs": (1,),
-    "proximal": (0.1,),
-    "l1": (1e-4,),
-    "l2": (1e-4,),
-    "group_lasso": (1e-4,),
-    "distil": (0.5,),
-    "distil_hidden": (0.5,),
-    "distil_attention": (0.5,),
-    "server_lr": (0.5,),
-    "reduce_within": (0.1,),
-    "slice_part": (0.1,),
-    "rank_energy": (0.8,),
-    "rank_budget": (0.5,),
-    "rank_tolerance": (0.5,),
-    "dp_score_clip": (1.0,),
-    "panel": (1,),
-    "response": (1.0,),
-    "score_examples": (3,),
-    "score_cohort": (2,),
-    "defence": (0.2,),
-}
+SWITCHES = spelled(
+    """
+    threshold=1e-4 target_bytes=9000 target_flops=0.5 min_density=0.05 max_density=0.9 warmup=1
+    frequency=2 floor=0 score_steps=2 trim=0.2 byzantine=1 max_norm=10000.0 strikes=2
+    newcomers=1 accumulate=2 batched=2 local_epochs=1 proximal=0.1 l1=1e-4 l2=1e-4 group_lasso=1e-4
+    distil=0.5 distil_hidden=0.5 distil_attention=0.5 server_lr=0.5 reduce_within=0.1 slice_part=0.1
+    rank_energy=0.8 rank_budget=0.5 rank_tolerance=0.5 dp_score_clip=1.0 panel=1 response=1.0
+    rewind=0 score_examples=3 score_cohort=2 defence=0.2
+    """
+)
 """Numbers that switch something on, or to another way of doing it."""
 
 BESIDE: dict[tuple[str, Any], dict[str, Any]] = {
@@ -108,7 +79,11 @@ BESIDE: dict[tuple[str, Any], dict[str, Any]] = {
     ("unit", "layer"): {"sparsity": 0.5},
     ("slice_part", 0.1): {"reduce": ("slice",), "unit": "neuron"},
     ("unit", "expert"): {"sparsity": 0.3},
-    **{(key, SWITCHES[key][0]): {"sparsity": None} for key in _AMOUNTS},
+    ("schedule", "regrow"): {"end": 2},
+    **{
+        (key, SWITCHES[key]): {"sparsity": None}
+        for key in ("threshold", "target_bytes", "target_flops")
+    },
 }
 """What of the base does not go with a choice, or what it needs that is no choice."""
 
@@ -121,11 +96,11 @@ def factors(data: Path) -> dict[str, tuple[Mapping[str, Any], ...]]:
     """
     blank, names = configure(BASE), names_of("")
     out = {"model": _models(data)}
-    for key, field in RunConfig.model_fields.items():
+    for key, field in FIELDS.items():
         if key in EXCLUDED or key in out:
             continue
         words = _choices(field.annotation) or names.get(key, ())
-        values = [*words, *SWITCHES.get(key, ())]
+        values = [*words, *([SWITCHES[key]] if key in SWITCHES else [])]
         others = [value for value in values if value != vars(blank)[key]]
         if others:
             out[key] = ({}, *({key: v, **_beside(key, v)} for v in others))
@@ -138,9 +113,8 @@ def _beside(key: str, value: Any) -> dict[str, Any]:
 
 def chosen_by_name() -> set[str]:
     """The options whose value is a choice: words of a table, words of the schema, or a flag."""
-    fields = RunConfig.model_fields.items()
-    kinds = {key: (_choices(field.annotation), _kinds(field.annotation)) for key, field in fields}
-    return {key for key, (words, types_) in kinds.items() if words or str in types_}
+    kinds = {key: field.annotation for key, field in FIELDS.items()}
+    return {key for key, kind in kinds.items() if _choices(kind) or str in _kinds(kind)}
 
 
 def _kinds(annotation: Any) -> tuple[Any, ...]:
@@ -239,24 +213,22 @@ def given(
     return {key: value for key, value in out.items() if value is not None}
 
 
-VALUES: dict[str, Any] = {
-    "ranks": (2, 4),
-    **{"task": "shakespeare", "model": "mlp", "split": "iid", "score": "snip", "scope": "layer"},
-    **{"unit": "row", "unit_shape": (2, 2), "schedule": "one-shot", "combine": "votes"},
-    **{"optimizer": "adamw", "clients": 4, "rounds": 12, "cohort": 3, "hosts": 2, "warmup": 2},
-    **{"end": 9, "local_steps": 3, "local_epochs": 1, "target_bytes": 9000, "masks": "union"},
-    **{"layers": {"*": 0.5}, "blend": "global", "moving": "ema", "blend_grid": (0.5, 1.0)},
-    **{"normalise": "l1", "pool": "max", "average": "fedavg", "uplink": "int8", "wire": "fp16"},
-    **{"adaptive": "global", "vote_scope": "row", "secure_bits": 32, "panel": 3, "floor": 2},
-    **{"epsilon": 9.0, "exclude": ("a,b",), "engine": "inline", "structure": "depgraph"},
-}
+VALUES: dict[str, Any] = spelled(
+    """
+    ranks=2,4 task=shakespeare model=mlp split=iid score=snip scope=layer unit=row unit_shape=2,2
+    schedule=one-shot combine=votes optimizer=adamw clients=4 rounds=12 cohort=3 hosts=2 warmup=2
+    end=9 local_steps=3 local_epochs=1 target_bytes=9000 masks=union blend=global moving=ema
+    blend_grid=0.5,1 normalise=l1 pool=max average=fedavg uplink=int8 wire=fp16 adaptive=global
+    vote_scope=row secure_bits=32 panel=3 floor=2 epsilon=9.0 engine=inline structure=depgraph
+    """
+) | {"layers": {"*": 0.5}, "exclude": ("a,b",)}
 
 
 def value_of(key: str) -> Any:
     """Some value of the key that is not its default; whether it fits is not the question."""
     if key in VALUES:
         return VALUES[key]
-    field = RunConfig.model_fields[key]
+    field = FIELDS[key]
     kinds = _kinds(field.annotation)
     if choices := _choices(field.annotation) or list(names_of("").get(key, ())):
         return not field.default if bool in kinds else choices[-1]
@@ -267,7 +239,7 @@ def value_of(key: str) -> Any:
 
 def values_of(key: str) -> list[Any]:
     """Values that the key can have, the default first."""
-    field = RunConfig.model_fields[key]
+    field = FIELDS[key]
     names = _choices(field.annotation) or list(names_of("").get(key, ()))
     numbers = [0.0, 0.5] if float in _kinds(field.annotation) else []
     empty = [()] if isinstance(field.default, tuple) else []

@@ -68,19 +68,17 @@ def _played(run: Run, place: Path, stack: ExitStack) -> Played:
         watched(configure(run.before), folder=place / "before")
         keys["init"] = str(place / "before")
     config = configure({key: value for key, value in keys.items() if value is not None})
-    if run.killed:
-        return _resumed(config, run.killed, place / "run")
+    port = None
     if run.workers:
         # Flower is imported where it is wanted only.
         from fedprune.engines.flower.grid import grid_port
         from tests.server.grids import in_one_process, workers
 
         stack.enter_context(in_one_process())
-        return watched(config, grid_port(workers(run.workers), config))
+        port = grid_port(workers(run.workers), config)
     if run.silent or run.unscored:
-        port = inline_port(build_host(config))
-        return watched(config, _without(port, run.silent, run.unscored))
-    return watched(config)
+        port = _without(inline_port(build_host(config)), run.silent, run.unscored)
+    return _resumed(config, port, run.killed, place) if run.killed else watched(config, port)
 
 
 def _recipe(name: str) -> Keys:
@@ -88,7 +86,7 @@ def _recipe(name: str) -> Keys:
     return {key.replace("-", "_"): value for key, value in from_toml(text).items()}
 
 
-def _resumed(config: RunConfig, after: int, folder: Path) -> Played:
+def _resumed(config: RunConfig, port: Port | None, after: int, folder: Path) -> Played:
     states: list[State] = []
 
     def stop(row: Mapping[str, Any], _seconds: float, state: State) -> None:
@@ -97,9 +95,9 @@ def _resumed(config: RunConfig, after: int, folder: Path) -> Played:
             raise Killed
 
     try:
-        federate(config, folder=folder, watch=Watch(row=stop))
+        federate(config, port, folder=folder, watch=Watch(row=stop))
     except Killed:
-        run = watched(config, folder=folder, resume=True)
+        run = watched(config, port, folder=folder, resume=True)
         return replace(run, states=[*states, *run.states])
     raise AssertionError("it was to be killed")
 

@@ -267,7 +267,7 @@ FAULTS: dict[str, Fault] = {
         "killed-moving",
     ),
     "what clients remember forgotten": Fault(
-        "fedprune.client.memory.recall", lambda _f, *_args: {}, "remembering workers"
+        "fedprune.client.memory.recall", lambda _f, *_args: {}, "remembering killed"
     ),
     "a control variate the wrong way round": Fault(
         "fedprune.learning.variates.correction", lambda f, *args: _negative(f(*args)), "scaffold"

@@ -31,6 +31,7 @@ RECIPE: Keys = {
 }
 NOISE: Keys = {"dp_noise": 1.0, "dp_clip": 0.3, "panel": 1, "noise_source": "seeded"}
 SECAGG: Keys = {"secure": "secagg", "noise_source": "seeded"}
+SCAFFOLD: Keys = {"scaffold": True, "optimizer": "sgd", "score": "magnitude"}
 LORA: Keys = {"adapters": "lora", "rank": 2}
 UNPRUNED: Keys = {"sparsity": 0.0, "warmup": None, "end": None}
 METHODS: dict[str, Keys] = {
@@ -105,6 +106,11 @@ def shakespeare(**keys: Any) -> Run:
 
 def rows(task: str, label: str, **keys: Any) -> Run:
     return Run({**ROWS, "task": task, "label_column": label, **keys}, rows=True)
+
+
+def again(name: str, keys: Keys) -> dict[str, Run]:
+    """A run, and the same on nodes of a grid and with a cut."""
+    return {name: Run(keys), f"{name} killed": Run(keys, killed=2, workers=2)}
 
 
 def _base(keys: Keys) -> Keys:
@@ -202,12 +208,7 @@ GALLERY: dict[str, Run] = {
         **SECAGG, dp="example", dp_noise=1.0, panel=3, score="fisher", clients=6
     ),
     # adapters, where all that acts on changes acts on factors
-    **{
-        f"adapters{how}": Run(
-            {**MLP, **LORA, "uplink": "int8", "error_feedback": True}, killed=killed, workers=nodes
-        )
-        for how, killed, nodes in (("", 0, 0), (" killed", 2, 0), (" workers", 0, 2))
-    },
+    **again("adapters", {**MLP, **LORA, "uplink": "int8", "error_feedback": True}),
     "adapters-language": shakespeare(**LORA, score="wanda", scope="row", wire="bf16"),
     "adapters-gpt2": shakespeare(**LORA, model="gpt2", unit="head-neuron", sparsity=0.3),
     "adapters-ranks": mlp(**{**LORA, "rank": 3}, ranks=(1, 3, 1), server_lr=0.8),
@@ -217,21 +218,14 @@ GALLERY: dict[str, Run] = {
     "adapters-examples": mlp(**LORA, dp="example", **NOISE, dp_rate=0.2, score="fisher"),
     # methods by name, each also with a cut and on nodes of a grid
     **{
-        f"{name}{how}": Run({**_base(keys), "method": name, **keys}, killed=killed, workers=workers)
+        how: run
         for name, keys in METHODS.items()
-        for how, killed, workers in (("", 0, 0), (" killed", 2, 0), (" workers", 0, 2))
+        for how, run in again(name, {**_base(keys), "method": name, **keys}).items()
     },
     # clients that remember something of their own
     "server-adam": mlp(server_optimizer="adam"),
-    "scaffold": mlp(scaffold=True, optimizer="sgd", score="magnitude", rounds=5, end=4),
-    **{
-        f"remembering{how}": Run(
-            {**MLP, "plugin": "tests/remembering.py", "score": "moving"},
-            killed=killed,
-            workers=nodes,
-        )
-        for how, killed, nodes in (("", 0, 0), (" killed", 2, 0), (" workers", 0, 2))
-    },
+    **again("scaffold", {**MLP, **SCAFFOLD, "rounds": 5, "end": 4}),
+    **again("remembering", {**MLP, "plugin": "tests/remembering.py", "score": "moving"}),
     # engines, failures, going on
     "int8 workers": Run({**MLP, "uplink": "int8", "error_feedback": True}, workers=2),
     "workers": Run({**MLP, "uplink": "int4", "combine": "clipped-mean"}, workers=2),

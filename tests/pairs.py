@@ -29,18 +29,14 @@ class Array:
 
     Attributes:
         rows: accepted, together with every pair that can be had.
-        refused: pairs of choices, and the refusal's factor.
         had: pairs that rows have.
         left: pairs that were not looked at, and are in no row.
-        lost: pairs that were refused naming a third factor, in all settings tried.
         alone: what has to be set for a choice to be accepted at all; None: nothing was found.
     """
 
     rows: list[Row] = field(default_factory=list)
-    refused: dict[tuple[Choice, Choice], str] = field(default_factory=dict)
     had: set[tuple[Choice, Choice]] = field(default_factory=set)
     left: set[tuple[Choice, Choice]] = field(default_factory=set)
-    lost: dict[tuple[Choice, Choice], str] = field(default_factory=dict)
     alone: dict[Choice, Row | None] = field(default_factory=dict)
 
 
@@ -67,10 +63,9 @@ def covering(
     for pair in chance.sample(list(open_), len(open_)):
         if pair not in open_ or len(out.rows) == most:
             continue
-        row, named = _settled(pair, out.alone, sizes, refusal)
+        row = _settled(pair, out.alone, sizes, refusal)
         if row is None:
             del open_[pair]
-            (out.refused if named in dict(pair) else out.lost)[pair] = named
             continue
         order = sorted(chance.sample(list(sizes), len(sizes)), key=lambda name: name not in first)
         out.rows.append(_grown(row, [n for n in order if n not in row], sizes, open_, refusal))
@@ -135,19 +130,16 @@ def _settled(
     alone: Mapping[Choice, Row | None],
     sizes: Mapping[str, int],
     refusal: Refusal,
-) -> tuple[Row | None, str]:
-    """A row with both choices, or the factor that the refusal names."""
+) -> Row | None:
+    """A row with both choices; None: it is refused, whatever the factor that it names is."""
     a, b = pair
     row = {**(alone[a] or {}), **(alone[b] or {}), a[0]: a[1], b[0]: b[1]}
     refused = refusal(row)
     if refused is None:
-        return row, ""
+        return row
     named, _ = refused
-    if named not in row or named not in (a[0], b[0]):
-        for i in range(sizes.get(named, 0)):
-            if refusal({**row, named: i}) is None:
-                return {**row, named: i}, ""
-    return None, named
+    others = () if named in (a[0], b[0]) else range(sizes.get(named, 0))
+    return next(({**row, named: i} for i in others if refusal({**row, named: i}) is None), None)
 
 
 def _grown(

@@ -85,8 +85,7 @@ class Stack(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks.children():
             x = x + block(x)
-        out: Tensor = self.head(x)
-        return out
+        return self.head(x)
 
 
 def stack(config: RunConfig) -> nn.Module:

@@ -92,8 +92,7 @@ def _played_by_one(config: RunConfig, name: str) -> Result:
             result = federate(config, inline_port(house_of(config)))
             file.write_bytes(pickle.dumps(result))
             return result
-    found: Result = pickle.loads(file.read_bytes())
-    return found
+    return pickle.loads(file.read_bytes())
 
 
 class Killed(Exception):

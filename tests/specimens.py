@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from families import OUTPUT, family
 from torch import Tensor, nn
 
 from fedprune.scores.score import Evidence, Probe, Score
@@ -18,7 +19,7 @@ from fedprune.tasks.networks import ConvNet
 from fedprune.tasks.task import Loss, Part, batches
 from fedprune.tensors.named import Masks, Tensors, masked
 
-SYMBOLS, LENGTH, WIDTH = 23, 6, 16
+LENGTH = 6
 ROWS = (4, 11, 6)
 PROBES = 8
 BLOCKS = ["llama", "gpt2", "bert", "roberta", "t5"]
@@ -87,7 +88,7 @@ def _cnn() -> Specimen:
 
 def _texts() -> tuple[Part, ...]:
     def text(i: int, rows: int) -> Tensor:
-        return torch.randint(6 * i, 6 * i + 9, (rows, LENGTH))
+        return torch.randint(5 * i, 5 * i + 9, (rows, LENGTH))
 
     return tuple({"inputs": text(i, n), "labels": text(i, n)} for i, n in enumerate(ROWS))
 
@@ -101,55 +102,16 @@ def translated(model: nn.Module, batch: Part) -> Loss:
     return token_loss(out.logits, batch)
 
 
-def _of_config(build: Callable[[Any], nn.Module], output: str, loss: Any = written) -> Specimen:
-    import transformers
-
-    return settled(build(transformers), loss, _texts(), LENGTH, output=(output,))
-
-
-def _llama(t: Any) -> nn.Module:
-    config = t.LlamaConfig(
-        vocab_size=SYMBOLS, hidden_size=WIDTH, intermediate_size=24, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=4, use_cache=False,
-        max_position_embeddings=16, initializer_range=0.3,
-    )  # fmt: skip
-    return t.LlamaForCausalLM(config)
-
-
-def _gpt2(t: Any) -> nn.Module:
-    config = t.GPT2Config(
-        vocab_size=SYMBOLS, n_positions=16, n_embd=WIDTH, n_layer=2, n_head=2, use_cache=False,
-        bos_token_id=None, eos_token_id=None, initializer_range=0.3,
-    )  # fmt: skip
-    return t.GPT2LMHeadModel(config)
-
-
-def _bert_like(kind: str) -> Callable[[Any], nn.Module]:
-    def build(t: Any) -> nn.Module:
-        config = getattr(t, f"{kind}Config")(
-            vocab_size=SYMBOLS, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2,
-            intermediate_size=24, max_position_embeddings=16, initializer_range=0.3,
-        )  # fmt: skip
-        return getattr(t, f"{kind}ForMaskedLM")(config)
-
-    return build
-
-
-def _t5(t: Any) -> nn.Module:
-    config = t.T5Config(
-        vocab_size=SYMBOLS, d_model=WIDTH, d_kv=8, d_ff=24, num_layers=2, num_heads=2,
-        use_cache=False, decoder_start_token_id=0, initializer_factor=1.0,
-    )  # fmt: skip
-    return t.T5ForConditionalGeneration(config)
+def _of_family(name: str, loss: Any = written) -> Specimen:
+    model = copy.deepcopy(family(name).model)
+    return settled(model, loss, _texts(), LENGTH, output=(OUTPUT.get(name, "lm_head"),))
 
 
 _MADE: dict[str, Callable[[], Specimen]] = {
     "cnn": _cnn,
-    "llama": lambda: _of_config(_llama, "lm_head"),
-    "gpt2": lambda: _of_config(_gpt2, "lm_head"),
-    "bert": lambda: _of_config(_bert_like("Bert"), "cls.predictions.decoder"),
-    "roberta": lambda: _of_config(_bert_like("Roberta"), "lm_head.decoder"),
-    "t5": lambda: _of_config(_t5, "lm_head", translated),
+    "llama": lambda: _of_family("llama-gqa"),
+    "t5": lambda: _of_family("t5", translated),
+    **{name: functools.partial(_of_family, name) for name in ("gpt2", "bert", "roberta")},
 }
 
 

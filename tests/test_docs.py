@@ -56,40 +56,34 @@ def test_the_readme_counts_what_there_is():
     }
 
 
-@pytest.mark.parametrize("key", RunConfig.model_fields)
-def test_help_says_beside_what_an_option_is_read(key):
-    (action,) = [action for action in run_parser()._actions if action.dest == key]
-    beside = in_words(declared(RunConfig.model_fields[key]).when)
-    assert not beside or f"with {beside}" in str(action.help)
+def test_help_says_beside_what_an_option_is_read():
+    actions = {action.dest: action for action in run_parser()._actions}
+    for key, field in RunConfig.model_fields.items():
+        beside = in_words(declared(field).when)
+        assert not beside or f"with {beside}" in str(actions[key].help), key
 
 
-@pytest.mark.parametrize("name", SCORES)
-def test_every_score_is_in_the_catalogue_and_its_code_is_where_it_says(name):
+def test_every_score_is_in_the_catalogue_and_its_code_is_where_it_says():
     text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
-    places = re.findall(rf"^\| `{name}` \|.*\[`([^:]+):(\d+)`\]", text, re.MULTILINE)
-    assert len(places) == 1
-    path, line = places[0]
-    assert (ROOT / path).read_text().splitlines()[int(line) - 1].startswith("def ")
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_option_on_a_page_is_one(page):
-    options = set(run_parser()._option_string_actions)
-    found = re.findall(r"run\.py ((?:[^`\n\\])*)", page.read_text(encoding="utf-8"))
-    used = {word for line in found for word in re.findall(r"(?<!\S)--[a-z][a-z-]*", line)}
-    assert used <= options, used - options
+    for name in SCORES:
+        ((path, line),) = re.findall(rf"^\| `{name}` \|.*\[`([^:]+):(\d+)`\]", text, re.M)
+        assert (ROOT / path).read_text().splitlines()[int(line) - 1].startswith("def "), name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_on_a_page_can_be_typed(page):
-    lines = re.findall(r"^fedprune (?! )(.*?)(?:  #.*)?$", page.read_text(encoding="utf-8"), re.M)
-    for line in lines:
+    text = page.read_text(encoding="utf-8")
+    options = set(run_parser()._option_string_actions)
+    found = re.findall(r"run\.py ((?:[^`\n\\])*)", text)
+    used = {word for line in found for word in re.findall(r"(?<!\S)--[a-z][a-z-]*", line)}
+    assert used <= options, used - options
+    for line in re.findall(r"^fedprune (?! )(.*?)(?:  #.*)?$", text, re.M):
         assert vars(commands().parse_args(shlex.split(line)))["command"] in COMMANDS
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_every_task_is_described(name):
-    assert f"`{name}`" in (ROOT / "README.md").read_text(encoding="utf-8")
+def test_every_task_is_described():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [name for name in TASKS if f"`{name}`" not in text] == []
 
 
 def test_the_page_of_the_api_has_all_that_is_offered():

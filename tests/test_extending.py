@@ -92,26 +92,6 @@ def config_of(**keys: object) -> RunConfig:
     return configure({"engine": "inline", "task": "line", "clients": 4, "sparsity": 0.5, **keys})
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("tables")
-def test_an_own_task_model_and_score_through_the_tables():
-    config = config_of(score="inputs")
-    result = federate(config)
-    assert isinstance(result.model, Line)
-    assert (config.rounds, config.warmup, config.lr) == (5, 1, 0.1)
-    assert list(result.state.masks) == ["first.weight"], "ties once, the head of output spared"
-    assert result.summary["kept_parameters"] == 18
-    assert result.summary["prunable_parameters"] == 36
-    assert result.summary["failures"] == 0
-    assert result.model.mirror.weight is result.model.first.weight
-    assert int((result.model.mirror.weight == 0).sum()) == 18
-    assert result.rows[-1]["loss"] < result.rows[0]["loss"]
-    assert [row["agreement"] is not None for row in result.rows] == [
-        False, True, True, False, False,
-    ]  # fmt: skip
-    assert result.rows != federate(config_of(score="taylor")).rows
-
-
 @pytest.mark.usefixtures("tables")
 def test_an_own_score_decides_the_mask_by_the_pooled_statistic():
     """One-shot before any training: the mask is that of one client with everyone's data."""
@@ -141,12 +121,20 @@ def test_a_score_that_breaks_on_later_examples_is_a_failure_of_the_clients_not_o
 
 
 @pytest.mark.usefixtures("tables")
-def test_an_own_model_comes_back_from_its_folder(tmp_path):
-    result = federate(config_of(score="inputs"), folder=tmp_path / "run")
+def test_an_own_task_model_and_score_through_the_tables(tmp_path):
+    config = config_of(score="inputs")
+    result = federate(config, folder=tmp_path / "run")
+    assert (config.rounds, config.warmup, config.lr) == (5, 1, 0.1)
+    assert list(result.state.masks) == ["first.weight"], "ties once, the head of output spared"
+    assert result.summary["kept_parameters"] == 18
+    assert result.summary["prunable_parameters"] == 36
+    assert result.summary["failures"] == 0
+    assert result.rows[-1]["loss"] < result.rows[0]["loss"]
     for folder in (tmp_path / "run", tmp_path / "run" / "model"):
         back = fedprune.load(folder)
         assert isinstance(back, Line)
         assert back.mirror.weight is back.first.weight
+        assert int((back.mirror.weight == 0).sum()) == 18
         x = torch.randn(3, 6)
         assert torch.equal(back(x), result.model(x))
 
@@ -260,12 +248,3 @@ def test_channels_of_a_model_that_cannot_be_traced_are_pruned_by_depgraph(tmp_pa
     back = fedprune.load(tmp_path / "run", plugin=keys["plugin"])
     seen = torch.linspace(-1, 1, 24).reshape(4, 6)
     assert torch.equal(back(seen), small(seen))
-
-
-def test_own_module_without_a_task_is_one_call_away():
-    """The notebook's way: select on tensors of one's own, no task, no run."""
-    model = Line()
-    masks = fedprune.select({"first.weight": model.first.weight.detach().abs()}, 0.25)
-    assert int((~masks["first.weight"]).sum()) == 9
-    packed = fedprune.encode_mask(masks)
-    assert torch.equal(fedprune.decode_mask(packed)["first.weight"], masks["first.weight"])

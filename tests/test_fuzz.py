@@ -71,7 +71,7 @@ from fedprune.tasks.rowfiles import READERS
 from fedprune.tensors.models import state_of
 from fedprune.tensors.named import full_masks
 
-INPUTS = int(os.environ.get("HOSTILE", "5000"))
+EACH = int(os.environ.get("HOSTILE", "5000")) // 36
 
 GEN = torch.Generator().manual_seed(1)
 FLAGS = torch.rand(300, generator=GEN) < 0.3
@@ -103,24 +103,12 @@ ANSWER = encode_answer(
     Answer(torch.randn(ALL, generator=GEN), 5.0, {"loss": 1.0, "count": 5.0}), QUESTION, "fp32"
 )
 FAILURE = Failure(1, "tune", "values", "why")
-SUM = sum_packet(
-    Aggregate(
-        VALUES.double(), 5.0, {"loss": 1.0}, FLAGS.long(), (0,), (FAILURE,), 700, norms=(1.0,)
-    )
-)
+MORE: Any = (FLAGS.long(), (0,), (FAILURE,), 700)
+SUM = sum_packet(Aggregate(VALUES.double(), 5.0, {"loss": 1.0}, *MORE, norms=(1.0,)))
 PEERS = {3: b"k" * 128, 4: b"l" * 128}
+THREE = frozenset({3})
 CALL = call_packet(
-    Call(
-        "unmask",
-        b"s" * 16,
-        (3, 4),
-        PEERS,
-        frozenset({3}),
-        frozenset({3}),
-        {3: PEERS},
-        b"",
-        {"v": 1},
-    )
+    Call("unmask", b"s" * 16, (3, 4), PEERS, THREE, THREE, {3: PEERS}, b"", {"v": 1})
 )
 REPLY = reply_packet(StageReply(PEERS, {3: {4: b"x" * 40}}, failures=(), bytes_up=7))
 
@@ -292,73 +280,52 @@ def refusals(name: str, decode: Decoder, right: Parts, inputs: int) -> int:
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_any_bytes_give_a_value_or_a_value_error(name):
-    inputs = INPUTS // (len(DECODERS) + len(FILES))
-    refused = refusals(name, *DECODERS[name], inputs)
-    assert refused > inputs // 20, "much of what is changed is noticed"
+    assert refusals(name, *DECODERS[name], EACH) > EACH // 20, "much of what is changed is noticed"
 
 
-def coded(folder: Path) -> tuple[Path, Decoder]:
-    path = folder / CODED_NAME
-    path.write_bytes(to_coded(origin_of(CONFIG), WEIGHTS, MASKS))
-    return path, lambda: load(folder)
+def saved(weights: dict[str, Any]) -> bytes:
+    return save({n: w.contiguous() for n, w in weights.items()})
 
 
-def manifest(folder: Path) -> tuple[Path, Decoder]:
-    write_manifest(folder, {"task": "digits", "plugin": "", "config": {}, "edits": []})
-    return folder / MANIFEST_NAME, lambda: read_manifest(folder)
+def said(value: Any) -> bytes:
+    return json.dumps(value).encode()
 
 
-def checkpoint(folder: Path) -> tuple[Path, Decoder]:
-    path = folder / "pruned.safetensors"
-    save_state(State(1, Model(WEIGHTS, MASKS)), path)
-    return path, lambda: load_state(path, memories_of(""))
-
-
-def residual(folder: Path) -> tuple[Path, Decoder]:
-    path = folder / "tune" / "0" / "0-2.safetensors"
-    write_verified(path, save({f"residual/{n}": w.contiguous() for n, w in WEIGHTS.items()}))
-    return path, lambda: recall(ClientMemory(folder), "tune", 0, 2)
-
-
-def ledger(folder: Path) -> tuple[Path, Decoder]:
-    path = folder / "privacy.jsonl"
-    path.write_text('{"round": 1, "chain": "x"}\n')
-    return path, lambda: None if path.read_bytes() == b"" else read_ledger(path)
-
-
-def header(folder: Path) -> tuple[Path, Decoder]:
-    path = folder / "model.safetensors"
-    path.write_bytes(save({"a": torch.zeros(3, 4), "b": torch.zeros(2)}))
-    return path, lambda: places_in(path)
-
-
-def settings(folder: Path) -> tuple[Path, Decoder]:
-    path = folder / "config.json"
-    path.write_text(json.dumps({"n_layer": 2, "id2label": {"0": "a"}, "text_config": {"x": [1]}}))
-    return path, lambda: check_config(folder)
-
-
-FILES: dict[str, Callable[[Path], tuple[Path, Decoder]]] = {
-    "model.fedprune": coded, "fedprune.json": manifest, "a checkpoint": checkpoint,
-    "a residual": residual, "a ledger": ledger, "a header of safetensors": header,
-    "a config of transformers": settings,
-}  # fmt: skip
-
-
-ROWS = {
-    ".csv": b'client,text,label\n1,a b,0.10\n2,"c, d",1\n3,e,0\n',
-    ".tsv": b"client\ttext\n1\ta\n2\tb\n",
-    ".jsonl": b'{"text": "a", "n": [1, 2]}\n{"text": "b", "n": null}\n',
-    ".json": b'[{"text": "a", "n": 1e400}, {"text": "b"}]',
-    ".txt": b"a\nb\n\xc3\xa9\n",
-    ".conll": b"a O\nb B-x\n\nc O\n",
+RIGHT: dict[str, Callable[[Path], object]] = {
+    CODED_NAME: lambda p: p.write_bytes(to_coded(origin_of(CONFIG), WEIGHTS, MASKS)),
+    MANIFEST_NAME: lambda p: write_manifest(
+        p.parent, {"task": "digits", "plugin": "", "config": {}, "edits": []}
+    ),
+    "pruned.safetensors": lambda p: save_state(State(1, Model(WEIGHTS, MASKS)), p),
+    "tune/0/0-2.safetensors": lambda p: write_verified(
+        p, saved({f"residual/{n}": w for n, w in WEIGHTS.items()})
+    ),
+    "privacy.jsonl": lambda p: p.write_bytes(b'{"round": 1, "chain": "x"}\n'),
+    "model.safetensors": lambda p: p.write_bytes(
+        saved({"a": torch.zeros(3, 4), "b": torch.zeros(2)})
+    ),
+    "config.json": lambda p: p.write_bytes(
+        said({"n_layer": 2, "id2label": {"0": "a"}, "text_config": {"x": [1]}})
+    ),
+    "a.csv": lambda p: p.write_bytes(b'client,text,label\n1,a b,0.10\n2,"c, d",1\n3,e,0\n'),
+    "a.tsv": lambda p: p.write_bytes(b"client\ttext\n1\ta\n2\tb\n"),
+    "a.jsonl": lambda p: p.write_bytes(b'{"text": "a", "n": [1, 2]}\n{"text": "b", "n": null}\n'),
+    "a.json": lambda p: p.write_bytes(b'[{"text": "a", "n": 1e400}, {"text": "b"}]'),
+    "a.txt": lambda p: p.write_bytes(b"a\nb\n\xc3\xa9\n"),
+    "a.conll": lambda p: p.write_bytes(b"a O\nb B-x\n\nc O\n"),
 }
+"""What writes a file that is well formed, by its name."""
 
-for _suffix in ROWS:
-    FILES[f"rows of {_suffix}"] = lambda folder, suffix=_suffix: (
-        folder / f"a{suffix}",
-        lambda: READERS[suffix](folder / f"a{suffix}", None),
-    )
+READ: dict[str, Callable[[Path], object]] = {
+    CODED_NAME: lambda p: load(p.parent),
+    MANIFEST_NAME: lambda p: read_manifest(p.parent),
+    "pruned.safetensors": lambda p: load_state(p, memories_of("")),
+    "tune/0/0-2.safetensors": lambda p: recall(ClientMemory(p.parents[2]), "tune", 0, 2),
+    "privacy.jsonl": lambda p: None if p.read_bytes() == b"" else read_ledger(p),
+    "model.safetensors": places_in,
+    "config.json": lambda p: check_config(p.parent),
+}
+"""What reads it; rows of users' own by what their names end with."""
 
 
 def made_sound(path: Path, content: bytes) -> None:
@@ -376,18 +343,16 @@ def made_sound(path: Path, content: bytes) -> None:
         path.write_bytes(content)
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", RIGHT)
 def test_any_file_gives_a_value_or_a_value_error(name, tmp_path):
-    if name.startswith("rows"):
-        (tmp_path / f"a{name[8:]}").write_bytes(ROWS[name[8:]])
-    path, decode = FILES[name](tmp_path)
-    right, random_ = path.read_bytes(), random.Random(name)
-    inputs = INPUTS // (len(DECODERS) + len(FILES))
-    for _ in range(inputs):
-        if path.name == CODED_NAME:
-            said = partial(said_otherwise, random_=random_)
-            content = with_head(right, said)
-        elif path.suffix == ".safetensors" and path.name != "model.safetensors":
+    path, random_ = tmp_path / name, random.Random(name)
+    decode = READ.get(name) or partial(READERS.get(path.suffix), encoding=None)
+    RIGHT[name](path)
+    right = path.read_bytes()
+    for _ in range(EACH):
+        if name == CODED_NAME:
+            content = with_head(right, partial(said_otherwise, random_=random_))
+        elif path.suffix == ".safetensors" and name != "model.safetensors":
             content = mutated_tensors(right[:-40], random_)
         else:
             content = mutated(right, random_)
@@ -396,7 +361,7 @@ def test_any_file_gives_a_value_or_a_value_error(name, tmp_path):
         except (ValueError, KeyError, TypeError, AttributeError):
             path.write_bytes(content)
         with suppress(ValueError, FileNotFoundError):  # a file that a manifest names may be gone
-            decode()
+            decode(path)
 
 
 def mutated_tensors(data: bytes, random_: random.Random) -> bytes:

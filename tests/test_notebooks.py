@@ -1,5 +1,6 @@
-"""docs/notebooks, executed as they lie there."""
+"""docs/notebooks, executed as they lie there but for the number of rounds."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ def test_notebooks_run_and_are_kept_without_outputs(tmp_path):
     whole.cells = []
     for cells in code.values():
         assert all(not cell.outputs and cell.execution_count is None for cell in cells)
+        for cell in cells:
+            cell.source = re.sub(r"(rounds\W+)8\b", r"\g<1>3", cell.source)
         whole.cells += [nbformat.v4.new_code_cell("%reset -f"), *cells]
     nbclient.NotebookClient(whole, resources={"metadata": {"path": str(tmp_path)}}).execute()
     for name, cells in code.items():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedprune import Result, federate
+from fedprune import federate
 from fedprune.client.host import build_host
 from fedprune.config import configure
 from fedprune.engines.flower.grid import grid_port
@@ -66,25 +66,6 @@ def test_what_is_remembered_is_what_counted(asked, nodes):
     assert seen > 8
     assert [row["round"] for row in result.rows if row["answered"] == 0] == [3]
     assert 0 < counts[1] < max(counts.values()) <= 4
-
-
-@pytest.fixture(scope="module")
-def whole() -> Result:
-    return federate(configure({**KEYS, "score": "moving"}))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("after", [1, 3])
-def test_a_killed_run_remembers_what_an_unbroken_one_does(after, whole, tmp_path):
-    with pytest.raises(Killed):
-        federate(whole.config, folder=tmp_path, watch=killed_after(after))
-    assert federate(whole.config, folder=tmp_path, resume=True).rows == whole.rows
-
-
-@pytest.mark.slow
-def test_what_is_remembered_makes_a_difference(whole):
-    forgetful = federate(configure({**KEYS, "score": "taylor"}))
-    assert forgetful.summary["weights_digest"] != whole.summary["weights_digest"]
 
 
 @pytest.mark.slow

@@ -11,12 +11,10 @@ from fedprune import federate
 from fedprune.client.host import build_host
 from fedprune.config import configure
 from fedprune.config.rates import learning_rate
-from fedprune.engines.flower.grid import grid_port
 from fedprune.engines.inline import inline_port
 from fedprune.options.refusal import ConfigError
 from tests.remembering import apart
-from tests.runs import Killed, Spy, killed_after
-from tests.server.grids import in_one_process, workers
+from tests.runs import Spy
 
 KEYS: dict[str, Any] = {"task": "planes", "plugin": str(Path(__file__).with_name("remembering.py"))}
 KEYS |= {"engine": "inline", "clients": 6, "cohort": 4, "hosts": 3, "rounds": 7, "warmup": 2}
@@ -70,18 +68,11 @@ def test_it_is_the_papers_loop():
 def test_it_takes_drift_away():
     """Of clients with planes of their own the mean is learned: FedAvg ends beside it."""
     keys = {**KEYS, "sparsity": 0.0, "rounds": 24, "warmup": 0, "cohort": 6, "local_steps": 8}
-    keys |= {
-        "lr": 0.06,
-        "hosts": 1,
-        "lr_schedule": "constant",
-        "server_lr": 1.0,
-        "weight_decay": 0.0,
-    }
-    keys = {k: v for k, v in keys.items() if k not in {"end", "score"}}
+    keys |= {"lr": 0.06, "hosts": 1, "lr_schedule": "constant", "server_lr": 1.0}
+    keys = {k: v for k, v in keys.items() if k not in {"end", "score"}} | {"weight_decay": 0.0}
     found = federate(configure(keys))
-    plain = federate(
-        configure({**keys, "scaffold": False, "momentum": 0.0, "clip": 0.0, "weighting": "equal"})
-    )
+    plainly = {"scaffold": False, "momentum": 0.0, "clip": 0.0, "weighting": "equal"}
+    plain = federate(configure({**keys, **plainly}))
     data = [{k: v.double().numpy() for k, v in s.train.items()} for s in apart(configure(keys))]
     slope = sum(2 * d["x"].T @ d["x"] / len(d["x"]) for d in data)
     best = np.linalg.solve(slope, sum(2 * d["x"].T @ d["y"] / len(d["x"]) for d in data)).T
@@ -90,20 +81,6 @@ def test_it_takes_drift_away():
         for name, run in (("scaffold", found), ("plain", plain))
     }
     assert far["scaffold"] < 1e-3 < 0.01 < far["plain"], far
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("how", ["killed", "nodes"])
-def test_wherever_it_runs_and_after_a_kill_it_is_the_same(how: str, tmp_path: Path):
-    config = configure({**KEYS, "uplink": "int8"})
-    whole = federate(config)
-    if how == "nodes":
-        with in_one_process():
-            assert federate(config, grid_port(workers(2), config)).rows == whole.rows
-        return
-    with pytest.raises(Killed):
-        federate(config, folder=tmp_path, watch=killed_after(3))
-    assert federate(config, folder=tmp_path, resume=True).rows == whole.rows
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from fedprune import federate
 from fedprune.config.planned import planned
-from fedprune.engines.inline import inline_port
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.messages import Question
 from tests.played import play
-from tests.runs import Spy, house_of, tiny
+from tests.runs import overheard, tiny
 
 Asked = Callable[..., list[tuple[Question, list[int], Aggregate]]]
 
@@ -22,10 +20,8 @@ def asked() -> Asked:
     """The score questions of a run of two rounds that prunes in both."""
 
     def run(**keys: Any) -> list[tuple[Question, list[int], Aggregate]]:
-        config = tiny(**{"rounds": 2, "warmup": 0, "end": 2, **keys})
-        eye = Spy(inline_port(house_of(config)))
-        federate(config, eye.port)
-        return [found for found in eye.asked if found[0].kind == "score"]
+        config = tiny(**{"model": "mlp", "rounds": 2, "warmup": 0, "end": 2, **keys})
+        return [found for found in overheard(config)[1] if found[0].kind == "score"]
 
     return run
 

@@ -37,12 +37,8 @@ def test_the_layout_says_what_is_there_and_counts_the_dense_weights(config, edit
     assert layout.whole == dense.whole
     assert {n: t.shape for n, t in state_of(model).items()} == layout.shapes
     assert (layout.origin is None) == (CUT not in edits)
-
-
-@pytest.mark.parametrize("edits", [(FACTOR,), (FACTOR, CUT), (CUT,), (SHARED,)], ids=str)
-def test_a_sparsity_is_of_the_dense_models_weights(config, edits):
+    # A sparsity is of the dense model's weights.
     config = config.model_copy(update={"unit": "weight", "pool": None})
-    model, layout = shaped(config, edits)
     weights = {n: state_of(model)[n].clone() for n in layout.prunable}
     scores = {n: w.abs() for n, w in weights.items()}
     alive = full_masks(weights, layout.prunable)

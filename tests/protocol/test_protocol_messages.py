@@ -52,16 +52,11 @@ def test_two_clients_and_three_numbers():
         answer([10.0, 0.5, -3.0], 6.0, [False] * 3),
     ]
     aggregate = summed(as_sum(a, p, 100 + p) for p, a in enumerate(answers))
+    assert aggregate.total.dtype == torch.float64
     assert aggregate.total.tolist() == [62.0, 7.0, -12.0]
     assert (aggregate.weight, aggregate.totals, aggregate.answered) == (8.0, {"count": 8.0}, (0, 1))
     assert aggregate.votes.tolist() == [1, 1, 1]
     assert aggregate.bytes_up == 201
-
-
-def test_a_sum_is_float64_whatever_came():
-    aggregate = as_sum(Answer(torch.tensor([0.1]), 3.0, {}), 0, 1)
-    assert aggregate.total.dtype == torch.float64
-    assert aggregate.total.item() == float(torch.tensor(0.1)) * 3.0
 
 
 @pytest.mark.parametrize("size", [5, 2**17, 2**18 + 3])
@@ -91,37 +86,18 @@ def test_answers_are_added_in_the_order_given():
 
 def test_failures_and_silence_add_nothing_but_themselves():
     failure = Failure(1, "tune", "conv", "NaN or infinite")
-    pieces = [
-        Aggregate(failures=(failure,), bytes_up=7),
-        as_sum(answer([1.0], 1.0), 2, 5),
-        Aggregate(),
-    ]
-    aggregate = summed(pieces)
+    lost = Aggregate(failures=(failure,), totals={"loss": 1.5, "count": 2}, bytes_up=7)
+    aggregate = summed([lost, as_sum(answer([1.0], 1.0), 2, 5), Aggregate()])
     assert aggregate.total.tolist() == [1.0]
+    assert aggregate.totals == {"loss": 1.5, "count": 3.0}, "by name"
     assert (aggregate.answered, aggregate.failures, aggregate.bytes_up) == ((2,), (failure,), 12)
     assert summed([]) == Aggregate()
 
 
-def test_totals_add_up_by_name():
-    pieces = [
-        Aggregate(totals={"loss": 1.5, "count": 2}),
-        Aggregate(totals={"count": 3, "correct": 1}),
-    ]
-    assert summed(pieces).totals == {"loss": 1.5, "count": 5, "correct": 1}
-
-
 def test_a_question_comes_back_as_it_went():
-    asked = question(
-        kind="score",
-        score="taylor",
-        ask=1,
-        names=("head",),
-        given={"head": torch.tensor([9.0, 2.0, 9.0, 9.0]), "basis": torch.randn(3, 2)},
-        dense=True,
-        sparsity=0.25,
-        lr=0.125,
-        part="test",
-    )
+    given = {"head": torch.tensor([9.0, 2.0, 9.0, 9.0]), "basis": torch.randn(3, 2)}
+    more = {"ask": 1, "names": ("head",), "dense": True, "sparsity": 0.25, "lr": 0.125}
+    asked = question(kind="score", score="taylor", given=given, part="test", **more)
     seen = decode_question(encode_question(asked, "fp32"), LAYOUT)
     for field in dataclasses.fields(Question):
         if field.name not in {"weights", "masks", "given", "known"}:
@@ -153,20 +129,11 @@ def test_a_host_is_sent_what_it_lacks_and_nothing_of_others(having):
     assert sent.size([3, 4, 7]) == sum(alone)
 
 
-@pytest.mark.parametrize(("wire", "width"), [("fp32", 4), ("fp16", 2), ("bf16", 2)])
-def test_a_question_carries_kept_values_only(wire, width):
-    assert len(encode_question(question(), wire)["values"]) == 6 * width
-
-
-def test_a_question_under_another_mask_than_it_names_is_refused():
+def test_a_question_of_another_mask_or_with_too_few_values_is_refused():
     packet = encode_question(question(), "fp32")
     other = {n: torch.roll(m, 1) for n, m in MASKS.items()}
     with pytest.raises(ValueError, match="mask is not the one"):
         decode_question(other_buffers(packet, bits=encode_mask(other)), LAYOUT)
-
-
-def test_a_question_with_too_few_values_is_refused():
-    packet = encode_question(question(), "fp32")
     with pytest.raises(ValueError, match="expected 6 values, got 5"):
         decode_question(other_buffers(packet, values=bytes(packet["values"])[:-4]), LAYOUT)
 
@@ -299,7 +266,9 @@ def test_statistics_travel_in_their_own_type(kind, wire, width):
 
 
 def test_one_by_one_and_held_are_kept_beside_the_sum():
+    """And so are statistics, which nothing weighs."""
     answers = [answer([1.0, 2.0], 2.0, [True, False]), answer([5.0, 7.0], 6.0, [True, True])]
+    answers = [dataclasses.replace(a, statistics=a.values + 0.5) for a in answers]
     aggregate = Aggregate()
     for p, a in enumerate(answers):
         aggregate = as_sum(a, p, 1, aggregate, singly=True, held=True)
@@ -310,10 +279,5 @@ def test_one_by_one_and_held_are_kept_beside_the_sum():
     assert torch.equal(both.singles, aggregate.singles)
     assert torch.equal(both.held, aggregate.held)
     assert torch.equal(both.total, aggregate.total)
-
-
-def test_statistics_are_added_up_without_a_weight():
-    answers = [Answer(torch.zeros(1), w, {}, None, torch.tensor([0.5, w])) for w in (2.0, 6.0)]
-    aggregate = summed(as_sum(a, p, 1) for p, a in enumerate(answers))
-    assert aggregate.statistics.tolist() == [1.0, 8.0]
-    assert aggregate.statistics.dtype == torch.float64
+    assert both.statistics.tolist() == aggregate.statistics.tolist() == [7.0, 10.0]
+    assert both.statistics.dtype == torch.float64

@@ -14,7 +14,7 @@ from fedprune.config.measured_noise import metric_spread
 from fedprune.config.terms import accounting_terms_of
 from fedprune.engines.inline import inline_port
 from fedprune.learning.candidates import HERE, Candidate
-from fedprune.privacy.ledger import Spent, open_ledger
+from fedprune.privacy.ledger import Ledger, Spent, open_ledger
 from fedprune.privacy.release import Release
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.client_privacy import leaving
@@ -56,6 +56,17 @@ def answering(values: torch.Tensor, config: RunConfig) -> Port:
     return Port(ask, lambda: dict.fromkeys(range(config.clients), 1))
 
 
+def gated(port: Port, c: RunConfig, arm: str = "pruned") -> tuple[Port, Ledger]:
+    """The port as it is asked where clients are protected, and what is booked there."""
+    ledger = open_ledger(None, accounting_terms_of(c))
+    return private_port(port, c, ledger, arm), ledger
+
+
+def about(host: Host, kind: str, round_: int = 1, **what: Any) -> Question:
+    state = first_state(host.model, host.layout)
+    return Question(kind, round_, state.weights, state.masks, **what)
+
+
 def tuning(config: RunConfig, host: Host, masked: float = 0.0) -> tuple[Question, int]:
     state = first_state(host.model, host.layout)
     masks = {n: m.clone() for n, m in state.masks.items()}
@@ -68,8 +79,7 @@ def tuning(config: RunConfig, host: Host, masked: float = 0.0) -> tuple[Question
 def test_the_sum_has_the_noise_that_is_booked_over_a_fixed_denominator(host):
     c = config_of(**NOISE, dp_clip=0.5)
     question, size = tuning(c, host)
-    ledger = open_ledger(None, accounting_terms_of(c))
-    port = private_port(answering(torch.ones(size), c), c, ledger, "pruned")
+    port, ledger = gated(answering(torch.ones(size), c), c)
     aggregate = port.ask(question, [0, 1, 3])
     noise = aggregate.total - 3 * 0.5 / size**0.5
     (line,) = (x for x in ledger.lines if x["quantity"] == "changes")
@@ -86,11 +96,8 @@ def test_removed_coordinates_get_no_noise(host):
     question, size = tuning(c, host, masked=0.5)
     whole = sum(t.numel() for t in question.weights.values())
     assert size < whole - 0.4 * count_kept({n: m | True for n, m in question.masks.items()})
-    port = private_port(
-        answering(torch.ones(size), c), c, open_ledger(None, accounting_terms_of(c)), "pruned"
-    )
-    aggregate = port.ask(question, [0])
-    assert aggregate.total.numel() == size
+    port, _ = gated(answering(torch.ones(size), c), c)
+    assert port.ask(question, [0]).total.numel() == size
 
 
 def test_the_same_question_has_the_same_noise_and_another_one_has_not(host):
@@ -98,9 +105,7 @@ def test_the_same_question_has_the_same_noise_and_another_one_has_not(host):
     question, size = tuning(c, host)
 
     def total(asked: Question, arm: str = "pruned", partitions: Sequence[int] = (0, 1)) -> Any:
-        ledger = open_ledger(None, accounting_terms_of(c))
-        port = private_port(answering(torch.zeros(size), c), c, ledger, arm)
-        return port.ask(asked, partitions).total
+        return gated(answering(torch.zeros(size), c), c, arm)[0].ask(asked, partitions).total
 
     first = total(question)
     assert torch.equal(first, total(question))
@@ -113,10 +118,8 @@ def test_the_same_question_has_the_same_noise_and_another_one_has_not(host):
 
 def test_other_candidates_of_the_same_model_are_another_release(host):
     c = config_of(dp="client", dp_noise=2.0)
-    state = first_state(host.model, host.layout)
     name = host.layout.prunable[0]
-    compares = Question("compare", 1, state.weights, state.masks, part="validation")
-    first = replace(compares, candidates=(HERE, Candidate(1.0)))
+    first = about(host, "compare", part="validation", candidates=(HERE, Candidate(1.0)))
     others = (
         replace(first, candidates=(HERE, Candidate(2.0))),
         replace(first, candidates=(HERE, Candidate(apart={name: 1.0}))),
@@ -131,22 +134,15 @@ def test_other_candidates_of_the_same_model_are_another_release(host):
 def test_nobody_drawn_is_noise_alone(host):
     c = config_of(dp="client", dp_noise=2.0, sampling="poisson")
     question, size = tuning(c, host)
-    port = private_port(
-        answering(torch.ones(size), c), c, open_ledger(None, accounting_terms_of(c)), "pruned"
-    )
-    aggregate = port.ask(question, [])
+    aggregate = gated(answering(torch.ones(size), c), c)[0].ask(question, [])
     assert aggregate.total.numel() == size
     assert aggregate.total.std().item() == pytest.approx(2.0, rel=0.05)  # add or remove: one norm
 
 
 def test_a_statistic_that_is_never_negative_stays_so_and_has_less_noise(host):
     c = config_of(**NOISE, score="fisher")
-    state = first_state(host.model, host.layout)
-    question = Question("score", 2, state.weights, state.masks, score="fisher", sparsity=None)
-    ledger = open_ledger(None, accounting_terms_of(c))
-    port = private_port(inline_port(build_host(c)), c, ledger, "pruned")
-    aggregate = port.ask(question, [0, 1, 2, 3])
-    assert aggregate.total.min() == 0.0
+    port, ledger = gated(inline_port(build_host(c)), c)
+    assert port.ask(about(host, "score", 2, score="fisher"), [0, 1, 2, 3]).total.min() == 0.0
     (line,) = (x for x in ledger.lines if x["quantity"] == "scores")
     assert line["sensitivity"] == pytest.approx(2**0.5)
 
@@ -169,23 +165,17 @@ def test_only_parts_of_the_labels_are_held_to_one_each():
 
 def test_metrics_are_noised_means_over_everyone(host):
     c = config_of(dp="client", dp_noise=0.01, cohort=6)
-    state = first_state(host.model, host.layout)
-    ask = Question("evaluate", 1, state.weights, state.masks, part="test")
-    ledger = open_ledger(None, accounting_terms_of(c))
-    noised = private_port(inline_port(build_host(c)), c, ledger, "pruned").ask(ask, range(6))
-    exact = config_of(cohort=6)
-    plain = inline_port(build_host(exact))
+    ask = about(host, "evaluate", part="test")
+    port, ledger = gated(inline_port(build_host(c)), c)
+    noised, plain = port.ask(ask, range(6)), inline_port(build_host(config_of(cohort=6)))
     alone = [plain.ask(ask, [p]).totals for p in range(6)]
     mean = sum(t["loss"] / t["count"] for t in alone) / 6
     assert noised.totals["count"] == 6.0
     assert noised.totals["loss"] / 6.0 == pytest.approx(mean, abs=0.3)
     assert noised.totals["loss"] / 6.0 != pytest.approx(mean, abs=1e-6)
     (line,) = (x for x in ledger.lines if x["quantity"] == "metrics")
-    assert (line["mechanism"], line["audience"], line["sensitivity"]) == (
-        "gaussian",
-        "everyone",
-        20,
-    )
+    said = [line[name] for name in ("mechanism", "audience", "sensitivity")]
+    assert said == ["gaussian", "everyone", 20]
 
 
 def test_what_the_budget_does_not_allow_is_not_asked(host):
@@ -198,15 +188,10 @@ def test_what_the_budget_does_not_allow_is_not_asked(host):
         asked.append(question.round)
         return port.ask(question, partitions)
 
-    ledger = open_ledger(None, accounting_terms_of(c))
-    gate = private_port(replace(port, ask=ask), c, ledger, "pruned")
-
-    def play() -> None:
-        for round_ in range(1, 50):
-            gate.ask(replace(question, round=round_), [0, 1, 2, 3])
-
+    gate, ledger = gated(replace(port, ask=ask), c)
+    rounds = (replace(question, round=i) for i in range(1, 50))
     with pytest.raises(Spent):
-        play()
+        [gate.ask(each, [0, 1, 2, 3]) for each in rounds]
     assert 0 < len(asked) < 49
     assert ledger.epsilon <= 4.0
     assert {line["round"] for line in ledger.lines} == set(asked)
@@ -228,24 +213,17 @@ def test_a_run_stops_before_the_round_that_the_budget_does_not_allow(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_budget_alone_says_how_much_noise_and_is_spent_at_the_end():
-    c = config_of(dp="client", panel=2, epsilon=20.0)
-    assert c.dp_noise is not None
-    assert c.dp_score_noise == c.dp_noise
+@pytest.mark.parametrize("keys", [{"panel": 2}, {"blend": "global", "cohort": 6}], ids=str)
+def test_a_budget_alone_says_how_much_noise_and_is_spent_at_the_end(keys):
+    c = config_of(dp="client", epsilon=20.0, **keys)
+    assert c.dp_score_noise == c.dp_noise is not None
     result = federate(c)
     assert [row["round"] for row in result.rows] == [1, 2, 3]
+    assert "stopped" not in result.summary["privacy"]
     assert 0.98 * 20 <= result.summary["privacy"]["rdp"] <= 20.0
     assert configure(c.model_dump()) == c
-    more = config_of(dp="client", panel=2, epsilon=5.0)
-    assert (more.dp_noise or 0.0) > c.dp_noise
-
-
-@pytest.mark.slow
-def test_a_budget_is_spent_where_one_share_is_blended_too():
-    c = config_of(dp="client", epsilon=20.0, blend="global", cohort=6)  # no draw: all are asked
-    result = federate(c)
-    assert "stopped" not in result.summary["privacy"]
-    assert 19.9 < result.summary["privacy"]["rdp"] <= 20.0
+    more = config_of(dp="client", epsilon=5.0, **keys)
+    assert (more.dp_noise or 0.0) > (c.dp_noise or 0.0)
 
 
 def test_what_clients_tell_before_they_are_asked_is_booked():
@@ -263,9 +241,8 @@ def test_clients_drawn_from_fewer_are_booked_as_what_they_are(host):
 
     def epsilon(there: int) -> float:
         base = answering(torch.zeros(size), c)
-        port = replace(base, present=lambda: dict.fromkeys([*range(there), 4, 5], 0))
-        ledger = open_ledger(None, accounting_terms_of(c))
-        gate = private_port(port, c, ledger, "pruned")
+        present = dict.fromkeys([*range(there), 4, 5], 0)
+        gate, ledger = gated(replace(base, present=lambda: present), c)
         gate.present()
         gate.ask(question, [0, 1])
         return ledger.epsilon
@@ -288,8 +265,7 @@ def test_the_noise_reaches_the_model():
 def test_what_hides_examples_leaves_its_client_noised_metrics_and_all():
     c = config_of(dp="example", dp_noise=2.0, dp_metric_clip=5.0, noise_source="seeded")
     served = build_host(c)
-    state = first_state(served.model, served.layout)
-    question = Question("evaluate", 1, state.weights, state.masks, part="test")
+    question = about(served, "evaluate", part="test")
     other = replace(question, part="validation")
     exact = replace(served, config=config_of())
     left = [answered(served, question, p).totals for p in range(6)]
@@ -300,9 +276,7 @@ def test_what_hides_examples_leaves_its_client_noised_metrics_and_all():
     assert extra.std().item() == pytest.approx(2.0 * 2 * 5.0, rel=0.25)
     assert answered(served, question, 0).totals == left[0]
     assert answered(served, other, 0).totals != left[0]
-    aggregate = private_port(
-        inline_port(served), c, open_ledger(None, accounting_terms_of(c)), "pruned"
-    ).ask(question, range(6))
+    aggregate = gated(inline_port(served), c)[0].ask(question, range(6))
     # Nothing is added to the sum of what was noised already, but for the ends of what can be.
     total = sum(t["loss"] for t in left)
     assert aggregate.totals["loss"] == pytest.approx(max(0.0, total))

@@ -91,7 +91,7 @@ def test_a_batch_goes_through_once_for_many_units():
         return s.loss(model, batch)
 
     ABLATION.asks[0].collect(replace(probe_of(s, [s.shards[0]], unit="neuron"), loss=loss))
-    assert rows == [4, 4 * 48], "all 2 * 24 neurons in one pass"
+    assert rows == [4, 4 * 20], "all 2 * 10 neurons in one pass"
 
 
 def turned(model: nn.Module, batch: Part) -> Loss:
