@@ -17,7 +17,7 @@ from fedprune.structure.families.family import (
     Sizes,
     SmallModel,
     SubLayer,
-    config_of,
+    config_maker,
 )
 from fedprune.structure.low_rank_layers import outputs
 
@@ -94,7 +94,7 @@ def _like_bert(
         sublayers={f"{prefix}Attention": _ATTENTION, f"{prefix}Layer": _FEED_FORWARD},
         config=_KEYS,
         small={
-            name: SmallModel(summary, _PURPOSES, config_of(f"{prefix}Config", sizes), sinusoids)
+            name: SmallModel(summary, _PURPOSES, config_maker(f"{prefix}Config", sizes), sinusoids)
         },
         sizes={f"{prefix}SelfAttention": _HEADS, f"{prefix}CrossAttention": _HEADS},
     )

@@ -67,7 +67,7 @@ class SmallModel:
     prepare: Callable[[nn.Module], None] = lambda _: None
 
 
-def config_of(name: str, sizes: Callable[[Need], dict[str, Any]]) -> Callable[[Need], Any]:
+def config_maker(name: str, sizes: Callable[[Need], dict[str, Any]]) -> Callable[[Need], Any]:
     """`SmallModel.config`, by the name of its class in transformers: only who builds one pays."""
 
     def config(need: Need) -> Any:

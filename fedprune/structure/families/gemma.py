@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedprune.structure.families.family import HEAD, Family, Need, SmallModel, config_of
+from fedprune.structure.families.family import HEAD, Family, Need, SmallModel, config_maker
 from fedprune.structure.families.llama import CONFIG_KEYS, attention, decoder_sizes, gated, states
 from fedprune.structure.low_rank_layers import inputs
 
@@ -17,7 +17,7 @@ def _sizes(need: Need) -> dict[str, Any]:
 
 
 def _gemma(model_type: str, prefix: str, config: str, summary: str) -> Family:
-    small = SmallModel(summary, ("causal",), config_of(config, _sizes))
+    small = SmallModel(summary, ("causal",), config_maker(config, _sizes))
     return Family(
         model_type,
         sublayers={

@@ -16,7 +16,7 @@ from fedprune.structure.families.family import (
     Need,
     SmallModel,
     SubLayer,
-    config_of,
+    config_maker,
 )
 from fedprune.structure.low_rank_layers import inputs
 
@@ -43,7 +43,7 @@ def decoder_sizes(need: Need, share: int = 1, tied: bool = False) -> dict[str, A
 
 def decoder_config(name: str, share: int = 1, tied: bool = False) -> Callable[[Need], Any]:
     """`SmallModel.config` of a class of configurations that say no more."""
-    return config_of(name, lambda need: decoder_sizes(need, share, tied))
+    return config_maker(name, lambda need: decoder_sizes(need, share, tied))
 
 
 def heads_of_their_own(config: Any, kept: int) -> dict[str, int]:
@@ -135,7 +135,7 @@ MISTRAL = built_like_llama(
         "mistral": SmallModel(
             "Mistral: LLaMA with a window of half the length, grouped queries",
             ("causal",),
-            config_of("MistralConfig", _sizes),
+            config_maker("MistralConfig", _sizes),
         )
     },
 )

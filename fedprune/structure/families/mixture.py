@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fedprune.structure.families.family import ConfigKeys, Family, Need, SmallModel, config_of
+from fedprune.structure.families.family import ConfigKeys, Family, Need, SmallModel, config_maker
 from fedprune.structure.families.llama import (
     attention,
     decoder_sizes,
@@ -61,7 +61,7 @@ def _mixture(
     whole: Sequence[str] = (),
 ) -> Family:
     """A family whose feed-forward layers without experts are of the classes `whole`."""
-    small = SmallModel(summary, ("causal",), config_of(f"{prefix}Config", sizes))
+    small = SmallModel(summary, ("causal",), config_maker(f"{prefix}Config", sizes))
     return Family(
         name.replace("-", "_"),
         sublayers={
