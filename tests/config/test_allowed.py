@@ -9,33 +9,50 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tomli_w
 
 from fedprune.commands.arguments import run_asked_for
-from fedprune.config import RunConfig, configure, from_flower, from_toml, overridden
+from fedprune.config import (
+    RunConfig,
+    configure,
+    from_flower,
+    from_toml,
+    overridden,
+)
 from fedprune.options.refusal import ConfigError
 
 KEYS = RunConfig.model_fields
-TABLES = ("layers", "ranges", "method_options")
 LINE = re.compile(r"[a-z0-9-]+=.*: .+; allowed: .+")
 
 TEXTS = ["4.5", "yes", "", " ", ",", "a,,b", "a,a", "-1", "0", "nan", "-inf", "1e400", "9" * 5000]
 TEXTS += ["1_000", "١٢", "none", "a=1,a=2", "=1", "x\ny", "\0", "\ud800", "[[", "{a"]
 WIRED: list[Any] = [4.5, True, -1, 0, 10**18, 1e308, float("nan"), float("inf"), -0.0]
-FILED: list[Any] = [["a", "a"], ["", ""], [1, 1], [], {}]
-FILED += [{"a": "x"}, {"": 0.5}, {"a": float("nan")}]
+FILED: list[Any] = [
+    ["a", "a"],
+    ["", ""],
+    [1, 1],
+    [],
+    {},
+    {"a": "x"},
+    {"": 0.5},
+    {"a": float("nan")},
+]
 OWN: list[Any] = [None, b"x", object(), 10**30, 10**5000, [None], {1: 2}, {"a"}, len, 2j, ("a", 1)]
 OWN += [Path("x"), np.ones((2, 2))]
 
 
 def lines(key: str, value: Any) -> list[str]:
-    """What refuses a value of a key, from Python, a file, Flower and the command line."""
-    ways: list[Any] = [lambda: configure({key: value})]
-    few = isinstance(value, str) and value in ("4.5", "yes", "a,,b", "\0")
-    if few or any(value is own for own in OWN):
-        ways += [lambda: RunConfig(**{key: value})]
+    """What refuses a value of a key, from Python, TOML, Flower and the command line."""
+    ways: list[Any] = [lambda: RunConfig(**{key: value}), lambda: configure({key: value})]
+    if not any(value is own for own in OWN) and value != "\ud800":
+        ways += [lambda: configure(from_toml(tomli_w.dumps({key: value})))]
     if isinstance(value, str | float | int):
         ways += [lambda: overridden(*from_flower({key: value}))]
-    if few and key not in TABLES:
+    if (
+        isinstance(value, str)
+        and value in ("4.5", "yes", "a,,b", "\0")
+        and key not in ("layers", "ranges", "method_options")
+    ):
         ways += [lambda: run_asked_for([f"--{key.replace('_', '-')}={value}"])]
     out = []
     for way in ways:
@@ -73,6 +90,9 @@ def test_a_value_of_no_kind_is_refused_and_what_is_said_to_be_allowed_is(key):
 @pytest.mark.parametrize(
     ("given", "line"),
     [
+        ({"rounds": 4.5}, "rounds=4.5: not a whole number; allowed: a whole number from 1"),
+        ({"agreement": 2}, "agreement=2: neither true nor false; allowed: true, false"),
+        ({"engine": "rya"}, "engine='rya': no such engine (did you mean ray?); allowed: auto"),
         ({"class_names": "a,,b"}, "class-names=('a', '', 'b'): an entry is empty; allowed: names"),
         ({"exclude": ["a", "a"]}, "exclude=('a', 'a'): an entry is there twice; allowed: names"),
         ({"sparsity": float("nan")}, "sparsity=nan: not a finite number; allowed: a number from 0"),
