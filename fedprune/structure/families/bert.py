@@ -1,4 +1,4 @@
-"""BERT, RoBERTa and ELECTRA: encoders whose norms come after what was added up."""
+"""BERT, RoBERTa, ELECTRA and DistilBERT: encoders whose norms come after what was added up."""
 
 from __future__ import annotations
 

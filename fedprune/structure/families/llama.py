@@ -124,7 +124,7 @@ LLAMA = built_like_llama(
 )
 
 
-def _sizes(need: Need) -> dict[str, Any]:
+def _mistral_sizes(need: Need) -> dict[str, Any]:
     return {**decoder_sizes(need, share=2), "sliding_window": max(8, need.length // 2)}
 
 
@@ -135,7 +135,7 @@ MISTRAL = built_like_llama(
         "mistral": SmallModel(
             "Mistral: LLaMA with a window of half the length, grouped queries",
             ("causal",),
-            config_maker("MistralConfig", _sizes),
+            config_maker("MistralConfig", _mistral_sizes),
         )
     },
 )
